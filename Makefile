@@ -1,0 +1,50 @@
+# Every target sets up what it needs: Python >= 3.11, make and a package index are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+WORKDIR ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# One stamp per set of extras, so that `make demo` does not install the test tools.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'steinnorm needs Python >= 3.11; name one with: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(subst +,$(comma),$*)]'
+	@touch $@
+
+comma := ,
+EXPERIMENTS := $(VENV)/.installed-experiments
+TEST := $(VENV)/.installed-experiments+test
+DEV := $(VENV)/.installed-experiments+test+dev
+
+demo: $(EXPERIMENTS)  ## Train and attack every norm on real digits; prints a table, writes plots.
+	$(BIN)/python -m experiments demo --workdir $(WORKDIR)
+
+test: $(TEST)  ## The test suite (two workers; skips are printed with their reasons).
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-slow: $(TEST)  ## The tests that take minutes.
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+lint: $(DEV)  ## Style, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV)  ## Rewrite files in the project's format.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(TEST)  ## Time and memory of SteinBatchNorm against flax.linen.BatchNorm.
+	$(BIN)/python -m benchmarks.step_time
+
+clean:  ## Remove the virtual environment and the caches.
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

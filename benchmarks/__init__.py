@@ -1,0 +1,1 @@
+"""Benchmarks: each answers the question in its first line."""

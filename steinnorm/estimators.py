@@ -1,0 +1,399 @@
+"""Shrinkage estimators of C channel means and variances, as pure functions.
+
+Every function takes arrays of shape (C,) (jnp or NumPy, a real floating dtype) and returns an
+array of shape (C,) in float32, or in float64 where the input is float64. All of them work under
+``jit``, ``vmap``, ``grad`` and forward mode; value and gradient are finite for every finite
+input, zero means and zero variances included.
+
+Stein's phenomenon needs at least three channels: with C <= 2 every Stein rule here returns its
+input unchanged.
+
+Common errors: ``TypeError`` for an integer, boolean or complex input, ``ValueError`` for one that
+is not of shape (C,).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import digamma, polygamma
+from jax.typing import ArrayLike
+
+from steinnorm import _checks
+from steinnorm._numerics import geometric_mean, largest_magnitude, safe_divide, trigamma_inverse
+
+__all__ = [
+    "james_stein",
+    "jsnorm_mean",
+    "jsnorm_variance",
+    "lasso_mean",
+    "lasso_variance",
+    "moderated_variance",
+    "ridge_mean",
+    "ridge_variance",
+    "stein_mean",
+    "stein_variance",
+]
+
+
+def stein_mean(mean: ArrayLike) -> jax.Array:
+    r"""Shrinks channel means towards zero by their spread between channels.
+
+    .. math:: f\,m_i,\quad
+       f = 1 - \frac{C-2}{C+1}\,\frac{\sum_i (m_i - \bar m)^2}{\sum_i m_i^2}
+
+    James-Stein with unknown variance, in which the spread between the channels stands for the
+    noise. The factor lies in [3/(C+1), 1], so a positive part would never bind. It does not
+    depend on the number of observations: real differences between channels count as noise, and
+    with channel means that average to zero the rule removes almost all of the mean.
+
+    Args:
+      mean: sample means, shape (C,). The identity for C <= 2.
+
+    Returns:
+      The shrunk means, shape (C,); zeros where all means are zero.
+
+    References:
+      arXiv 2507.08261 (2025), the estimator of the means; James & Stein (1961).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> stein_mean(jnp.array([1.0, -1.0, 0.0]))
+      Array([ 0.75, -0.75,  0.  ], dtype=float32)
+    """
+    mean = _checks.channel_array("mean", mean)
+    return _spread_factor(mean, kept=3 / (mean.size + 1)) * mean
+
+
+def stein_variance(variance: ArrayLike, count: ArrayLike, *, fraction: float = 1.0) -> jax.Array:
+    r"""Shrinks channel variances and adds a share of their geometric mean.
+
+    .. math:: \frac{N}{N+1} v_i + \mathrm{fraction}\cdot M\,G,\quad
+       G = \Big(\prod_i v_i\Big)^{1/C},\quad
+       M = \frac{4(C-1)N}{(N+1)((N-1)C+2)}
+
+    N/(N+1) v is the best multiple of the biased sample variance under squared error; adding a
+    multiple of G improves on it. M is the upper *end* of the interval in which that is proved: for
+    X_i ~ Gamma(a, theta_i) the risk of X/(a+1) + c G is below that of X/(a+1) for
+    0 < c < 2(C-1)/((a+1)(Ca+1)), and M is that bound at a = (N-1)/2 in units of v. With equal
+    variances the gain vanishes at M and is largest at its midpoint, ``fraction=0.5``.
+
+    Args:
+      variance: biased sample variances (divided by N), shape (C,). The identity for C <= 2.
+      count: N, the number of values behind each variance, scalar or (C,); N >= 2.
+      fraction: share of M, in (0, 1].
+
+    Returns:
+      The shrunk variances, shape (C,). One zero variance makes G, and so the added term, zero.
+
+    Raises:
+      ValueError: ``fraction`` outside (0, 1], or a negative count.
+
+    References:
+      arXiv 2507.08261 (2025), the estimator of the variances; DasGupta (1986), "Simultaneous
+      estimation in the multiparameter gamma distribution under weighted quadratic losses".
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [f"{v:.3f}" for v in stein_variance(jnp.array([1.0, 1.0, 4.0]), 9)]
+      ['1.340', '1.340', '4.040']
+    """
+    variance = _checks.channel_array("variance", variance)
+    n = _checks.count_like("count", count, variance)
+    share = _checks.fraction(fraction)
+    channels = variance.size
+    if channels <= 2:
+        return variance
+    largest = 4 * (channels - 1) * (n / (n + 1)) / ((n - 1) * channels + 2)
+    return n / (n + 1) * variance + share * largest * geometric_mean(variance)
+
+
+def jsnorm_mean(mean: ArrayLike) -> jax.Array:
+    r"""Shrinks channel means as JSNorm does.
+
+    .. math:: \Big(1 - (C-2)\,\frac{\mathrm{Var}_c(m)}{\sum_i m_i^2}\Big)\,m
+
+    with the population variance over channels (divided by C). The factor lies in [2/C, 1].
+
+    Args:
+      mean: sample means, shape (C,). The identity for C <= 2.
+
+    Returns:
+      The shrunk means, shape (C,).
+
+    References:
+      Khoshsirat & Kambhamettu (2024), "Improving Normalization with the James-Stein Estimator",
+      arXiv 2312.00313.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jsnorm_mean(jnp.array([1.0, -1.0, 1.0, -1.0]))
+      Array([ 0.5, -0.5,  0.5, -0.5], dtype=float32)
+    """
+    return _jsnorm(_checks.channel_array("mean", mean))
+
+
+def jsnorm_variance(variance: ArrayLike) -> jax.Array:
+    r"""Shrinks channel variances as JSNorm does: the rule of :func:`jsnorm_mean`, applied to v.
+
+    Args:
+      variance: sample variances, shape (C,). The identity for C <= 2.
+
+    Returns:
+      The shrunk variances, shape (C,).
+
+    References:
+      Khoshsirat & Kambhamettu (2024), arXiv 2312.00313.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jsnorm_variance(jnp.array([1.0, 1.0, 1.0]))
+      Array([1., 1., 1.], dtype=float32)
+    """
+    return _jsnorm(_checks.channel_array("variance", variance))
+
+
+def ridge_mean(mean: ArrayLike, count: ArrayLike, *, strength: ArrayLike) -> jax.Array:
+    r"""Ridge estimate of the means, :math:`m\,N/(N+s)`.
+
+    Args:
+      mean: sample means, shape (C,).
+      count: N, the number of values behind each mean, scalar or (C,).
+      strength: s >= 0, in units of observations.
+
+    Returns:
+      The shrunk means, shape (C,).
+
+    Raises:
+      ValueError: a negative strength or count.
+
+    References:
+      The baseline of the released code of arXiv 2507.08261; Hoerl & Kennard (1970).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ridge_mean(jnp.array([1.0, 2.0]), 3, strength=1.0)
+      Array([0.75, 1.5 ], dtype=float32)
+    """
+    mean = _checks.channel_array("mean", mean)
+    n = _checks.count_like("count", count, mean)
+    s = _checks.strength(strength)
+    return mean * safe_divide(n, n + s, otherwise=1.0)
+
+
+def ridge_variance(variance: ArrayLike, *, strength: ArrayLike) -> jax.Array:
+    r"""Ridge estimate of the variances, :math:`v/(1+s)`.
+
+    Args:
+      variance: sample variances, shape (C,).
+      strength: s >= 0.
+
+    Returns:
+      The shrunk variances, shape (C,).
+
+    Raises:
+      ValueError: a negative strength.
+
+    References:
+      The baseline of the released code of arXiv 2507.08261.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ridge_variance(jnp.array([1.0, 2.0]), strength=1.0)
+      Array([0.5, 1. ], dtype=float32)
+    """
+    variance = _checks.channel_array("variance", variance)
+    return variance / (1 + _checks.strength(strength))
+
+
+def lasso_mean(mean: ArrayLike, count: ArrayLike, *, strength: ArrayLike) -> jax.Array:
+    r"""Lasso estimate of the means, :math:`\mathrm{sign}(m)\max(|m| - s/(2N), 0)`.
+
+    Args:
+      mean: sample means, shape (C,).
+      count: N, the number of values behind each mean, scalar or (C,).
+      strength: s >= 0.
+
+    Returns:
+      The soft-thresholded means, shape (C,).
+
+    Raises:
+      ValueError: a negative strength or count.
+
+    References:
+      The baseline of the released code of arXiv 2507.08261; Tibshirani (1996).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> lasso_mean(jnp.array([1.0, -0.25]), 2, strength=2.0)
+      Array([ 0.5, -0. ], dtype=float32)
+    """
+    mean = _checks.channel_array("mean", mean)
+    n = _checks.count_like("count", count, mean)
+    threshold = _checks.strength(strength) / jnp.maximum(2 * n, jnp.finfo(mean.dtype).tiny)
+    return jnp.sign(mean) * jnp.maximum(jnp.abs(mean) - threshold, 0)
+
+
+def lasso_variance(variance: ArrayLike, *, strength: ArrayLike) -> jax.Array:
+    r"""Lasso estimate of the variances, :math:`\max(v - s/2, 0)`.
+
+    Args:
+      variance: sample variances, shape (C,).
+      strength: s >= 0.
+
+    Returns:
+      The soft-thresholded variances, shape (C,).
+
+    Raises:
+      ValueError: a negative strength.
+
+    References:
+      The baseline of the released code of arXiv 2507.08261.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> lasso_variance(jnp.array([1.0, 0.25]), strength=1.0)
+      Array([0.5, 0. ], dtype=float32)
+    """
+    variance = _checks.channel_array("variance", variance)
+    return jnp.maximum(variance - _checks.strength(strength) / 2, 0)
+
+
+def james_stein(
+    estimate: ArrayLike,
+    noise_variance: ArrayLike,
+    *,
+    target: ArrayLike | Literal["mean"] = 0.0,
+    positive_part: bool = True,
+) -> jax.Array:
+    r"""Shrinks estimates with known noise towards a target.
+
+    .. math:: t_i + \Big(1 - \frac{k}{S}\Big)_{+} (x_i - t_i),\quad
+       S = \frac{\sum_i (x_i - t_i)^2}{\overline{\sigma^2}}
+
+    with k = C - 2, or C - 3 where the target is the estimates' own average (one degree of freedom
+    is spent on it). For normal estimates of equal variance this dominates the estimates
+    themselves under squared error, whatever the true values.
+
+    Args:
+      estimate: x, shape (C,).
+      noise_variance: sampling variance of the estimates, scalar or (C,); its average is used.
+      target: a scalar, an array of shape (C,), or ``"mean"`` for the estimates' own average.
+      positive_part: clip the factor at zero, which dominates the unclipped rule.
+
+    Returns:
+      The shrunk estimates, shape (C,). The target where all estimates equal it. The estimates
+      themselves where k <= 0 (C <= 2, or C <= 3 with ``target="mean"``).
+
+    Raises:
+      ValueError: a target or noise of another shape, or an unknown name as target.
+
+    References:
+      James & Stein (1961); Baranchik (1964), the positive part; Lindley (1962), the average as
+      target; Efron & Morris (1973).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> james_stein(jnp.array([2.0, 0.0, 0.0, 0.0]), 1.0)
+      Array([1., 0., 0., 0.], dtype=float32)
+    """
+    estimate = _checks.channel_array("estimate", estimate)
+    noise = jnp.mean(_channel_or_scalar("noise_variance", noise_variance, estimate))
+    if isinstance(target, str):
+        _checks.one_of("target, where it is a name,", target, ["mean"])
+        centre, lost = jnp.mean(estimate), 3
+    else:
+        centre, lost = _channel_or_scalar("target", target, estimate), 2
+    degrees = estimate.size - lost
+    if degrees <= 0:
+        return estimate
+    residual = estimate - centre
+    scale = largest_magnitude(residual)
+    # Noise is divided by the scale twice rather than by its square, which might overflow.
+    ratio = degrees * (noise / scale / scale)
+    factor = 1 - safe_divide(ratio, jnp.sum(jnp.square(residual / scale)), otherwise=1.0)
+    if positive_part:
+        factor = jnp.maximum(factor, 0)
+    return centre + factor * residual
+
+
+def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> jax.Array:
+    r"""Empirical-Bayes variances: squeezed towards a common value that is estimated with them.
+
+    .. math:: \tilde v_i = \frac{d_0 s_0^2 + d\,v_i}{d_0 + d}
+
+    where v_i d / sigma_i^2 ~ chi^2_d and 1/sigma_i^2 ~ chi^2_{d_0} / (d_0 s_0^2). The prior's
+    s_0^2 and degrees of freedom d_0 come from the mean and variance of log v over the channels;
+    channels that vary no more than sampling explains give d_0 = infinity, i.e. one common value.
+
+    Args:
+      variance: sample variances, shape (C,). The identity for C <= 2.
+      degrees_of_freedom: d > 0 of each variance, scalar or (C,); N - 1 for a sample of N.
+
+    Returns:
+      The moderated variances, shape (C,). Zero variances are left out when the prior is
+      estimated; with fewer than three positive ones the input is returned.
+
+    Raises:
+      ValueError: degrees of freedom that are negative or of another shape.
+
+    References:
+      Smyth (2004), "Linear models and empirical Bayes methods for assessing differential
+      expression in microarray experiments", sections 4 and 6.2.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [f"{v:.3f}" for v in moderated_variance(jnp.array([0.1, 1.0, 10.0]), 4)]
+      ['0.159', '0.874', '8.024']
+    """
+    variance = _checks.channel_array("variance", variance)
+    d = _checks.count_like("degrees_of_freedom", degrees_of_freedom, variance)
+    if variance.size <= 2:
+        return variance
+    valid = variance >= jnp.finfo(variance.dtype).tiny
+    n_valid = jnp.maximum(jnp.sum(valid, dtype=variance.dtype), 3)
+    # Logarithms relative to a common scale: those of 1e8 would lose two digits in float32.
+    scale = largest_magnitude(variance)
+    half = jnp.broadcast_to(d / 2, variance.shape)
+    log_ratio = jnp.log(jnp.where(valid, variance / scale, 1))
+    e = jnp.where(valid, log_ratio - digamma(half) + jnp.log(half), 0)
+    e_mean = jnp.sum(e) / n_valid
+    sampling = jnp.sum(jnp.where(valid, polygamma(1, half), 0)) / n_valid
+    excess = jnp.sum(jnp.where(valid, jnp.square(e - e_mean), 0)) / (n_valid - 1) - sampling
+    has_prior_spread = excess > 0
+    half_prior = trigamma_inverse(jnp.where(has_prior_spread, excess, 1))
+    offset = jnp.where(has_prior_spread, digamma(half_prior) - jnp.log(half_prior), 0)
+    prior = scale * jnp.exp(e_mean + offset)
+    weight = jnp.where(has_prior_spread, half_prior / (half_prior + half), 1)
+    moderated = weight * prior + (1 - weight) * variance
+    return jnp.where(jnp.sum(valid) >= 3, moderated, variance)
+
+
+def _spread_factor(t: jax.Array, kept: float) -> jax.Array:
+    """Factor 1 - (1 - kept) D / sum(t^2), with D the sum of squares about the average.
+
+    With sum(t^2) = D + C tbar^2 this is (kept D + C tbar^2) / (D + C tbar^2): a sum of positive
+    terms, where the usual form cancels to a relative error of 1e-4 in float32 at C = 4096.
+    """
+    if t.size <= 2:
+        return jnp.ones((), t.dtype)
+    t = t / largest_magnitude(t)
+    average = jnp.mean(t)
+    between = jnp.sum(jnp.square(t - average))
+    common = t.size * jnp.square(average)
+    return safe_divide(kept * between + common, between + common, otherwise=1.0)
+
+
+def _jsnorm(t: jax.Array) -> jax.Array:
+    return _spread_factor(t, kept=2 / max(t.size, 2)) * t
+
+
+def _channel_or_scalar(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
+    array = _checks.floating_array(name, value)
+    if array.shape not in ((), like.shape):
+        raise ValueError(
+            f"{name} must be a scalar or have shape {like.shape}; got shape {array.shape}."
+        )
+    return array.astype(like.dtype)

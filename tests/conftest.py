@@ -1,0 +1,55 @@
+"""Set up before JAX starts: four host devices, strict promotion, fixtures that many tests share."""
+
+import os
+
+# Four devices on one machine, for the multi-device tests. The tests of a single device do not
+# mind; what depends on there being one (memory, the demo) runs in a process of its own.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+).strip()
+
+import chex
+import hypothesis
+import jax
+import pytest
+
+# Implicit promotion hides mistakes: ranks are never, dtypes only in tests that mix them.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile(
+    "steinnorm",
+    deadline=None,  # the first example of a shape compiles
+    derandomize=True,  # the same examples on every machine
+    max_examples=25,
+)
+hypothesis.settings.load_profile("steinnorm")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def mixed_dtypes():
+    """Flax's own layers mix dtypes, so that comparisons with them need standard promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((4,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_trace_counter():
+    chex.clear_trace_counter()
