@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from steinnorm._numerics import promote_types
+
 Axes = int | Iterable[int]
 
 
@@ -47,7 +49,7 @@ def floating_array(name: str, value: ArrayLike) -> jax.Array:
             f"{name} must be of a real floating dtype (float16, bfloat16, float32, float64); "
             f"got {dtype}. Convert it first, e.g. {name}.astype(jnp.float32)."
         )
-    return jnp.asarray(value, jnp.promote_types(dtype, jnp.float32))
+    return jnp.asarray(value, promote_types(dtype, jnp.float32))
 
 
 def count_like(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.special import polygamma
 
 
@@ -39,23 +43,40 @@ def geometric_mean(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.all(positive), jnp.exp(mean_log), 0)
 
 
+def promote_types(*dtypes: Any) -> Any:
+    """The smallest dtype that holds all of ``dtypes``, also where users made promotion strict.
+
+    The casts that follow are explicit, which is what strict promotion asks for.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
+
+
+@jax.custom_jvp
 def trigamma_inverse(x: jax.Array) -> jax.Array:
     """The y > 0 with trigamma(y) = x, for x > 0.
 
     Newton's method on 1 / trigamma, which is nearly linear, so that it converges from
-    y = 1/2 + 1/x without overshooting (Smyth 2004, appendix). The last step is written so that
-    its derivative is that of the inverse function.
+    y = 1/2 + 1/x without overshooting (Smyth 2004, appendix).
     """
     small, large = 1e-7, 1e7
     inside = jnp.clip(x, small, large)
-    start = jax.lax.stop_gradient(inside)
-    y = 0.5 + 1 / start
-    for _ in range(8):  # quadratic convergence: 6 steps reach float64 precision on [1e-7, 1e7]
+
+    def step(_: int, y: jax.Array) -> jax.Array:
         trigamma = polygamma(1, y)
-        y = y + trigamma * (1 - trigamma / start) / polygamma(2, y)
-    y = jax.lax.stop_gradient(y)
-    y = y + (inside - polygamma(1, y)) / polygamma(2, y)
+        return y + trigamma * (1 - trigamma / inside) / polygamma(2, y)
+
+    # Quadratic convergence: 6 steps reach float64 precision anywhere in [small, large].
+    y = lax.fori_loop(0, 8, step, 0.5 + 1 / inside)
     # Outside, the leading terms of the two asymptotic series are exact to rounding.
     low = 1 / jnp.minimum(x, small)
-    high = jax.lax.rsqrt(jnp.maximum(x, large))
+    high = lax.rsqrt(jnp.maximum(x, large))
     return jnp.where(x < small, low, jnp.where(x > large, high, y))
+
+
+@trigamma_inverse.defjvp
+def _trigamma_inverse_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y = trigamma_inverse(*primals)
+    return y, tangents[0] / polygamma(2, y)

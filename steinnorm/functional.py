@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
-from steinnorm._numerics import safe_divide
+from steinnorm._numerics import promote_types, safe_divide
 from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve, toward_running
 from steinnorm.statistics import (
     SAVED_STATISTICS,
@@ -186,7 +186,7 @@ def _normalise_by_batch(
     """Statistics, shrinkage, normalisation; also which channels had any valid value."""
     raw = batch_statistics(x, mask=mask, **reduction)
     if rounded:
-        to = jnp.promote_types(statistics_dtype or x.dtype, x.dtype)
+        to = promote_types(statistics_dtype or x.dtype, x.dtype)
         raw = raw._replace(
             mean=raw.mean.astype(to).astype(raw.mean.dtype),
             variance=raw.variance.astype(jnp.finfo(to).dtype).astype(raw.variance.dtype),
@@ -251,28 +251,29 @@ def _coefficients(
     straight_through: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The a and d of y = x a + d, per channel."""
+    affine = [p for p in (scale, bias) if p is not None]
+    dtype = promote_types(used.mean.dtype, *(p.dtype for p in affine))
+    used_inverse = lax.rsqrt(used.variance + epsilon)
     if straight_through:
         # x_hat = (x - own mean) / own deviation, then r x_hat + s with r and s held constant:
         # the value is (x - used mean) / used deviation, the gradient that of batch norm.
         inverse = lax.rsqrt(own.variance + epsilon)
-        used_inverse = lax.rsqrt(used.variance + epsilon)
         r = lax.stop_gradient(used_inverse / inverse)
         s = lax.stop_gradient((own.mean - used.mean) * used_inverse)
         a, d = inverse * r, s - own.mean * inverse * r
     else:
-        a = lax.rsqrt(used.variance + epsilon)
-        d = -used.mean * a
+        a = used_inverse
+        d = -used.mean * a.astype(used.mean.dtype)
+    a, d = a.astype(dtype), d.astype(dtype)
     if scale is not None:
-        wide = scale.astype(jnp.promote_types(a.dtype, scale.dtype))
-        a, d = a.astype(wide.dtype) * wide, d.astype(jnp.promote_types(d.dtype, wide.dtype)) * wide
+        a, d = a * scale.astype(dtype), d * scale.astype(dtype)
     if bias is not None:
-        dtype = jnp.promote_types(d.dtype, bias.dtype)
-        d = d.astype(dtype) + bias.astype(dtype)
+        d = d + bias.astype(dtype)
     return a, d
 
 
 def _affine(x: jax.Array, a: jax.Array, d: jax.Array, features: tuple[int, ...]) -> jax.Array:
-    dtype = functools.reduce(jnp.promote_types, (x.dtype, a.dtype, d.dtype))
+    dtype = promote_types(x.dtype, a.dtype)
     shape = [x.shape[i] if i in features else 1 for i in range(x.ndim)]
     return x.astype(dtype) * a.reshape(shape).astype(dtype) + d.reshape(shape).astype(dtype)
 
@@ -284,7 +285,7 @@ def _update(
     momentum: float,
 ) -> RunningStatistics:
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(old.dtype, new.dtype)
+        dtype = promote_types(old.dtype, new.dtype)
         updated = momentum * old.astype(dtype) + (1 - momentum) * new.astype(dtype)
         return updated if valid is None else jnp.where(valid, updated, old.astype(dtype))
 
@@ -354,4 +355,4 @@ def _check_feature_shape(name: str, value: jax.Array | None, shape: tuple[int, .
 def _result_dtype(dtype: Any, *arrays: jax.Array | None) -> Any:
     if dtype is not None:
         return dtype
-    return functools.reduce(jnp.promote_types, (a.dtype for a in arrays if a is not None))
+    return promote_types(*(a.dtype for a in arrays if a is not None))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class RunningStatistics(NamedTuple):
     variance: jax.Array
 
 
+P = ParamSpec("P")
 Rule = Callable[[BatchStatistics, RunningStatistics], jax.Array]
 
 
@@ -122,17 +124,29 @@ def _batch_variance(batch: BatchStatistics, running: RunningStatistics) -> jax.A
     return batch.variance
 
 
-# The constructors are cached: equal arguments give the same object, so that two layers built
-# alike compare equal and jit does not compile the second one again.
+def _cached(constructor: Callable[P, Shrinkage]) -> Callable[P, Shrinkage]:
+    """Makes equal arguments give the same object, however they are passed.
+
+    Two layers that are built alike then compare equal, and jit does not compile the second again.
+    """
+    signature, cached = inspect.signature(constructor), functools.cache(constructor)
+
+    @functools.wraps(constructor)
+    def construct(*args: P.args, **kwargs: P.kwargs) -> Shrinkage:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return cached(*bound.args)
+
+    return construct
 
 
-@functools.cache
+@_cached
 def none() -> Shrinkage:
     """The sample statistics as they are: Flax's BatchNorm."""
     return Shrinkage("none", _batch_mean, _batch_variance)
 
 
-@functools.cache
+@_cached
 def stein(fraction: float = 1.0) -> Shrinkage:
     """The paper's pair, :func:`~steinnorm.stein_mean` and :func:`~steinnorm.stein_variance`.
 
@@ -152,7 +166,7 @@ def stein(fraction: float = 1.0) -> Shrinkage:
     return Shrinkage(name, stein_mean_only().mean, variance)
 
 
-@functools.cache
+@_cached
 def stein_mean_only() -> Shrinkage:
     """:func:`~steinnorm.stein_mean` for the means, sample variances."""
 
@@ -163,7 +177,7 @@ def stein_mean_only() -> Shrinkage:
     return Shrinkage("stein_mean_only", mean, _batch_variance)
 
 
-@functools.cache
+@_cached
 def jsnorm() -> Shrinkage:
     """JSNorm (arXiv 2312.00313): one rule for the means and for the variances."""
 
@@ -178,7 +192,7 @@ def jsnorm() -> Shrinkage:
     return Shrinkage("jsnorm", mean, variance)
 
 
-@functools.cache
+@_cached
 def ridge(strength: float = 1e-3) -> Shrinkage:
     """The ridge baseline of the paper's code.
 
@@ -201,7 +215,7 @@ def ridge(strength: float = 1e-3) -> Shrinkage:
     return Shrinkage("ridge" if strength == 1e-3 else f"ridge({strength=})", mean, variance)
 
 
-@functools.cache
+@_cached
 def lasso(strength: float = 1e-3) -> Shrinkage:
     """The lasso baseline of the paper's code.
 
@@ -224,7 +238,7 @@ def lasso(strength: float = 1e-3) -> Shrinkage:
     return Shrinkage("lasso" if strength == 1e-3 else f"lasso({strength=})", mean, variance)
 
 
-@functools.cache
+@_cached
 def toward_running(single_example: Literal["batch", "running"] = "batch") -> Shrinkage:
     """Shrinks batch statistics towards the running ones, by their measured sampling noise.
 

@@ -26,6 +26,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
+from steinnorm._numerics import promote_types
 
 __all__ = ["SAVED_STATISTICS", "BatchStatistics", "batch_statistics"]
 
@@ -108,7 +109,7 @@ def batch_statistics(
     features = _checks.feature_axes(axis, x.ndim)
     if noise and jnp.iscomplexobj(x):
         raise ValueError(f"noise=True needs a real input; got dtype {x.dtype}.")
-    x = x.astype(jnp.promote_types(x.dtype if dtype is None else dtype, jnp.float32))
+    x = x.astype(promote_types(x.dtype if dtype is None else dtype, jnp.float32))
     valid = None if mask is None else _checks.mask_array(mask, x.shape)
     if not use_fast_variance and not noise:
         return _in_two_reductions(x, features, valid, axis_name, axis_index_groups)
@@ -144,14 +145,11 @@ def _reduce_parts(
 
     count = _count(x, axes, valid)
     total = jnp.sum(x if valid is None else jnp.where(valid, x, 0), axes, keepdims=True)
-    mean = total / jnp.maximum(count, 1)
-    # Named, so that the backward pass keeps it rather than the centred input; constant under
-    # differentiation, since the squares do not change to first order in the point they are about.
-    centre = checkpoint_name(lax.stop_gradient(mean), SAVED_STATISTICS)
-    deviation = x - centre if valid is None else jnp.where(valid, x - centre, 0)
-    squares = jnp.sum(_abs_squared(deviation), axes, keepdims=True)
+    mean = total / jnp.maximum(count, 1).astype(x.dtype)
+    squares = _squares_about(mean, x, axes, valid, count)
     fields = [count, mean, squares]
     if noise:
+        deviation = x - mean if valid is None else jnp.where(valid, x - mean, 0)
         fields += _per_example_products(deviation, squares, count, axes, valid)
 
     def parts_first(field: jax.Array) -> jax.Array:
@@ -213,7 +211,8 @@ def _combine_parts(parts: jax.Array, one_count: bool) -> BatchStatistics:
         return jnp.max(field) if shared else jnp.squeeze(field, 0)
 
     count = total(counts)
-    mean = total(counts / jnp.maximum(count, 1) * means)
+    weights = counts / jnp.maximum(count, 1)
+    mean = total(weights.astype(means.dtype) * means)
     shift = means - mean
     variance = total(squares + counts * _abs_squared(shift)) / jnp.maximum(count, 1)
     statistics = BatchStatistics(finish(mean), finish(variance), finish(count, one_count))
@@ -259,16 +258,36 @@ def _in_two_reductions(
     count = jnp.broadcast_to(_count(x, axes, valid), total.shape).astype(x.dtype)
     total, count = checkpoint_name(everywhere(jnp.stack([total, count])), SAVED_STATISTICS)
     count = _real(count)
-    mean = total / jnp.maximum(count, 1)
-    centre = checkpoint_name(lax.stop_gradient(mean), SAVED_STATISTICS)
-    deviation = x - centre if valid is None else jnp.where(valid, x - centre, 0)
-    squares = everywhere(jnp.sum(_abs_squared(deviation), axes, keepdims=True))
+    mean = total / jnp.maximum(count, 1).astype(x.dtype)
+    local_count = _count(x, axes, valid)
+    squares = everywhere(_squares_about(mean, x, axes, valid, local_count))
     squares = checkpoint_name(squares, SAVED_STATISTICS)
     mean, count, squares = (jnp.squeeze(a, axes) for a in (mean, count, squares))
     variance = squares / jnp.maximum(count, 1)
     if _is_shared(valid, features):
         count = jnp.max(count)
     return BatchStatistics(mean, variance, count)
+
+
+def _squares_about(
+    mean: jax.Array,
+    x: jax.Array,
+    axes: tuple[int, ...],
+    valid: jax.Array | None,
+    count: jax.Array,
+) -> jax.Array:
+    """Sum over ``axes`` of the squares of x - mean, where ``mean`` is the mean of those values.
+
+    The centre is a constant under differentiation: to first order the sum does not depend on it,
+    and the backward pass is spared a reduction. The second term is zero, with gradient zero; it
+    is there for the second derivative. The centre has a name so that the backward pass keeps it
+    rather than the centred input.
+    """
+    centre = checkpoint_name(lax.stop_gradient(mean), SAVED_STATISTICS)
+    deviation = x - centre if valid is None else jnp.where(valid, x - centre, 0)
+    return jnp.sum(_abs_squared(deviation), axes, keepdims=True) - count * _abs_squared(
+        mean - centre
+    )
 
 
 def _count(x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None) -> jax.Array:

@@ -1,0 +1,146 @@
+"""The rooms of the house: imports point one way, files stay small, examples run."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pathlib
+import re
+
+import pytest
+
+import steinnorm
+
+ROOT = pathlib.Path(steinnorm.__file__).parents[1]
+LIBRARY = sorted((ROOT / "steinnorm").glob("*.py"))
+PYTHON = sorted(
+    p for d in ("steinnorm", "experiments", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
+)
+MODULES = [f"steinnorm.{p.stem}" for p in LIBRARY if p.stem != "__init__"]
+
+# Each module may import those before it; linen and nnx are beside each other.
+LAYERS = [
+    ["_numerics"],
+    ["_checks"],
+    ["estimators"],
+    ["statistics"],
+    ["shrinkage"],
+    ["functional"],
+    ["linen", "nnx"],
+]
+FLAX_ALLOWED = {"linen", "nnx"}
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60  # of code; about 40 is the aim
+
+
+def imported(path):
+    """Names of the modules that a file imports, at any level."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_every_module_has_a_layer():
+    assert sorted(m for layer in LAYERS for m in layer) == sorted(
+        p.stem for p in LIBRARY if p.stem != "__init__"
+    )
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_imports_point_one_way(path):
+    below = set()
+    for layer in LAYERS:
+        if path.stem in layer:
+            break
+        below.update(layer)
+    for name in imported(path):
+        top = name.split(".")[0]
+        assert top != "experiments", f"{path.name} imports {name}"
+        assert top != "flax" or path.stem in FLAX_ALLOWED, f"{path.name} imports {name}"
+        ours = re.match(r"steinnorm\.(\w+)", name)
+        if ours and path.stem != "__init__" and ours[1] in {m for la in LAYERS for m in la}:
+            assert ours[1] in below, f"{path.name} imports {name}, which is not below it"
+
+
+def test_the_library_needs_jax_and_flax_only():
+    known = {"jax", "flax", "numpy", "steinnorm"}  # numpy comes with jax
+    standard = set(__import__("sys").stdlib_module_names)
+    for path in LIBRARY:
+        for name in imported(path):
+            assert name.split(".")[0] in known | standard, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=relative)
+def test_files_and_functions_are_small(path):
+    text = path.read_text()
+    if "tests" not in path.parts:
+        assert len(text.splitlines()) <= MAX_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            has_docstring = ast.get_docstring(node) is not None
+            first = node.body[1] if has_docstring and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < MAX_FUNCTION_LINES, f"{path}: {node.name}"
+
+
+def public_objects():
+    for name in [*MODULES, "steinnorm"]:
+        module = importlib.import_module(name)
+        if name.startswith("steinnorm._"):
+            continue
+        for attribute in getattr(module, "__all__", vars(module)):
+            value = getattr(module, attribute)
+            if not attribute.startswith("_") and callable(value):
+                yield pytest.param(value, id=f"{name}.{attribute}")
+
+
+@pytest.mark.parametrize("value", list(public_objects()))
+def test_public_names_are_documented(value):
+    text = inspect.getdoc(value)
+    assert text, f"{value} has no docstring"
+    if inspect.isfunction(value):
+        arguments = [
+            name
+            for name, p in inspect.signature(value).parameters.items()
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        for argument in arguments:
+            assert len(arguments) == 1 or re.search(rf"^\s*{argument}:", text, re.MULTILINE), (
+                f"{value.__name__} does not describe {argument}"
+            )
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+@pytest.mark.usefixtures("mixed_dtypes")
+def test_readme_examples_run():
+    failed, attempted = doctest.testfile(
+        str(ROOT / "README.md"), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
+    )
+    assert attempted >= 5
+    assert failed == 0
+
+
+def test_version_is_said_once_more_only_in_the_changelog():
+    version = steinnorm.__version__
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"[{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_no_machine_paths():
+    pattern = re.compile(r"(?<![\w.])/(?:work|root|home|tmp)/|\.\./shared")
+    for path in [*PYTHON, ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml"]:
+        if path.name != "test_architecture.py":
+            assert not pattern.search(path.read_text()), relative(path)
