@@ -1,0 +1,77 @@
+"""The demo: every norm on scikit-learn's digits, attacked.
+
+Command: ``python -m experiments demo --workdir runs/demo``.  After arXiv 2507.08261, in small: its
+released attack settings (FGSM, and a PGD of 5 steps of 1/255 in a ball of 7.65/255) stand beside a
+PGD that can cross its ball.  Digits of 8x8 pixels in 17 grey levels stand more than photographs
+do, so the radii go up to 0.2 of the image range.
+"""
+
+import dataclasses
+
+from experiments.config import (
+    AttackConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+_RADII = (0.03, 0.07, 0.12, 0.2)
+
+_ATTACKS = (
+    AttackConfig("gaussian", "gaussian", (0.15, 0.3), shown=(0.3,)),
+    AttackConfig("fgsm", "fgsm", _RADII, shown=(0.12,)),
+    AttackConfig(
+        "pgd-released",
+        "pgd",
+        (0.03,),  # 7.65 / 255
+        steps=5,
+        step_size=1 / 255,
+        random_start=True,
+        short_reach=True,
+        shown=(0.03,),
+    ),
+    AttackConfig("pgd", "pgd", _RADII, steps=10, random_start=True, shown=(0.07, 0.12)),
+    # The same with the other loss.  The cross-entropy weighs an image by how wrong it already is;
+    # where images share their statistics, those that have fallen then steer the whole batch.
+    # Batch norm with test-batch statistics kept 38 % at radius 0.12 under it, 9 % under the margin.
+    AttackConfig("pgd-margin", "pgd", _RADII, steps=10, random_start=True, loss="margin"),
+)
+
+
+def get_config(smoke: bool = False) -> ExperimentConfig:
+    """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
+    config = ExperimentConfig(
+        name="digits",
+        dataset="scikit-learn's digits (UCI optical recognition of handwritten digits)",
+        size="1,297 training and 500 test images, 8x8x1, 10 classes",
+        expected_time="3 to 5 min for 8 norms x 2 seeds on 2 CPU cores",
+        data=DataConfig(train_examples=1297, test_examples=500),
+        model=ModelConfig(width=8, stage_sizes=(1, 1)),
+        train=TrainConfig(epochs=12, batch_size=64, learning_rate=0.1),
+        evaluation=EvaluationConfig(batch_size=100, attacks=_ATTACKS, shown_strongest=(0.07, 0.12)),
+    )
+    return _smoke(config) if smoke else config
+
+
+def _smoke(config: ExperimentConfig) -> ExperimentConfig:
+    attacks = tuple(
+        dataclasses.replace(
+            attack,
+            epsilons=attack.epsilons[:1],
+            shown=attack.epsilons[:1],
+            steps=min(attack.steps, 2),
+        )
+        for attack in config.evaluation.attacks
+    )
+    evaluation = dataclasses.replace(
+        config.evaluation, batch_size=25, attacks=attacks, shown_strongest=_RADII[:1]
+    )
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train_examples=128, test_examples=50),
+        model=dataclasses.replace(config.model, width=4, stage_sizes=(1,)),
+        train=dataclasses.replace(config.train, epochs=2, batch_size=32),
+        evaluation=evaluation,
+    )

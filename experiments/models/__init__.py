@@ -1,0 +1,1 @@
+"""Networks (Flax NNX) that take their normalisation as an argument."""

@@ -1,0 +1,78 @@
+"""The norms that are compared, by name.
+
+All but ``group`` are one class, so that a comparison differs in the shrinkage and nothing else.
+"""
+
+import functools
+import math
+from typing import Protocol
+
+from flax import nnx
+
+from experiments.config import Statistics
+from steinnorm.nnx import SteinBatchNorm, revert
+
+
+class NormFactory(Protocol):
+    """Builds a norm layer for a last axis of ``num_features`` channels."""
+
+    def __call__(self, num_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The layer, in training mode."""
+
+
+# The experiments' name -> the library's name of the shrinkage.
+_SHRINKAGES = {
+    "batch": "none",
+    "stein": "stein",
+    "stein_mean_only": "stein_mean_only",
+    "jsnorm": "jsnorm",
+    "ridge": "ridge",
+    "lasso": "lasso",
+    "toward_running": "toward_running",
+}
+NORMS = (*_SHRINKAGES, "group")
+"""The names, the reference first and the control without batch statistics last."""
+
+
+def norm_factory(name: str, *, statistics_momentum: float = 0.9) -> NormFactory:
+    """The norm of that name, as something that a network calls once per layer.
+
+    Args:
+      name: one of ``NORMS``.
+      statistics_momentum: share of the running statistics that a training step keeps; ``group``
+        has none and ignores it.
+
+    Raises:
+      ValueError: an unknown name; the message lists the known ones.
+    """
+    if name == "group":
+        return _group
+    if name not in _SHRINKAGES:
+        raise ValueError(f"unknown norm {name!r}; expected one of {', '.join(NORMS)}")
+    return functools.partial(
+        SteinBatchNorm, shrinkage=_SHRINKAGES[name], momentum=statistics_momentum
+    )
+
+
+def _group(num_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    # Four groups where the channels allow it: at these widths Flax's 32 would be one per channel.
+    return nnx.GroupNorm(num_features, num_groups=math.gcd(num_features, 4), rngs=rngs)
+
+
+def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]:
+    """The sources of statistics under which the norm called ``name`` can be evaluated."""
+    return ("none",) if name == "group" else wanted
+
+
+def in_evaluation(model: nnx.Module, statistics: Statistics) -> nnx.Module:
+    """``model`` made ready for evaluation, with its statistics from the given source.
+
+    The given model stays as it is, and no source records anything.
+    """
+    if statistics == "none":
+        return model
+    if statistics == "running":
+        # Shrinkage acts when statistics are taken; with stored ones all these norms are plain
+        # batch norm.  As that one class, all norms share one compilation of each attack.
+        return nnx.view(revert(model), use_running_average=True)
+    return nnx.view(model, use_running_average=True, test_statistics=statistics)

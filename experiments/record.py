@@ -1,0 +1,169 @@
+"""The work folder: what is written, where, and never by halves.
+
+::
+
+    config.json          the configuration, with the command's other settings
+    runs/NORM-SEED.json  one finished run: its rows and its training history
+    results.json         the rows of all runs
+    table.csv, table.md, accuracy.png, shrinkage.png   made from these
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.train import LogRow
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured number.
+
+    Attributes:
+      config: the experiment's name.
+      norm: one of ``experiments.models.norms.NORMS``.
+      seed: of the weights and the order of the training images.
+      statistics: ``running``, ``batch`` or ``none``: whose statistics the norm used.
+      attack: ``clean`` or the attack's name.
+      epsilon: the attack's strength in units of the image range; 0 for clean images, the root
+        mean square for noise.
+      metric: what ``value`` is.
+      value: the number.
+      n: over how many test images.
+      ci_low: lower end of the 95 % Wilson interval over these images.
+      ci_high: upper end.
+      norm_order: of the attack's ball, ``linf`` or ``l2``; empty where there is no ball.
+      steps: gradient steps; 0 where there are none.
+      step_size: absolute; 0 where there are no steps.
+      max_norm: the largest change of an image that was found, in ``norm_order``.
+      zero_gradients: images whose gradient was all zero in the last step.
+    """
+
+    config: str
+    norm: str
+    seed: int
+    statistics: str
+    attack: str
+    epsilon: float
+    metric: str
+    value: float
+    n: int
+    ci_low: float
+    ci_high: float
+    norm_order: str = ""
+    steps: int = 0
+    step_size: float = 0.0
+    max_norm: float = 0.0
+    zero_gradients: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run of one norm and one seed.
+
+    Attributes:
+      norm: its norm.
+      seed: its seed.
+      seconds: wall-clock time of training and evaluation, compilation included.
+      rows: what was measured.
+      history: the training steps that were kept.
+    """
+
+    norm: str
+    seed: int
+    seconds: float
+    rows: list[Row]
+    history: list[LogRow]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all: a reader never sees half of it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, through a temporary file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all; NaN is refused, for it is not JSON."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+class WorkFolder:
+    """Reads and writes the files of one command."""
+
+    def __init__(self, root: Path, config: ExperimentConfig):
+        self.root = root
+        self._fingerprint = _fingerprint(config)
+
+    @classmethod
+    def open(cls, root: Path, config: ExperimentConfig) -> Self:
+        """Makes the folder where there is none and notes the configuration in it.
+
+        Raises:
+          ConfigError: the folder cannot be made.
+        """
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot use {root} as a work folder: {error.strerror}") from error
+        write_json(root / "config.json", dataclasses.asdict(config))
+        return cls(root, config)
+
+    def save(self, run: Run) -> None:
+        """Keeps a finished run."""
+        content = {
+            "config": self._fingerprint,
+            "norm": run.norm,
+            "seed": run.seed,
+            "seconds": run.seconds,
+            "rows": [dataclasses.asdict(row) for row in run.rows],
+            "history": [row._asdict() for row in run.history],
+        }
+        write_json(self._path(run.norm, run.seed), content)
+
+    def load(self, norm: str, seed: int) -> Run | None:
+        """The finished run, or None where there is none, or one of another configuration."""
+        try:
+            content = json.loads(self._path(norm, seed).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        if content.get("config") != self._fingerprint:
+            return None
+        return Run(
+            norm=content["norm"],
+            seed=content["seed"],
+            seconds=content["seconds"],
+            rows=[Row(**row) for row in content["rows"]],
+            history=[LogRow(**row) for row in content["history"]],
+        )
+
+    def _path(self, norm: str, seed: int) -> Path:
+        return self.root / "runs" / f"{norm}-{seed}.json"
+
+
+def _fingerprint(config: ExperimentConfig) -> str:
+    """Changes with every setting that a result depends on, not with a description."""
+    settings = dataclasses.asdict(config)
+    for description in ("dataset", "size", "expected_time"):
+        del settings[description]
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

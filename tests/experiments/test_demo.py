@@ -1,0 +1,105 @@
+"""The command as a user runs it, and the demo's resumption."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments import demo
+from experiments.__main__ import main
+from experiments.config import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def _console():
+    return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A smoke run in a process of its own, as ``make demo`` starts it."""
+    workdir = tmp_path_factory.mktemp("demo") / "work"
+    command = [sys.executable, "-m", "experiments", "demo", "--workdir", str(workdir)]
+    # One device, as for a user: the other tests force four.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [*command, "--smoke", "--seeds", "1", "--norms", "batch", "group"],
+        cwd=ROOT,
+        env={**environment, "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return workdir, done
+
+
+def test_smoke_run_writes_everything_and_names_the_folder_last(smoke):
+    workdir, done = smoke
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith(str(workdir))
+    files = {path.name for path in workdir.iterdir()}
+    expected = {"results.json", "table.csv", "table.md", "accuracy.png", "shrinkage.png"}
+    assert expected <= files
+    assert "\x1b[" not in done.stdout  # plain lines where there is no terminal
+
+    rows = json.loads((workdir / "results.json").read_text())
+    sources = {(row["norm"], row["statistics"]) for row in rows}
+    assert sources == {("batch", "running"), ("batch", "batch"), ("group", "none")}
+    assert {row["attack"] for row in rows} == {
+        "clean",
+        "gaussian",
+        "fgsm",
+        "pgd-released",
+        "pgd",
+        "pgd-margin",
+    }
+    for row in rows:
+        assert row["n"] == 50
+        assert row["ci_low"] <= row["value"] <= row["ci_high"]
+        assert row["max_norm"] <= row["epsilon"] + 1e-6
+    with (workdir / "table.csv").open() as file:
+        names = {line["attack"] for line in csv.DictReader(file)}
+    assert names == {row["attack"] for row in rows} | {"strongest"}
+
+
+def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, monkeypatch):
+    workdir, _ = smoke
+    before = (workdir / "results.json").read_text()
+
+    def refuse(*_, **__):
+        raise RuntimeError("trained again")
+
+    monkeypatch.setattr(demo, "train", refuse)
+    settings = {"seeds": 1, "smoke": True, "console": _console()}
+    demo.run(workdir, norms=["batch", "group"], **settings)
+    assert (workdir / "results.json").read_text() == before
+    (workdir / "runs" / "group-0.json").unlink()
+    with pytest.raises(RuntimeError, match="trained again"):
+        demo.run(workdir, norms=["batch", "group"], **settings)
+
+
+def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
+    arguments = ["demo", "--workdir", str(tmp_path / "new"), "--norms", "bacth"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "bacth" in error
+    assert "toward_running" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="seeds"):
+        demo.run(tmp_path, seeds=0)
+
+
+def test_list_names_data_size_and_time(capsys):
+    assert main(["list"]) == 0
+    text = capsys.readouterr().out
+    for part in ("digits", "1,297", "min"):
+        assert part in text
