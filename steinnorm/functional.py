@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -143,50 +144,75 @@ def stein_batch_norm(
     if inference and test_statistics == "shrunk":
         rule = toward_running(single_example="running")
 
-    forward: Callable[..., Any] = functools.partial(
-        _normalise_by_batch,
+    settings = _Settings(
         rule=rule,
         features=features,
         epsilon=epsilon,
-        statistics_dtype=dtype,
+        dtype=dtype,
         rounded=not force_float32_reductions,
-        reduction={
-            "axis": features,
-            "axis_name": axis_name,
-            "axis_index_groups": axis_index_groups,
-            "use_fast_variance": use_fast_variance,
-            "noise": rule.needs_noise,
-            "dtype": dtype,
-        },
+        axis_name=axis_name,
+        axis_index_groups=_hashable(axis_index_groups),
+        use_fast_variance=use_fast_variance,
     )
-    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
-        save = jax.checkpoint_policies.save_only_these_names(SAVED_STATISTICS)
-        forward = jax.checkpoint(forward, policy=save)
-    y, batch, used, valid = forward(x, scale, bias, running, mask)
+    y, batch, used, valid = _normalise_by_batch(x, scale, bias, running, mask, settings=settings)
     if running is not None and not inference:
         recorded = RunningStatistics(batch.mean, batch.variance) if rule.toward_running else used
         running = _update(running, recorded, valid, momentum)
     return Normalised(y.astype(out_dtype), running, batch, used)
 
 
-def _normalise_by_batch(
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What is fixed when the layer is compiled."""
+
+    rule: Shrinkage
+    features: tuple[int, ...]
+    epsilon: float
+    dtype: Any
+    rounded: bool
+    axis_name: AxisName | None
+    axis_index_groups: Any
+    use_fast_variance: bool
+
+
+# Compiled, for the sake of those who call layers outside jit; inlined into an outer jit.
+@functools.partial(jax.jit, static_argnames="settings", inline=True)
+def _normalise_by_batch(x: jax.Array, *others: Any, settings: _Settings) -> Any:
+    """:func:`_forward`, with only per-channel values kept for the backward pass."""
+    forward: Callable[..., Any] = functools.partial(_forward, settings=settings)
+    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
+        save = jax.checkpoint_policies.save_only_these_names(SAVED_STATISTICS)
+        forward = jax.checkpoint(forward, policy=save)
+    return forward(x, *others)
+
+
+def _forward(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
     running: RunningStatistics | None,
     mask: ArrayLike | None,
     *,
-    rule: Shrinkage,
-    features: tuple[int, ...],
-    epsilon: float,
-    statistics_dtype: Any,
-    rounded: bool,
-    reduction: dict[str, Any],
+    settings: _Settings,
 ) -> tuple[jax.Array, BatchStatistics, RunningStatistics, jax.Array | None]:
-    """Statistics, shrinkage, normalisation; also which channels had any valid value."""
-    raw = batch_statistics(x, mask=mask, **reduction)
-    if rounded:
-        to = promote_types(statistics_dtype or x.dtype, x.dtype)
+    """Statistics, shrinkage, normalisation.
+
+    Returns:
+      y, the batch's own statistics, those that were used, and which channels had a valid value.
+    """
+    rule = settings.rule
+    raw = batch_statistics(
+        x,
+        axis=settings.features,
+        mask=mask,
+        axis_name=settings.axis_name,
+        axis_index_groups=settings.axis_index_groups,
+        use_fast_variance=settings.use_fast_variance,
+        noise=rule.needs_noise,
+        dtype=settings.dtype,
+    )
+    if settings.rounded:
+        to = promote_types(settings.dtype or x.dtype, x.dtype)
         raw = raw._replace(
             mean=raw.mean.astype(to).astype(raw.mean.dtype),
             variance=raw.variance.astype(jnp.finfo(to).dtype).astype(raw.variance.dtype),
@@ -210,9 +236,11 @@ def _normalise_by_batch(
         )
     shrunk = jax.tree.map(lambda a: checkpoint_name(a, SAVED_STATISTICS), shrunk)
     own = RunningStatistics(batch.mean, batch.variance)
-    a, d = _coefficients(shrunk, own, scale, bias, epsilon, straight_through=rule.straight_through)
+    a, d = _coefficients(
+        shrunk, own, scale, bias, settings.epsilon, straight_through=rule.straight_through
+    )
     a, d = checkpoint_name(a, SAVED_STATISTICS), checkpoint_name(d, SAVED_STATISTICS)
-    return _affine(x, a, d, features), raw, shrunk, valid
+    return _affine(x, a, d, settings.features), raw, shrunk, valid
 
 
 def _shrink(
@@ -337,6 +365,10 @@ def shrinkage_factors(
         factor(result.used.mean, result.batch.mean, targets[0]),
         factor(result.used.variance, result.batch.variance, targets[1]),
     )
+
+
+def _hashable(groups: Any) -> Any:
+    return None if groups is None else tuple(tuple(group) for group in groups)
 
 
 def _named(running: RunningStatistics | None) -> list[tuple[str, jax.Array]]:
