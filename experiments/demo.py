@@ -152,7 +152,9 @@ def _write(
         console.print(f"check: {doubt}", markup=False, highlight=False)
     console.print(
         "Strengths (after the attack's name) are in units of the image range [0, 1]; "
-        "strongest: the lowest of all gradient attacks of that radius."
+        "strongest: the lowest of all gradient attacks of that radius. "
+        f"Test batches hold {config.evaluation.batch_size} images; statistics of the test batch "
+        "depend on that."
     )
     # soft_wrap: a path that is broken over two lines cannot be copied.
     console.print(f"Results, tables and plots: {workdir}", soft_wrap=True, highlight=False)

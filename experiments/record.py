@@ -16,6 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+import flax
+import jax
+
+import steinnorm
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.train import LogRow
 
@@ -161,8 +165,9 @@ class WorkFolder:
 
 
 def _fingerprint(config: ExperimentConfig) -> str:
-    """Changes with every setting that a result depends on, not with a description."""
+    """Changes with all that a result depends on: settings and versions, not descriptions."""
     settings = dataclasses.asdict(config)
+    settings["versions"] = [m.__version__ for m in (steinnorm, jax, flax)]
     for description in ("dataset", "size", "expected_time"):
         del settings[description]
     text = json.dumps(settings, sort_keys=True)

@@ -13,7 +13,7 @@ from jax.nn import initializers
 from steinnorm import _checks, functional
 from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
 
-__all__ = ["SteinBatchNorm"]
+__all__ = ["BatchNorm", "SteinBatchNorm"]
 
 
 class SteinBatchNorm(nn.Module):
@@ -22,7 +22,8 @@ class SteinBatchNorm(nn.Module):
     The variables are Flax's: ``params`` scale and bias, ``batch_stats`` mean and var. A checkpoint
     of ``flax.linen.BatchNorm`` loads into this layer and the other way round, with the same
     inference: the running statistics hold what the layer normalised with, so inference needs no
-    shrinkage. ``shrinkage="none"`` is Flax's layer.
+    shrinkage. (For whole models whose layers have no explicit names see :class:`BatchNorm`.)
+    ``shrinkage="none"`` is Flax's layer.
 
     During initialisation running statistics are not updated and ``axis_name`` need not exist.
     Statistics, shrinkage and running values are float32 (float64 stays) whatever the input is.
@@ -156,3 +157,22 @@ class SteinBatchNorm(nn.Module):
             self.sow("intermediates", "mean_factor", factors.mean)
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y
+
+
+class BatchNorm(SteinBatchNorm):
+    """:class:`SteinBatchNorm` under the name of Flax's layer, for checkpoints of whole models.
+
+    Linen names a layer without an explicit name after its class: ``BatchNorm_0``. With this class
+    in place of ``flax.linen.BatchNorm`` a model keeps the paths of all its variables, so that its
+    old checkpoints load. Nothing else differs from :class:`SteinBatchNorm`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> class Net(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         return BatchNorm(use_running_average=True)(x)
+      >>> list(Net().init(jax.random.key(0), jnp.ones((2, 4)))["params"])
+      ['BatchNorm_0']
+    """

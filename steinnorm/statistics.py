@@ -134,10 +134,7 @@ def _reduce_parts(
     """
     example = _reduction_axes(x.ndim, features)[0]
     if n_parts is None:
-        # One part for every device, so that `jit` with inputs sharded over examples reduces each
-        # part where it lies. How an input is sharded is not known while tracing, but a number of
-        # parts that the number of shards divides is enough.
-        n_parts = math.gcd(x.shape[example], jax.device_count())
+        n_parts = _parts_for_devices(x, example)
     x = _split_axis(x, example, n_parts)
     valid = None if valid is None else _split_axis(valid, example, n_parts)
     features = tuple(f + 1 if f > example else f for f in features)
@@ -157,6 +154,22 @@ def _reduce_parts(
         return jnp.squeeze(jnp.moveaxis(field, example, 0), tuple(a + (a < example) for a in axes))
 
     return jnp.stack([parts_first(field) for field in fields], axis=1)
+
+
+def _parts_for_devices(x: jax.Array, example: int) -> int:
+    """How many equal parts of the example axis there are, so that each lies on one device.
+
+    With explicit sharding the type says how the axis is cut. Otherwise that is not known while
+    tracing, but a number of parts that the number of shards divides is enough; it does where the
+    mesh holds all devices, or a number of them that divides all.
+    """
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+        names = sharding.spec[example] or ()
+        return math.prod(
+            sharding.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)
+        )
+    return math.gcd(x.shape[example], jax.device_count())
 
 
 def _per_example_products(

@@ -265,6 +265,19 @@ def test_inputs_sharded_over_other_axes(spec, axis_type):
     assert_close(jax.jit(run)(sharded), jax.jit(run)(x))
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_mesh_of_some_of_the_devices(axis_type):
+    """Three of four: no number of parts that fits all devices fits these."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:3]), ("devices",), axis_types=(axis_type,))
+    x = draw(shape=(12, 4, 5))
+
+    def run(x):
+        return stein_batch_norm(x, shrinkage="stein").y
+
+    sharded = jax.device_put(x, NamedSharding(mesh, P("devices")))
+    assert_close(jax.jit(run)(sharded), jax.jit(run)(x))
+
+
 def test_linen_training_step_in_pmap():
     module = SteinBatchNorm(use_running_average=False, axis_name="devices", momentum=0.5)
     x = draw()

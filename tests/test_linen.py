@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from steinnorm import shrinkage as rules
-from steinnorm.linen import SteinBatchNorm
+from steinnorm.linen import BatchNorm, SteinBatchNorm
 
 
 @pytest.fixture
@@ -48,6 +48,26 @@ def test_a_checkpoint_opens_in_flax_and_comes_back(name, x):
     )
     back = flax.serialization.from_bytes(variables, flax.serialization.to_bytes(loaded))
     np.testing.assert_array_equal(layer.apply(back, x), layer.apply(variables, x))
+
+
+def test_a_whole_models_checkpoint_keeps_its_paths(x):
+    class Net(nn.Module):
+        norm: type
+
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(2):  # unnamed layers: Linen calls them BatchNorm_0 and BatchNorm_1
+                x = self.norm(use_running_average=True)(nn.Dense(5)(x))
+            return x
+
+    variables = Net(nn.BatchNorm).init(jax.random.key(0), x)
+    variables = jax.tree.map(lambda a: a + 0.3, variables)
+    np.testing.assert_allclose(
+        Net(BatchNorm).apply(variables, x),
+        Net(nn.BatchNorm).apply(variables, x),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_running_statistics_record_what_was_normalised_with(x):
