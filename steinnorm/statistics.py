@@ -129,8 +129,11 @@ def _reduce_parts(
     """Reduces each part of the examples by itself.
 
     Returns:
-      Shape (parts, fields, *features): count, mean, sum of squares about the part's own mean,
-      and for noise the number of examples and the sums of :func:`_per_example_products`.
+      Shape (parts, fields, *features): count, mean, sum of squares about the part's own mean.
+      For noise also the number of examples, and sums over the examples of the products of (n_b,
+      t_b, r_b): the values of example b, the sum of their deviations from the part's mean, and
+      that of their squares less n_b times the part's variance. No more is needed to move both
+      noises from the part's mean and variance to those of the whole batch.
     """
     example = _reduction_axes(x.ndim, features)[0]
     if n_parts is None:
@@ -140,14 +143,21 @@ def _reduce_parts(
     features = tuple(f + 1 if f > example else f for f in features)
     axes = tuple(a for a in _reduction_axes(x.ndim, features) if a != example)
 
-    count = _count(x, axes, valid)
-    total = jnp.sum(x if valid is None else jnp.where(valid, x, 0), axes, keepdims=True)
+    # With noise the sums are kept by example at first; otherwise one sum goes over all.
+    inner = axes[1:] if noise else axes
+    n, sums = _count(x, inner, valid), _sum(x, inner, valid)
+    if noise:
+        n = jnp.broadcast_to(n, sums.shape)
+    count, total = (jnp.sum(a, axes, keepdims=True) for a in (n, sums))
     mean = total / jnp.maximum(count, 1).astype(x.dtype)
-    squares = _squares_about(mean, x, axes, valid, count)
+    inner_squares = _squares_about(mean, x, inner, valid, n=n, sums=sums)
+    squares = jnp.sum(inner_squares, axes, keepdims=True)
     fields = [count, mean, squares]
     if noise:
-        deviation = x - mean if valid is None else jnp.where(valid, x - mean, 0)
-        fields += _per_example_products(deviation, squares, count, axes, valid)
+        t = sums - n * mean
+        r = inner_squares - n * (squares / jnp.maximum(count, 1))
+        products = (jnp.minimum(n, 1), n * n, n * t, n * r, t * t, t * r, r * r)
+        fields += [jnp.sum(a, axes, keepdims=True) for a in products]
 
     def parts_first(field: jax.Array) -> jax.Array:
         field = jnp.broadcast_to(field, mean.shape).astype(mean.dtype)
@@ -170,28 +180,6 @@ def _parts_for_devices(x: jax.Array, example: int) -> int:
             sharding.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)
         )
     return math.gcd(x.shape[example], jax.device_count())
-
-
-def _per_example_products(
-    deviation: jax.Array,
-    squares: jax.Array,
-    count: jax.Array,
-    axes: tuple[int, ...],
-    valid: jax.Array | None,
-) -> list[jax.Array]:
-    """Number of examples, and sums over examples of the products of (n_b, t_b, r_b).
-
-    n_b counts the values of example b, t_b sums their deviations from the part's mean and r_b
-    the squares of those, less n_b times the part's variance. These six products are all that is
-    needed to move both noises from the part's mean and variance to those of the whole batch.
-    """
-    example, pixels = axes[0], axes[1:]
-    n = _count(deviation, pixels, valid)
-    t = jnp.sum(deviation, pixels, keepdims=True)
-    r = jnp.sum(jnp.square(deviation), pixels, keepdims=True) - n * squares / jnp.maximum(count, 1)
-    n = jnp.broadcast_to(n, t.shape)
-    fields = (jnp.minimum(n, 1), n * n, n * t, n * r, t * t, t * r, r * r)
-    return [jnp.sum(field, example, keepdims=True) for field in fields]
 
 
 def _gather_parts(parts: jax.Array, axis_name: AxisName | None, groups: Any) -> jax.Array:
@@ -267,13 +255,12 @@ def _in_two_reductions(
             return a
         return lax.psum(a, axis_name, axis_index_groups=groups)
 
-    total = jnp.sum(x if valid is None else jnp.where(valid, x, 0), axes, keepdims=True)
-    count = jnp.broadcast_to(_count(x, axes, valid), total.shape).astype(x.dtype)
-    total, count = checkpoint_name(everywhere(jnp.stack([total, count])), SAVED_STATISTICS)
+    local_count, local_sum = _count(x, axes, valid), _sum(x, axes, valid)
+    count = jnp.broadcast_to(local_count, local_sum.shape).astype(x.dtype)
+    total, count = checkpoint_name(everywhere(jnp.stack([local_sum, count])), SAVED_STATISTICS)
     count = _real(count)
     mean = total / jnp.maximum(count, 1).astype(x.dtype)
-    local_count = _count(x, axes, valid)
-    squares = everywhere(_squares_about(mean, x, axes, valid, local_count))
+    squares = everywhere(_squares_about(mean, x, axes, valid, n=local_count, sums=local_sum))
     squares = checkpoint_name(squares, SAVED_STATISTICS)
     mean, count, squares = (jnp.squeeze(a, axes) for a in (mean, count, squares))
     variance = squares / jnp.maximum(count, 1)
@@ -282,25 +269,32 @@ def _in_two_reductions(
     return BatchStatistics(mean, variance, count)
 
 
+def _sum(x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None) -> jax.Array:
+    return jnp.sum(x if valid is None else jnp.where(valid, x, 0), axes, keepdims=True)
+
+
 def _squares_about(
     mean: jax.Array,
     x: jax.Array,
     axes: tuple[int, ...],
     valid: jax.Array | None,
-    count: jax.Array,
+    *,
+    n: jax.Array,
+    sums: jax.Array,
 ) -> jax.Array:
-    """Sum over ``axes`` of the squares of x - mean, where ``mean`` is the mean of those values.
+    """Sum over ``axes`` of |x - mean|^2; ``n`` and ``sums`` are those of the values summed over.
 
-    The centre is a constant under differentiation: to first order the sum does not depend on it,
-    and the backward pass is spared a reduction. The second term is zero, with gradient zero; it
-    is there for the second derivative. The centre has a name so that the backward pass keeps it
+    The large sum is about a centre that is constant under differentiation. Where it goes over all
+    that the mean is of, it does not depend on the centre to first order, and the backward pass is
+    spared a reduction over x. The second term moves the centre to the mean: its value is zero, its
+    derivatives are what is missing. The centre has a name so that the backward pass keeps it
     rather than the centred input.
     """
     centre = checkpoint_name(lax.stop_gradient(mean), SAVED_STATISTICS)
     deviation = x - centre if valid is None else jnp.where(valid, x - centre, 0)
-    return jnp.sum(_abs_squared(deviation), axes, keepdims=True) - count * _abs_squared(
-        mean - centre
-    )
+    squares = jnp.sum(_abs_squared(deviation), axes, keepdims=True)
+    shift, n = mean - centre, n.astype(x.dtype)
+    return squares - _real(jnp.conj(shift) * (2 * (sums - n * centre) - n * shift))
 
 
 def _count(x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None) -> jax.Array:
