@@ -83,7 +83,8 @@ def strength(value: ArrayLike) -> ArrayLike:
         raise ValueError(f"strength must be a scalar; got shape {jnp.shape(value)}.")
     if _is_known(value) and not float(value) >= 0:  # type: ignore[arg-type]
         raise ValueError(f"strength must be at least 0; got {value}.")
-    return value
+    # A NumPy scalar would carry its own dtype into the result; a Python number does not.
+    return float(value) if _is_known(value) else value  # type: ignore[arg-type]
 
 
 def fraction(value: float) -> float:
@@ -97,7 +98,7 @@ def fraction(value: float) -> float:
             f"fraction must be in (0, 1], a share of the largest constant for which dominance "
             f"is proved; got {value}."
         )
-    return value
+    return float(value) if _is_known(value) else value
 
 
 def momentum(value: float) -> None:
@@ -157,7 +158,7 @@ def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
 
     Raises:
       TypeError: an axis is not an integer.
-      ValueError: an axis is out of range, or no axis is left to average over.
+      ValueError: an axis is out of range.
     """
     axes = tuple(axis) if isinstance(axis, Iterable) else (axis,)
     for a in axes:
@@ -165,13 +166,7 @@ def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
             raise TypeError(f"axis must be an integer or several; got {a!r}.")
         if not -ndim <= a < ndim:
             raise ValueError(f"axis {a} is out of range for an input of rank {ndim}.")
-    features = tuple(sorted({int(a) % ndim for a in axes}))
-    if len(features) == ndim:
-        raise ValueError(
-            f"axis {axis} names every axis of an input of rank {ndim}; at least one axis must be "
-            "left to compute statistics over (a batch axis)."
-        )
-    return features
+    return tuple(sorted({int(a) % ndim for a in axes}))
 
 
 def mask_array(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:

@@ -29,6 +29,8 @@ def largest_magnitude(x: jax.Array) -> jax.Array:
     expressions that do not depend on the scale, so treating it as a constant is exact.
     """
     magnitude = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0))
+    # Above this the reciprocal, by which XLA may replace the division, would be subnormal.
+    magnitude = jnp.minimum(magnitude, jnp.finfo(x.dtype).max / 16)
     return jnp.where(magnitude >= jnp.finfo(x.dtype).tiny, magnitude, 1)
 
 

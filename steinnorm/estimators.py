@@ -293,7 +293,8 @@ def james_stein(
     noise = jnp.mean(_channel_or_scalar("noise_variance", noise_variance, estimate))
     if isinstance(target, str):
         _checks.one_of("target, where it is a name,", target, ["mean"])
-        centre, lost = jnp.mean(estimate), 3
+        size = largest_magnitude(estimate)  # the sum of large estimates might overflow
+        centre, lost = jnp.mean(estimate / size) * size, 3
     else:
         centre, lost = _channel_or_scalar("target", target, estimate), 2
     degrees = estimate.size - lost
@@ -325,11 +326,12 @@ def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> ja
 
     Args:
       variance: sample variances, shape (C,). The identity for C <= 2.
-      degrees_of_freedom: d > 0 of each variance, scalar or (C,); N - 1 for a sample of N.
+      degrees_of_freedom: d of each variance, scalar or (C,); N - 1 for a sample of N.
 
     Returns:
-      The moderated variances, shape (C,). Zero variances are left out when the prior is
-      estimated; with fewer than three positive ones the input is returned.
+      The moderated variances, shape (C,). Zero variances, and those with d <= 0, are left out when
+      the prior is estimated; with fewer than three others the input is returned. A variance with
+      d <= 0 is returned as it came.
 
     Raises:
       ValueError: degrees of freedom that are negative or of another shape.
@@ -347,11 +349,11 @@ def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> ja
     d = _checks.count_like("degrees_of_freedom", degrees_of_freedom, variance)
     if variance.size <= 2:
         return variance
-    valid = variance >= jnp.finfo(variance.dtype).tiny
+    valid = (variance >= jnp.finfo(variance.dtype).tiny) & (d > 0)
     n_valid = jnp.maximum(jnp.sum(valid, dtype=variance.dtype), 3)
     # Logarithms relative to a common scale: those of 1e8 would lose two digits in float32.
     scale = largest_magnitude(variance)
-    half = jnp.broadcast_to(d / 2, variance.shape)
+    half = jnp.broadcast_to(jnp.where(d > 0, d / 2, 1), variance.shape)
     log_ratio = jnp.log(jnp.where(valid, variance / scale, 1))
     e = jnp.where(valid, log_ratio - digamma(half) + jnp.log(half), 0)
     e_mean = jnp.sum(e) / n_valid
@@ -363,7 +365,7 @@ def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> ja
     prior = scale * jnp.exp(e_mean + offset)
     weight = jnp.where(has_prior_spread, half_prior / (half_prior + half), 1)
     moderated = weight * prior + (1 - weight) * variance
-    return jnp.where(jnp.sum(valid) >= 3, moderated, variance)
+    return jnp.where((jnp.sum(valid) >= 3) & (d > 0), moderated, variance)
 
 
 def _spread_factor(t: jax.Array, kept: float) -> jax.Array:

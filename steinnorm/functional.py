@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
-from steinnorm._numerics import promote_types, safe_divide
+from steinnorm._numerics import promote_types
 from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve, toward_running
 from steinnorm.statistics import (
     SAVED_STATISTICS,
@@ -29,8 +29,7 @@ from steinnorm.statistics import (
 __all__ = [
     "TEST_STATISTICS",
     "Normalised",
-    "ShrinkageFactors",
-    "shrinkage_factors",
+    "rule_in_use",
     "stein_batch_norm",
 ]
 
@@ -82,7 +81,8 @@ def stein_batch_norm(
     the running averages record them (``momentum`` is the share of the old value that is kept).
     They are computed as ``x * a + d`` with per-channel a and d, and the backward pass keeps only
     per-channel values and ``x`` itself (``jax.checkpoint``), so nothing of the size of ``x`` is
-    stored beside it. Forward mode and higher derivatives work.
+    stored beside it. Forward mode and higher derivatives work. The rounding error of y is that of
+    x * a, about 1e-7 |mean| / deviation in float32, where the deviation is at least sqrt(epsilon).
 
     Args:
       x: input of any rank, real or (with shrinkage "none") complex.
@@ -112,8 +112,8 @@ def stein_batch_norm(
 
     Raises:
       TypeError: an input that is not numeric, or complex with a shrinkage other than "none".
-      ValueError: an unknown name, a momentum outside [0, 1], a negative epsilon, shapes that do
-        not fit, or ``running`` missing where it is needed.
+      ValueError: an unknown name, momentum or epsilon out of range, shapes that do not fit, or
+        ``running`` missing where it is needed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -141,9 +141,7 @@ def stein_batch_norm(
         assert running is not None
         y = _affine(x, *_coefficients(running, running, scale, bias, epsilon), features)
         return Normalised(y.astype(out_dtype), running, None, running)
-    if inference and test_statistics == "shrunk":
-        rule = toward_running(single_example="running")
-
+    rule = rule_in_use(rule, inference=inference, test_statistics=test_statistics)
     settings = _Settings(
         rule=rule,
         features=features,
@@ -157,6 +155,11 @@ def stein_batch_norm(
     y, batch, used, valid = _normalise_by_batch(x, scale, bias, running, mask, settings=settings)
     if running is not None and not inference:
         recorded = RunningStatistics(batch.mean, batch.variance) if rule.toward_running else used
+        if not force_float32_reductions:
+            low = promote_types(dtype or x.dtype, x.dtype)
+            recorded = RunningStatistics(
+                recorded.mean.astype(low), recorded.variance.astype(jnp.finfo(low).dtype)
+            )
         running = _update(running, recorded, valid, momentum)
     return Normalised(y.astype(out_dtype), running, batch, used)
 
@@ -320,51 +323,17 @@ def _update(
     return RunningStatistics(*map(average, running, recorded))
 
 
-class ShrinkageFactors(NamedTuple):
-    """How much of the batch's deviation from the target was kept, one number per layer.
-
-    1: the batch's statistics as they are; 0: the target itself.
-    """
-
-    mean: jax.Array
-    variance: jax.Array
-
-
-def shrinkage_factors(
-    result: Normalised, shrinkage: str | Shrinkage, running: RunningStatistics | None
-) -> ShrinkageFactors:
-    """Returns the least-squares factors of the shrunk statistics on the batch's own.
-
-    Both are measured from the target: zero, or ``running`` for a shrinkage towards it. For
-    :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor.
+def rule_in_use(shrinkage: str | Shrinkage, *, inference: bool, test_statistics: str) -> Shrinkage:
+    """Returns the shrinkage that a call applies.
 
     Args:
-      result: what :func:`stein_batch_norm` returned for a batch.
-      shrinkage: the shrinkage that was used, or its name.
-      running: the running statistics before that call.
-
-    Returns:
-      The two factors, real scalars.
-
-    Raises:
-      ValueError: the result holds no batch statistics.
+      shrinkage: the layer's.
+      inference: whether it is inference.
+      test_statistics: with "shrunk", inference always shrinks towards the running statistics.
     """
-    if result.batch is None:
-        raise ValueError("no batch statistics were used, so nothing was shrunk")
-    toward = resolve(shrinkage).toward_running and running is not None
-
-    def factor(used: jax.Array, own: jax.Array, target: jax.Array | None) -> jax.Array:
-        if toward and target is not None:
-            used, own = used - target, own - target
-        return safe_divide(
-            jnp.sum(used * own.conj()).real, jnp.sum(own * own.conj()).real, otherwise=1.0
-        )
-
-    targets = running or (None, None)
-    return ShrinkageFactors(
-        factor(result.used.mean, result.batch.mean, targets[0]),
-        factor(result.used.variance, result.batch.variance, targets[1]),
-    )
+    if inference and test_statistics == "shrunk":
+        return toward_running(single_example="running")
+    return resolve(shrinkage)
 
 
 def _hashable(groups: Any) -> Any:

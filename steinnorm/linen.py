@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.linen.module import merge_param
 from jax.nn import initializers
 
-from steinnorm import _checks, functional
+from steinnorm import _checks, functional, telemetry
 from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
 
 __all__ = ["BatchNorm", "SteinBatchNorm"]
@@ -131,6 +131,8 @@ class SteinBatchNorm(nn.Module):
             self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         )
         initializing = self.is_initializing()
+        if initializing and len(shape) == jnp.ndim(x):
+            inference = True  # one example, whose batch axis (axis_name) need not exist yet
         before = RunningStatistics(mean.value, var.value)
         result = functional.stein_batch_norm(
             x,
@@ -153,7 +155,10 @@ class SteinBatchNorm(nn.Module):
         if not inference and not initializing and result.running is not None:
             mean.value, var.value = result.running
         if result.batch is not None and self.is_mutable_collection("intermediates"):
-            factors = functional.shrinkage_factors(result, self.shrinkage, before)
+            rule = functional.rule_in_use(
+                self.shrinkage, inference=inference, test_statistics=self.test_statistics
+            )
+            factors = telemetry.shrinkage_factors(result, rule, before)
             self.sow("intermediates", "mean_factor", factors.mean)
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y

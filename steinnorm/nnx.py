@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
-from steinnorm import _checks, functional
+from steinnorm import _checks, functional, telemetry
 from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
 
 __all__ = ["SteinBatchNorm", "convert", "revert"]
@@ -197,7 +197,10 @@ class SteinBatchNorm(nnx.BatchNorm):
             )
         # Without a capture `sow` would create attributes, and computing the factors cost time.
         if result.batch is not None and hasattr(self, "__captures__"):
-            factors = functional.shrinkage_factors(result, self.shrinkage, running)
+            rule = functional.rule_in_use(
+                self.shrinkage, inference=inference, test_statistics=self.test_statistics
+            )
+            factors = telemetry.shrinkage_factors(result, rule, running)
             self.sow(nnx.Intermediate, "mean_factor", factors.mean)
             self.sow(nnx.Intermediate, "variance_factor", factors.variance)
         return result.y
@@ -236,8 +239,9 @@ def convert(
       test_statistics: for all layers.
 
     Returns:
-      A new model, which shares no variable with the given one. Subclasses of ``nnx.BatchNorm``
-      are left as they are, with a warning: what they add would be lost.
+      A new model with variables of its own, which hold the same arrays (immutable; do not donate
+      one model's while using the other). Subclasses of ``nnx.BatchNorm`` are left as they are,
+      with a warning: what they add would be lost.
 
     Raises:
       TypeError: the model is no NNX module.
@@ -265,8 +269,8 @@ def revert(model: M) -> M:
       model: any NNX module; left as it is.
 
     Returns:
-      A new model with the same inference (running statistics), which shares no variable with the
-      given one. Subclasses of :class:`SteinBatchNorm` are left as they are, with a warning.
+      A new model with the same inference (running statistics) and variables of its own, as in
+      :func:`convert`. Subclasses of :class:`SteinBatchNorm` are left as they are, with a warning.
 
     Raises:
       TypeError: the model is no NNX module.
@@ -290,7 +294,8 @@ def _swap(model: M, old: type[nnx.BatchNorm], replace: Callable[[Any], nnx.Batch
         if type(node) is old:
             swapped += 1
             return replace(node)
-        if isinstance(node, old) and not isinstance(node, SteinBatchNorm):
+        ours = isinstance(node, SteinBatchNorm)  # itself a subclass of nnx.BatchNorm
+        if isinstance(node, old) and (old is SteinBatchNorm or not ours):
             warnings.warn(
                 f"left {'/'.join(map(str, path)) or 'the model'} as it is: {type(node).__name__} "
                 f"is a subclass of {old.__name__}, and what it adds would be lost",

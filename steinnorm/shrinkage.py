@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from steinnorm import _checks, estimators
+from steinnorm._numerics import safe_divide
 from steinnorm.statistics import BatchStatistics
 
 __all__ = [
@@ -66,6 +67,7 @@ class Shrinkage:
       needs_noise: the rules read ``mean_noise``, ``variance_noise`` or ``examples``.
       toward_running: the rules shrink towards the running statistics. Those then record the
         batch's own statistics: a target that recorded what was shrunk to it would chase itself.
+      made_by: name and arguments of the constructor, for pickling; none for rules of one's own.
       straight_through: values are those of the shrunk statistics, gradients those of plain batch
         normalisation (as in Batch Renormalization, Ioffe 2017).
 
@@ -86,6 +88,15 @@ class Shrinkage:
     needs_noise: bool = False
     toward_running: bool = False
     straight_through: bool = False
+    made_by: tuple[str, tuple[Any, ...]] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
+
+    def __reduce__(self) -> Any:
+        """Pickles those of this module by name, so that they come back as the same object."""
+        if self.made_by is None:
+            return super().__reduce__()
+        return _construct, self.made_by
 
 
 def combine(mean: str | Shrinkage, variance: str | Shrinkage) -> Shrinkage:
@@ -129,7 +140,12 @@ def _cached(constructor: Callable[P, Shrinkage]) -> Callable[P, Shrinkage]:
 
     Two layers that are built alike then compare equal, and jit does not compile the second again.
     """
-    signature, cached = inspect.signature(constructor), functools.cache(constructor)
+    signature = inspect.signature(constructor)
+
+    @functools.cache
+    def cached(*args: Any) -> Shrinkage:
+        made = constructor(*args)  # type: ignore[call-arg]  # bound to the signature below
+        return dataclasses.replace(made, made_by=(constructor.__name__, args))
 
     @functools.wraps(constructor)
     def construct(*args: P.args, **kwargs: P.kwargs) -> Shrinkage:
@@ -250,38 +266,42 @@ def toward_running(single_example: Literal["batch", "running"] = "batch") -> Shr
     are used.
 
     Args:
-      single_example: what to use where a batch of one example leaves the noise unknown:
-        ``"batch"`` as in training batch norm, ``"running"`` for inference.
+      single_example: what a channel uses whose noise is unknown (a batch of one example, a constant
+        channel): ``"batch"`` as in training batch norm, ``"running"`` for inference.
 
     Raises:
       ValueError: an unknown ``single_example``.
     """
     _checks.one_of("single_example", single_example, ["batch", "running"])
 
-    def choose(
-        batch: BatchStatistics, running: RunningStatistics, shrunk: jax.Array, own: jax.Array
+    def estimate(
+        own: jax.Array,
+        running: RunningStatistics,
+        candidates: tuple[jax.Array, jax.Array],
+        known: jax.Array,
     ) -> jax.Array:
-        use_own = jnp.all(running.mean == 0) & jnp.all(running.variance == 1)
-        if single_example == "batch":  # otherwise infinite noise has led to the running ones
-            use_own = use_own | (_asked_for(batch.examples) < 2)
-        # A constant channel has no noise, and no scale to measure a distance in.
-        return jnp.where(use_own | (batch.variance <= 0), own, shrunk)
+        shrunk, target = candidates
+        fallback = own if single_example == "batch" else target
+        empty = jnp.all(running.mean == 0) & jnp.all(running.variance == 1)
+        return jnp.where(empty, own, jnp.where(known, shrunk, fallback))
 
     def mean(batch: BatchStatistics, running: RunningStatistics) -> jax.Array:
-        variance = jnp.where(batch.variance > 0, batch.variance, 1)
-        deviation = jnp.sqrt(variance)
-        kept = estimators.james_stein(
-            (batch.mean - running.mean) / deviation, _asked_for(batch.mean_noise) / variance
-        )
-        return choose(batch, running, running.mean + deviation * kept, batch.mean)
+        known = _has_noise(batch)
+        variance = jnp.where(known, batch.variance, 1)
+        noise = jnp.where(known, _asked_for(batch.mean_noise), 0) / variance
+        distance = (batch.mean - running.mean) / jnp.sqrt(variance)
+        kept = _kept(distance, noise, known)
+        shrunk = running.mean + kept * (batch.mean - running.mean)
+        return estimate(batch.mean, running, (shrunk, running.mean), known)
 
     def variance(batch: BatchStatistics, running: RunningStatistics) -> jax.Array:
-        own = jnp.where(batch.variance > 0, batch.variance, 1)
+        known = _has_noise(batch)
+        own = jnp.where(known, batch.variance, 1)
+        noise = jnp.where(known, _asked_for(batch.variance_noise), 0) / jnp.square(own)
         target = jnp.maximum(running.variance, jnp.finfo(own.dtype).tiny)
-        kept = estimators.james_stein(
-            jnp.log(own) - jnp.log(target), _asked_for(batch.variance_noise) / jnp.square(own)
-        )
-        return choose(batch, running, target * jnp.exp(kept), batch.variance)
+        distance = jnp.log(own) - jnp.log(target)
+        shrunk = target * jnp.exp(_kept(distance, noise, known) * distance)
+        return estimate(batch.variance, running, (shrunk, running.variance), known)
 
     return Shrinkage(
         "toward_running",
@@ -291,6 +311,28 @@ def toward_running(single_example: Literal["batch", "running"] = "batch") -> Shr
         toward_running=True,
         straight_through=True,
     )
+
+
+def _has_noise(batch: BatchStatistics) -> jax.Array:
+    """Channels whose sampling noise is known: two examples or more, and not constant.
+
+    A constant channel has no scale to measure a distance in.
+    """
+    known = (batch.variance > 0) & jnp.isfinite(_asked_for(batch.mean_noise))
+    return known & jnp.isfinite(_asked_for(batch.variance_noise))
+
+
+def _kept(distance: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
+    """The positive-part James-Stein factor over the channels whose noise is known.
+
+    That of :func:`~steinnorm.james_stein`, but a channel that cannot be judged takes no part:
+    neither a dead unit nor an empty channel may decide for the others.
+    """
+    channels = jnp.sum(known, dtype=distance.dtype)
+    total = jnp.sum(jnp.where(known, jnp.square(distance), 0))
+    average = jnp.sum(jnp.where(known, noise, 0)) / jnp.maximum(channels, 1)
+    share = safe_divide(jnp.maximum(channels - 2, 0) * average, total, otherwise=0.0)
+    return jnp.maximum(1 - share, 0)
 
 
 def _asked_for(noise: jax.Array | None) -> jax.Array:
@@ -311,6 +353,11 @@ _CONSTRUCTORS: dict[str, Callable[..., Shrinkage]] = {
     "lasso": lasso,
     "toward_running": toward_running,
 }
+
+
+def _construct(name: str, args: tuple[Any, ...]) -> Shrinkage:
+    return _CONSTRUCTORS[name](*args)
+
 
 NAMES: tuple[str, ...] = tuple(_CONSTRUCTORS)
 """The names that :func:`by_name` knows."""

@@ -111,6 +111,15 @@ def batch_statistics(
         raise ValueError(f"noise=True needs a real input; got dtype {x.dtype}.")
     x = x.astype(promote_types(x.dtype if dtype is None else dtype, jnp.float32))
     valid = None if mask is None else _checks.mask_array(mask, x.shape)
+    if len(features) == x.ndim:
+        if axis_name is None:
+            raise ValueError(
+                f"axis {axis} names every axis of an input of rank {x.ndim}; at least one axis "
+                "must be left to compute statistics over (a batch axis), or axis_name be given."
+            )
+        # One example a device: a batch axis of one.
+        x, valid = x[None], None if valid is None else valid[None]
+        features = tuple(f + 1 for f in features)
     if not use_fast_variance and not noise:
         return _in_two_reductions(x, features, valid, axis_name, axis_index_groups)
     parts = _reduce_parts(x, features, valid, 1 if axis_name is not None else None, noise)
@@ -209,7 +218,9 @@ def _combine_parts(parts: jax.Array, one_count: bool) -> BatchStatistics:
         return jnp.sum(field, axis=0, keepdims=True)
 
     def finish(field: jax.Array, shared: bool = False) -> jax.Array:
-        return jnp.max(field) if shared else jnp.squeeze(field, 0)
+        if not shared:
+            return jnp.squeeze(field, 0)
+        return jnp.max(field, initial=0)  # all channels have the same
 
     count = total(counts)
     weights = counts / jnp.maximum(count, 1)
@@ -265,7 +276,7 @@ def _in_two_reductions(
     mean, count, squares = (jnp.squeeze(a, axes) for a in (mean, count, squares))
     variance = squares / jnp.maximum(count, 1)
     if _is_shared(valid, features):
-        count = jnp.max(count)
+        count = jnp.max(count, initial=0)
     return BatchStatistics(mean, variance, count)
 
 

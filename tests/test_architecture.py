@@ -26,6 +26,7 @@ LAYERS = [
     ["statistics"],
     ["shrinkage"],
     ["functional"],
+    ["telemetry"],
     ["linen", "nnx"],
 ]
 FLAX_ALLOWED = {"linen", "nnx"}

@@ -707,3 +707,24 @@ def test_docstring_examples_run() -> None:
     result = doctest.testmod(estimators, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0
     assert result.attempted >= len(_public_functions())
+
+
+def test_moderated_variance_without_degrees_of_freedom_is_finite() -> None:
+    variance = jnp.array([1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(estimators.moderated_variance(variance, 0), variance)
+    degrees = jnp.array([0.0, 5.0, 5.0, 5.0])
+    got = estimators.moderated_variance(variance, degrees)
+    assert got[0] == 1
+    np.testing.assert_allclose(got[1:], estimators.moderated_variance(variance[1:], 5), rtol=1e-5)
+    gradient = jax.grad(lambda v: estimators.moderated_variance(v, degrees).sum())(variance)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_magnitudes_near_the_largest_float_stay_in_range() -> None:
+    v = jnp.array([1.0, -0.5, 0.25])
+    large = 2e38 * v
+    np.testing.assert_allclose(
+        np.asarray(estimators.stein_mean(large)) / 2e38, estimators.stein_mean(v), rtol=1e-5
+    )
+    np.testing.assert_allclose(estimators.james_stein(large, 1.0), large, rtol=1e-5)
+    assert np.all(np.isfinite(estimators.james_stein(jnp.full(4, 3e38), 1.0, target="mean")))

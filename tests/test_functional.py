@@ -10,7 +10,8 @@ import pytest
 
 from steinnorm import RunningStatistics, Shrinkage, batch_statistics, moderated_variance
 from steinnorm import shrinkage as rules
-from steinnorm.functional import shrinkage_factors, stein_batch_norm
+from steinnorm.functional import stein_batch_norm
+from steinnorm.telemetry import shrinkage_factors
 from tests import reference
 from tests.derivatives import assert_derivatives
 
@@ -105,6 +106,31 @@ def test_output_has_unit_deviation_whatever_the_offset(offset):
     x = offset + draw(shape=(64, 8, 8, 4)) / 2
     y = jitted(shrinkage="none")(x).y
     np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1.0, rtol=1e-2)
+
+
+def test_one_example_without_pixels_uses_the_running_statistics():
+    """Rank 2: a batch of one has variance zero, and must not be normalised to nothing."""
+    x = draw()[:1, 0, 0]
+    options = {"use_running_average": True, "test_statistics": "shrunk"}
+    got = stein_batch_norm(x, SCALE, BIAS, RUNNING, **options)
+    want = reference.normalise(x, *RUNNING, scale=SCALE, bias=BIAS)
+    np.testing.assert_allclose(got.y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_rank_one_input_has_a_mapped_batch_axis():
+    x = draw()[:, 0, 0]
+    mapped = jax.vmap(
+        lambda a: stein_batch_norm(a, axis_name="batch", shrinkage="none").y, axis_name="batch"
+    )
+    np.testing.assert_allclose(
+        mapped(x), stein_batch_norm(x, shrinkage="none").y, rtol=1e-5, atol=1e-5
+    )
+    one = stein_batch_norm(x[0], SCALE, BIAS, RUNNING, use_running_average=True).y
+    np.testing.assert_allclose(
+        one, reference.normalise(x[:1], *RUNNING, scale=SCALE, bias=BIAS)[0], rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="names every axis of an input of rank 1"):
+        stein_batch_norm(x[0])
 
 
 class TestMask:

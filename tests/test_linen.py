@@ -98,6 +98,16 @@ def test_shared_layer_called_twice_in_initialisation():
     assert first.shape == second.shape == x.shape
 
 
+def test_low_precision_running_statistics_keep_their_dtype(x):
+    layer = SteinBatchNorm(
+        use_running_average=False, param_dtype=jnp.bfloat16, force_float32_reductions=False
+    )
+    x = x.astype(jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+    _, updated = layer.apply(variables, x, mutable=["batch_stats"])
+    assert {a.dtype for a in jax.tree.leaves(updated)} == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_inference_does_not_depend_on_the_batch(x):
     layer = SteinBatchNorm(use_running_average=True)
     variables = trained(layer.clone(use_running_average=False), x)
@@ -147,6 +157,12 @@ class TestTelemetry:
         factors = sown["intermediates"]
         assert 0.5 <= factors["mean_factor"][0] <= 1  # 3/(C+1) is the least at C = 5
         assert factors["variance_factor"][0].shape == ()
+
+    def test_factors_of_shrunk_test_statistics_are_those_of_their_own_rule(self, x):
+        layer = SteinBatchNorm(use_running_average=True, test_statistics="shrunk")
+        variables = trained(layer.clone(use_running_average=False), x)
+        _, sown = layer.apply(variables, x[:1], mutable=["intermediates"])
+        assert abs(sown["intermediates"]["mean_factor"][0]) < 1e-5  # one example: all running
 
     def test_costs_nothing_when_not_asked_for(self, x):
         layer = SteinBatchNorm(use_running_average=False)

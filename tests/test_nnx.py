@@ -189,6 +189,15 @@ class TestConvert:
             converted = convert(model)
         assert [type(layer) for layer in converted.layers] == [SteinBatchNorm, Fused]
 
+    def test_revert_warns_about_subclasses_too(self):
+        class Fused(SteinBatchNorm):
+            pass
+
+        rngs = nnx.Rngs(0)
+        model = nnx.Sequential(SteinBatchNorm(3, rngs=rngs), Fused(3, rngs=rngs))
+        with pytest.warns(UserWarning, match="Fused is a subclass of SteinBatchNorm"):
+            assert [type(layer) for layer in revert(model).layers] == [nnx.BatchNorm, Fused]
+
     @pytest.mark.parametrize(
         ("call", "error", "message"),
         [

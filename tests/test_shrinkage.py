@@ -91,6 +91,27 @@ class TestTowardRunning:
         assert mean[2] == 7.0
         assert variance[2] == 0.0
 
+    @pytest.mark.parametrize("value", [0.0, 50.0])
+    def test_a_dead_channel_does_not_decide_for_the_others(self, value):
+        x = batch(examples=4)
+        dead = x.copy()
+        dead[:, :, 4] = value
+        running = rules.RunningStatistics(RUNNING.mean, RUNNING.variance.at[4].set(1e-5))
+        got = apply(rules.toward_running(), batch_statistics(dead, noise=True), running)
+        alive = rules.RunningStatistics(RUNNING.mean[:4], RUNNING.variance[:4])
+        want = apply(rules.toward_running(), batch_statistics(x[:, :, :4], noise=True), alive)
+        for ours, theirs in zip(got, want, strict=True):
+            np.testing.assert_allclose(ours[:4], theirs, rtol=1e-5)
+
+    def test_an_empty_channel_does_not_decide_for_the_others(self):
+        x = batch(examples=4)
+        mask = np.array([True, True, True, True, False])
+        got = apply(rules.toward_running(), batch_statistics(x, mask=mask, noise=True))
+        alive = rules.RunningStatistics(RUNNING.mean[:4], RUNNING.variance[:4])
+        want = apply(rules.toward_running(), batch_statistics(x[:, :, :4], noise=True), alive)
+        for ours, theirs in zip(got, want, strict=True):
+            np.testing.assert_allclose(ours[:4], theirs, rtol=1e-5)
+
     def test_asks_for_noise(self):
         with pytest.raises(ValueError, match="noise=True"):
             apply(rules.toward_running(), batch_statistics(batch()))
@@ -114,6 +135,8 @@ def test_equal_arguments_give_equal_shrinkages():
     assert rules.stein(0.5) != rules.stein(1.0)
     assert hash(rules.by_name("ridge", strength=0.1)) == hash(rules.ridge(0.1))
     assert copy.deepcopy(rules.toward_running()) == rules.toward_running()
+    for rule in (rules.stein(0.5), rules.none(), rules.toward_running("running")):
+        assert pickle.loads(pickle.dumps(rule)) is rule
 
 
 def test_names_say_what_was_chosen():

@@ -1,0 +1,61 @@
+"""How much a layer shrank: one number for the means and one for the variances."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from steinnorm._numerics import safe_divide
+from steinnorm.functional import Normalised
+from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
+
+__all__ = ["ShrinkageFactors", "shrinkage_factors"]
+
+
+class ShrinkageFactors(NamedTuple):
+    """How much of the batch's deviation from the target was kept, one number per layer.
+
+    1: the batch's statistics as they are; 0: the target itself.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
+
+
+def shrinkage_factors(
+    result: Normalised, shrinkage: str | Shrinkage, running: RunningStatistics | None
+) -> ShrinkageFactors:
+    """Returns the least-squares factors of the shrunk statistics on the batch's own.
+
+    Both are measured from the target: zero, or ``running`` for a shrinkage towards it. For
+    :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor.
+
+    Args:
+      result: what :func:`stein_batch_norm` returned for a batch.
+      shrinkage: the shrinkage that was used, or its name.
+      running: the running statistics before that call.
+
+    Returns:
+      The two factors, real scalars.
+
+    Raises:
+      ValueError: the result holds no batch statistics.
+    """
+    if result.batch is None:
+        raise ValueError("no batch statistics were used, so nothing was shrunk")
+    toward = resolve(shrinkage).toward_running and running is not None
+
+    def factor(used: jax.Array, own: jax.Array, target: jax.Array | None) -> jax.Array:
+        if toward and target is not None:
+            used, own = used - target, own - target
+        return safe_divide(
+            jnp.sum(used * own.conj()).real, jnp.sum(own * own.conj()).real, otherwise=1.0
+        )
+
+    targets = running or (None, None)
+    return ShrinkageFactors(
+        factor(result.used.mean, result.batch.mean, targets[0]),
+        factor(result.used.variance, result.batch.variance, targets[1]),
+    )
