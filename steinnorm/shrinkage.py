@@ -94,9 +94,10 @@ class Shrinkage:
 
     def __reduce__(self) -> Any:
         """Pickles those of this module by name, so that they come back as the same object."""
-        if self.made_by is None:
-            return super().__reduce__()
-        return _construct, self.made_by
+        # One that dataclasses.replace() has changed is no longer what its constructor makes.
+        if self.made_by is not None and _construct(*self.made_by) == self:
+            return _construct, self.made_by
+        return super().__reduce__()
 
 
 def combine(mean: str | Shrinkage, variance: str | Shrinkage) -> Shrinkage:

@@ -1,6 +1,7 @@
 """The shrinkages: against the reference, by name, combined and written by a user."""
 
 import copy
+import dataclasses
 import pickle
 
 import jax.numpy as jnp
@@ -137,6 +138,12 @@ def test_equal_arguments_give_equal_shrinkages():
     assert copy.deepcopy(rules.toward_running()) == rules.toward_running()
     for rule in (rules.stein(0.5), rules.none(), rules.toward_running("running")):
         assert pickle.loads(pickle.dumps(rule)) is rule
+
+
+def test_a_changed_rule_is_copied_with_its_change():
+    changed = dataclasses.replace(rules.stein(), variance=rules.none().variance)
+    assert copy.deepcopy(changed) == changed
+    assert copy.deepcopy(changed) != rules.stein()
 
 
 def test_names_say_what_was_chosen():
