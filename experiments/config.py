@@ -1,17 +1,17 @@
 """What an experiment is, as frozen dataclasses that hold no code.
 
-A configuration is plain data: it can be written to JSON, compared, hashed and shrunk for a smoke
-run with ``dataclasses.replace``.
+A configuration is plain data: it can be written to JSON, read back, compared, and shrunk for a
+smoke run with ``dataclasses.replace``.  ``kind`` tells the members of a union apart.
 """
 
 import dataclasses
 from typing import Literal
 
-Statistics = Literal["running", "batch", "none"]
+Statistics = Literal["running", "batch", "shrunk", "none"]
 """Where a norm's statistics came from when a number was measured.
 
-``running``: stored during training; ``batch``: the test batch's own; ``none``: the norm uses
-neither (group normalisation).
+``running``: stored during training; ``batch``: the test batch's own; ``shrunk``: those, shrunk
+towards the stored ones; ``none``: the norm uses no statistics of batches (group normalisation).
 """
 
 
@@ -19,9 +19,13 @@ class ConfigError(ValueError):
     """What the user asked for cannot be run; the message says what was expected."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; the message says which and what to do."""
+
+
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which images, and how they are split.
+class DigitsData:
+    """scikit-learn's digits: bundled, no folder needed.
 
     Attributes:
       train_examples: size of the training part; the rest of the images are left out.
@@ -30,45 +34,201 @@ class DataConfig:
         different norms and seeds are compared on the same test images.
     """
 
-    train_examples: int
-    test_examples: int
+    train_examples: int = 1297
+    test_examples: int = 500
     split_seed: int = 0
+    kind: Literal["digits"] = "digits"
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A residual network (see ``experiments.models.resnet``).
+class Cifar10Data:
+    """CIFAR-10 as prepared by TensorFlow Datasets, read without TensorFlow.
 
     Attributes:
-      width: channels of the first stage; every later stage doubles them.
-      stage_sizes: residual blocks per stage.
-      statistics_momentum: share of the running statistics that a training step keeps.
+      train_examples: size of the training part, out of what validation leaves; None is all.
+      validation_share: of the 50,000 training images, kept back to choose weights by.
+      test_examples: size of the test part; None is all 10,000.
+      split_seed: of the choice of both.
     """
 
-    width: int
-    stage_sizes: tuple[int, ...]
-    statistics_momentum: float = 0.9
+    train_examples: int | None = None
+    validation_share: float = 0.2
+    test_examples: int | None = None
+    split_seed: int = 6
+    kind: Literal["cifar10"] = "cifar10"
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumesData:
+    """NIfTI volumes with a table ``path,label[,site][,split][,subject]``.
+
+    Attributes:
+      shape: (depth, height, width) that every volume is brought to.
+      table: file name of the table, in the data folder.
+      fit: how: ``resample`` (linear) or ``crop`` (about the centre, padded with the lowest value
+        where the volume is smaller).
+      normalise: per volume: ``percentile`` (1st and 99th to 0 and 1, clipped), ``minmax`` (lowest
+        and highest to 0 and 1) or ``none`` (values must lie in [0, 1], as FA maps do).
+      harmonise: remove differences between sites (ComBat), fitted on the training part only.
+      validation_share: where the table has no ``split``, share of the subjects for validation.
+      test_share: likewise, for the test.
+      train_examples: size of the training part; None is all of it.
+      split_seed: of the split by subject, and of the choice of ``train_examples``.
+    """
+
+    shape: tuple[int, int, int] = (128, 128, 64)
+    table: str = "participants.csv"
+    fit: Literal["resample", "crop"] = "resample"
+    normalise: Literal["percentile", "minmax", "none"] = "percentile"
+    harmonise: bool = False
+    validation_share: float = 0.2
+    test_share: float = 0.2
+    train_examples: int | None = None
+    split_seed: int = 0
+    kind: Literal["volumes"] = "volumes"
+
+
+@dataclasses.dataclass(frozen=True)
+class CityscapesData:
+    """Images and label maps in the folder layout of Cityscapes.
+
+    Attributes:
+      shape: (height, width) that frames are resized to: images bilinear with antialiasing, labels
+        nearest.
+      validation: ``folder``: the folder ``val`` is for validation and ``test`` for the test;
+        ``split``: as the paper does, a share of ``train`` is for validation and ``val`` is for
+        the test (the official test labels are not public).
+      validation_share: that share.
+      train_examples: size of the training part; None is all of it.
+      split_seed: of the share, and of the choice of ``train_examples``.
+    """
+
+    shape: tuple[int, int] = (256, 512)
+    validation: Literal["folder", "split"] = "split"
+    validation_share: float = 0.2
+    train_examples: int | None = None
+    split_seed: int = 0
+    kind: Literal["cityscapes"] = "cityscapes"
+
+
+DataConfig = DigitsData | Cifar10Data | VolumesData | CityscapesData
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetModel:
+    """A residual network with the stem for small images (``experiments.models.resnet``).
+
+    Attributes:
+      depth: 9, 18, 34, 50, 101 or 152; None takes ``stage_sizes`` instead.
+      width: channels of the first stage; every later stage doubles them.  The published networks
+        have 64.
+      stage_sizes: basic blocks per stage, where there is no ``depth``.
+    """
+
+    depth: int | None = 9
+    width: int = 64
+    stage_sizes: tuple[int, ...] = ()
+    kind: Literal["resnet"] = "resnet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cnn3dModel:
+    """The paper's small 3-D network (``experiments.models.cnn3d``).
+
+    Attributes:
+      channels: of its strided convolutions.
+      hidden: sizes of its dense layers; empty for one dense layer on the pooled features.
+      pool: average over all positions before the dense layers, instead of flattening.
+    """
+
+    channels: tuple[int, ...] = (3, 6, 6, 6)
+    hidden: tuple[int, ...] = (768, 16)
+    pool: bool = False
+    kind: Literal["cnn3d"] = "cnn3d"
+
+
+@dataclasses.dataclass(frozen=True)
+class HRNetModel:
+    """A high-resolution network (``experiments.models.hrnet``).
+
+    Attributes:
+      size: ``paper`` (1.54 M parameters), ``w18`` or ``w48`` (the official ones).
+      stem_strides: of the two convolutions of the stem; None is those that were published with
+        the size.  The paper's code has (1, 1): all of the network at full resolution; the
+        official networks have (2, 2), and their output is resized.
+    """
+
+    size: Literal["paper", "w18", "w48"] = "paper"
+    stem_strides: tuple[int, int] | None = None
+    kind: Literal["hrnet"] = "hrnet"
+
+
+ModelConfig = ResNetModel | Cnn3dModel | HRNetModel
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryConfig:
+    """Training on attacked inputs (Madry et al. 2018).
+
+    Attributes:
+      epsilon: radius of the ball, in units of the input range [0, 1].
+      steps: gradient steps; 1 with ``random_start`` is FGSM with a random start.
+      step_size: absolute; None means 2.5 * epsilon / steps.
+      norm: of the ball, ``linf`` or ``l2``.
+      random_start: start at a random point of the ball.
+    """
+
+    epsilon: float
+    steps: int = 7
+    step_size: float | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    random_start: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Stochastic gradient descent with Nesterov momentum and a cosine schedule.
+    """Stochastic gradient descent with Nesterov momentum.
 
     Attributes:
-      epochs: passes over the training images.
-      batch_size: images per step; what is left over at the end of an epoch is dropped.
+      epochs: passes over the training part.
+      batch_size: examples per step, over all devices; what is left over at the end of an epoch is
+        dropped.
       learning_rate: peak, reached after ``warmup_epochs``.
-      momentum: of the optimiser.
-      weight_decay: on every weight with two or more dimensions.
+      schedule: after the warm-up: ``constant``, or ``cosine`` down to zero.
       warmup_epochs: epochs of linear increase of the learning rate.
+      momentum: of the optimiser.
+      weight_decay: coupled, as in PyTorch's SGD.
+      decay_all: decay scales and biases too (the paper's code does), not only weights of two or
+        more dimensions.
+      clip_norm: largest global norm of the gradient; None for no limit.
+      label_smoothing: share of a label that is spread over all classes.
+      augment: mirror images left to right at random.
+      shift: shift images at random by up to so many pixels in each direction; 0 for not.
+      standardise: subtract the training part's channel means and divide by its standard
+        deviations, inside the model (inputs and attacks stay in [0, 1]).
+      compute_dtype: of activations; parameters, statistics and losses stay in float32.
+      statistics_momentum: share of the running statistics that a training step keeps.
+      patience: stop after so many epochs without a better validation score; None for never.
+      adversary: train on attacked inputs; None for clean ones.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_epochs: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
+    decay_all: bool = False
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    augment: bool = False
+    shift: int = 0
+    standardise: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    statistics_momentum: float = 0.9
+    patience: int | None = None
+    adversary: AdversaryConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +263,17 @@ class AttackConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the test images.
+    """What is measured on the test part.
 
     Attributes:
-      batch_size: test images per batch.  Under ``batch`` statistics the result depends on it.
+      batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
+      attacks: measured besides the clean score.
       statistics: sources of statistics, each measured in full.
-      attacks: measured besides the clean accuracy.
       shown_strongest: radii at which the strongest attack stands in the short table.
     """
 
     batch_size: int
-    attacks: tuple[AttackConfig, ...]
+    attacks: tuple[AttackConfig, ...] = ()
     statistics: tuple[Statistics, ...] = ("running", "batch")
     shown_strongest: tuple[float, ...] = ()
 
@@ -124,19 +284,24 @@ class ExperimentConfig:
 
     Attributes:
       name: the configuration's name, as in ``results.json``.
+      preset: which of its presets.
       dataset: in words, for ``list``.
-      size: numbers of images and their shape, in words.
+      size: numbers of examples and their shape, in words.
       expected_time: on the machine named in it, in words.
-      data: images and split.
+      task: what the network answers: ``classification`` (K logits), ``binary`` (one logit) or
+        ``segmentation`` (K logits per pixel).
+      data: examples and split.
       model: the network.
       train: the optimisation.
       evaluation: what is measured afterwards.
     """
 
     name: str
+    preset: str
     dataset: str
     size: str
     expected_time: str
+    task: Literal["classification", "binary", "segmentation"]
     data: DataConfig
     model: ModelConfig
     train: TrainConfig

@@ -4,42 +4,24 @@
 Handwritten Digits" (Alpaydin & Kaynak 1998); values are whole numbers from 0 to 16.
 """
 
-import dataclasses
-
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from experiments.config import ConfigError, DataConfig
+from experiments.config import ConfigError, DigitsData
+from experiments.data.examples import Dataset, Examples
 
 CLASSES = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageData:
-    """Images and labels, split.
-
-    Attributes:
-      train_images: (N, H, W, C) float32 in [0, 1].
-      train_labels: (N,) int32.
-      test_images: (M, H, W, C) float32 in [0, 1], in random order: with test-batch statistics
-        batches sorted by class would be another experiment.
-      test_labels: (M,) int32.
-      classes: number of classes.
-    """
-
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    classes: int
-
-
-def load(config: DataConfig) -> ImageData:
+def load(config: DigitsData) -> Dataset:
     """Loads and splits the digits, with the same share of each class in both parts.
 
     Args:
       config: sizes of the parts and the seed of the split.
+
+    Returns:
+      Inputs (N, 8, 8, 1) float32 in [0, 1], labels (N,) int32; no validation part.
 
     Raises:
       ConfigError: the parts need more images than there are.
@@ -56,4 +38,10 @@ def load(config: DataConfig) -> ImageData:
         random_state=config.split_seed,
         stratify=labels,
     )
-    return ImageData(train_x, train_y, test_x, test_y, CLASSES)
+    return Dataset(
+        train=Examples(train_x, train_y),
+        validation=Examples(train_x[:0], train_y[:0]),
+        test=Examples(test_x, test_y),
+        classes=CLASSES,
+        class_names=tuple(str(digit) for digit in range(CLASSES)),
+    )

@@ -1,0 +1,59 @@
+"""Decoded examples: what every loader hands over and all else works on."""
+
+import dataclasses
+
+import numpy as np
+
+from experiments.config import ConfigError
+
+VOID = 255
+"""Label of pixels that count neither in a loss nor in a score."""
+
+
+class DataError(ConfigError):
+    """Data on disk is not as described; the message names the file and what is wrong with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One part of a data set, in arrays (or memory maps) of the same length.
+
+    Attributes:
+      inputs: (N, ..., C): uint8, standing for value / 255, or float32 in [0, 1].
+      targets: (N,) int32 class labels; or (N, H, W) uint8 labels of pixels, ``VOID`` where
+        there is none.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs, {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, index: np.ndarray) -> "Examples":
+        """Those at the given positions, in that order."""
+        return Examples(self.inputs[index], self.targets[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set, split.
+
+    Attributes:
+      train: for the optimiser.
+      validation: for the choice of weights; may be empty where nothing is chosen.
+      test: for the numbers that are reported, in an order without meaning: with test-batch
+        statistics, batches sorted by class would be another experiment.
+      classes: number of classes; labels lie in [0, classes).
+      class_names: their names, in order.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    classes: int
+    class_names: tuple[str, ...] = ()

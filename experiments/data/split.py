@@ -1,0 +1,57 @@
+"""Seeded orders and sizes of parts, the same on every machine."""
+
+import numpy as np
+
+from experiments.config import ConfigError
+
+TRAIN, VALIDATION, TEST, CHOICE = 0, 1, 2, 3
+"""Streams of random numbers, so that what one seed shuffles is shuffled independently."""
+
+
+def shuffled(count: int, seed: int, stream: int = TRAIN) -> np.ndarray:
+    """A permutation of 0 .. count - 1: NumPy's PCG64, seeded with (seed, stream)."""
+    return np.random.Generator(np.random.PCG64([seed, stream])).permutation(count)
+
+
+def balanced(labels: np.ndarray, seed: int, stream: int = TRAIN) -> np.ndarray:
+    """A random order of which every first stretch has all classes in their shares, nearly.
+
+    Args:
+      labels: (N,) class of each item.
+      seed: of the order within a class.
+      stream: likewise.
+
+    Returns:
+      (N,) positions.
+    """
+    order = shuffled(len(labels), seed, stream)
+    labels = np.asarray(labels)[order]
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = labels == label
+        place[members] = (np.arange(members.sum()) + 0.5) / members.sum()
+    return order[np.argsort(place, kind="stable")]
+
+
+def share_of(count: int, share: float, name: str) -> int:
+    """How many of ``count`` a share is, at least 1 unless the share is 0.
+
+    Raises:
+      ConfigError: the share is not in [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ConfigError(f"{name} must lie in [0, 1), not {share}")
+    return max(1, round(share * count)) if share > 0 else 0
+
+
+def first(order: np.ndarray, wanted: int | None, name: str, what: str) -> np.ndarray:
+    """The first ``wanted`` of an order; all of it for None.
+
+    Raises:
+      ConfigError: there are not so many, or fewer than one is wanted.
+    """
+    if wanted is None:
+        return order
+    if not 1 <= wanted <= len(order):
+        raise ConfigError(f"{name} = {wanted}, but there are {len(order)} {what}")
+    return order[:wanted]
