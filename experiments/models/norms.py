@@ -5,12 +5,12 @@ All but ``group`` are one class, so that a comparison differs in the shrinkage a
 
 import functools
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 from flax import nnx
 
 from experiments.config import Statistics
-from steinnorm.nnx import SteinBatchNorm, revert
+from steinnorm.nnx import SteinBatchNorm, convert, revert
 
 
 class NormFactory(Protocol):
@@ -34,29 +34,32 @@ NORMS = (*_SHRINKAGES, "group")
 """The names, the reference first and the control without batch statistics last."""
 
 
-def norm_factory(name: str, *, statistics_momentum: float = 0.9) -> NormFactory:
+def norm_factory(name: str, *, statistics_momentum: float = 0.9, dtype: Any = None) -> NormFactory:
     """The norm of that name, as something that a network calls once per layer.
 
     Args:
       name: one of ``NORMS``.
       statistics_momentum: share of the running statistics that a training step keeps; ``group``
         has none and ignores it.
+      dtype: of the layers' results; None is that of input and parameters together.  Parameters
+        and statistics are float32 in any case.
 
     Raises:
       ValueError: an unknown name; the message lists the known ones.
     """
     if name == "group":
-        return _group
+        return functools.partial(_group, dtype=dtype)
     if name not in _SHRINKAGES:
         raise ValueError(f"unknown norm {name!r}; expected one of {', '.join(NORMS)}")
     return functools.partial(
-        SteinBatchNorm, shrinkage=_SHRINKAGES[name], momentum=statistics_momentum
+        SteinBatchNorm, shrinkage=_SHRINKAGES[name], momentum=statistics_momentum, dtype=dtype
     )
 
 
-def _group(num_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
+def _group(num_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
     # Four groups where the channels allow it: at these widths Flax's 32 would be one per channel.
-    return nnx.GroupNorm(num_features, num_groups=math.gcd(num_features, 4), rngs=rngs)
+    groups = math.gcd(num_features, 4)
+    return nnx.GroupNorm(num_features, num_groups=groups, dtype=dtype, rngs=rngs)
 
 
 def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]:
@@ -73,6 +76,7 @@ def in_evaluation(model: nnx.Module, statistics: Statistics) -> nnx.Module:
         return model
     if statistics == "running":
         # Shrinkage acts when statistics are taken; with stored ones all these norms are plain
-        # batch norm.  As that one class, all norms share one compilation of each attack.
-        return nnx.view(revert(model), use_running_average=True)
+        # batch norm.  As that one, all norms share one compilation of each attack.  Our layer's
+        # plain form, because Flax's rounds the statistics to the computation's dtype.
+        return nnx.view(convert(revert(model), "none"), use_running_average=True)
     return nnx.view(model, use_running_average=True, test_statistics=statistics)

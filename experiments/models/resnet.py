@@ -1,72 +1,73 @@
-"""A residual network for small images (after He et al. 2016), for any norm."""
+"""Residual networks for small images (after He et al. 2016), for any norm."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from experiments.models.layers import BasicBlock, Block, Bottleneck, conv
 from experiments.models.norms import NormFactory
 
-
-def _conv(channels_in: int, channels_out: int, size: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    # No bias: the norm that follows each convolution would take it out again.
-    return nnx.Conv(
-        channels_in,
-        channels_out,
-        kernel_size=(size, size),
-        strides=(stride, stride),
-        padding="SAME",
-        use_bias=False,
-        kernel_init=nnx.initializers.he_normal(),
-        rngs=rngs,
-    )
+# He et al. 2016, table 1; nine layers are one basic block per stage.
+_DEPTHS: dict[int, tuple[Block, tuple[int, ...]]] = {
+    9: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
+}
+DEPTHS = tuple(_DEPTHS)
 
 
-class ResidualBlock(nnx.Module):
-    """Two 3x3 convolutions, each normalised, added to the input.
+def of_depth(depth: int) -> tuple[Block, tuple[int, ...]]:
+    """The kind of block and the number of blocks per stage of the network of that depth.
 
     Args:
-      norm: builds the norm layers.
-      channels_in: channels of the input.
-      channels_out: channels of the output.
-      stride: of the first convolution and the shortcut.
-      rngs: random numbers for the weights.
+      depth: one of ``DEPTHS``.
+
+    Raises:
+      ValueError: another depth; the message lists the known ones.
     """
-
-    def __init__(
-        self, norm: NormFactory, channels_in: int, channels_out: int, stride: int, *, rngs: nnx.Rngs
-    ):
-        self.conv1 = _conv(channels_in, channels_out, 3, stride, rngs)
-        self.norm1 = norm(channels_out, rngs=rngs)
-        self.conv2 = _conv(channels_out, channels_out, 3, 1, rngs)
-        self.norm2 = norm(channels_out, rngs=rngs)
-        self.project = stride != 1 or channels_in != channels_out
-        if self.project:
-            self.shortcut = _conv(channels_in, channels_out, 1, stride, rngs)
-            self.shortcut_norm = norm(channels_out, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (B, H, W, channels_in) to (B, H / stride, W / stride, channels_out)."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        if self.project:
-            x = self.shortcut_norm(self.shortcut(x))
-        return nnx.relu(x + y)
+    if depth not in _DEPTHS:
+        known = ", ".join(map(str, DEPTHS))
+        raise ValueError(f"unknown depth {depth}; expected one of {known}")
+    return _DEPTHS[depth]
 
 
 class ResNet(nnx.Module):
-    """Stem, stages of residual blocks, mean over the image, linear classifier.
+    """Stem, stages of residual blocks, mean over the image, linear layer.
 
+    The stem is one 3x3 convolution at full resolution, without pooling, as usual for CIFAR-10.
     Every stage after the first halves the image and doubles the channels.
 
     Args:
       norm: builds the norm layers; the network knows nothing else about them.
       channels_in: channels of the images.
-      classes: number of logits.
-      width: channels of the first stage.
+      outputs: number of logits.
+      width: channels of the first stage's 3x3 convolutions.
       stage_sizes: residual blocks per stage.
+      block: kind of the residual blocks.
+      dtype: of activations; parameters and the result are float32.
       rngs: random numbers for the weights.
+
+    Example:
+      >>> from experiments.models.norms import norm_factory
+      >>> block, stage_sizes = of_depth(50)
+      >>> model = nnx.eval_shape(
+      ...     lambda: ResNet(
+      ...         norm_factory("stein"),
+      ...         channels_in=3,
+      ...         outputs=10,
+      ...         block=block,
+      ...         stage_sizes=stage_sizes,
+      ...         rngs=nnx.Rngs(0),
+      ...     )
+      ... )
+      >>> len(model.blocks)
+      16
     """
 
     def __init__(
@@ -74,27 +75,29 @@ class ResNet(nnx.Module):
         norm: NormFactory,
         *,
         channels_in: int,
-        classes: int,
-        width: int,
+        outputs: int,
+        width: int = 64,
         stage_sizes: Sequence[int],
+        block: Block = BasicBlock,
+        dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.stem = _conv(channels_in, width, 3, 1, rngs)
+        self.stem = conv(channels_in, width, dtype=dtype, rngs=rngs)
         self.stem_norm = norm(width, rngs=rngs)
         blocks = []
         channels = width
         for stage, size in enumerate(stage_sizes):
+            inner = width * 2**stage
             for index in range(size):
                 stride = 2 if stage > 0 and index == 0 else 1
-                channels_out = width * 2**stage
-                blocks.append(ResidualBlock(norm, channels, channels_out, stride, rngs=rngs))
-                channels = channels_out
+                blocks.append(block(norm, channels, inner, stride, dtype=dtype, rngs=rngs))
+                channels = inner * block.expansion
         self.blocks = nnx.List(blocks)
-        self.head = nnx.Linear(channels, classes, rngs=rngs)
+        self.head = nnx.Linear(channels, outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps images (B, H, W, channels_in) to logits (B, classes)."""
+        """Maps images (B, H, W, channels_in) to logits (B, outputs)."""
         x = nnx.relu(self.stem_norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
-        return self.head(jnp.mean(x, axis=(1, 2)))
+        return self.head(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
