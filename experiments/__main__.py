@@ -1,13 +1,14 @@
 """The command line: parses, calls, and turns a user's mistake into one line."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
-from experiments.config import ConfigError
+from experiments.config import CheckpointError, ConfigError
 
 
 def demo(
@@ -25,7 +26,7 @@ def demo(
         smoke: Tiny network and few images: seconds instead of minutes.
     """
     # Imported here, so that --help answers at once.
-    from experiments import demo as command  # noqa: PLC0415
+    from experiments.commands import demo as command  # noqa: PLC0415
     from experiments.models.norms import NORMS  # noqa: PLC0415
 
     command.run(workdir, norms=norms or NORMS, seeds=seeds, smoke=smoke)
@@ -39,22 +40,134 @@ def risk(out: Path, smoke: bool = False, seed: int = 0) -> None:
         smoke: Tiny network and few batches: seconds instead of a minute.
         seed: Of the network and of the batches.
     """
-    from experiments import risk as command  # noqa: PLC0415
+    from experiments.commands import risk as command  # noqa: PLC0415
 
     command.run(out, smoke=smoke, seed=seed)
 
 
+def train(  # noqa: PLR0917
+    config: Annotated[str, tyro.conf.Positional],
+    workdir: Path,
+    data_dir: Path | None = None,
+    preset: str | None = None,
+    norm: str = "stein",
+    seed: int = 0,
+    epochs: int | None = None,
+    train_examples: int | None = None,
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    smoke: bool = False,
+    checkpoint_every: int | None = None,
+    log_every: int = 20,
+    tensorboard: bool = False,
+    cache_dir: Path | None = None,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Train one network; run the same command again to go on with a training that was stopped.
+
+    Args:
+        config: digits, cifar10, volumes or cityscapes; `list` describes them.
+        workdir: Folder for settings, log and checkpoints.
+        data_dir: Folder of the data set (not needed for digits).
+        preset: One of the config's presets; the first of them by default.
+        norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running or group.
+        seed: Of the weights and of the order of the examples.
+        epochs: Passes over the training part; the preset's by default.
+        train_examples: Size of the training part; all of it by default.
+        set: Any other setting, as --set train.learning_rate=0.05 (may be repeated).
+        smoke: Tiny network and few examples: seconds instead of hours.
+        checkpoint_every: Steps between checkpoints, besides one at the end of each epoch.
+        log_every: Steps between two lines of metrics.jsonl.
+        tensorboard: Write TensorBoard event files too.
+        cache_dir: Folder for decoded data, shared by all runs; the user's cache by default.
+        distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
+        coordinator: HOST:PORT of process 0, to join other processes explicitly.
+        processes: How many processes there are.
+        process_id: Number of this process, from 0.
+    """
+    from experiments import devices, settings  # noqa: PLC0415
+
+    if distributed or coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        devices.join(coordinator, processes, process_id)
+    from experiments.commands import train as command  # noqa: PLC0415
+
+    resolved = settings.resolve(
+        config,
+        preset=preset,
+        smoke=smoke,
+        epochs=epochs,
+        train_examples=train_examples,
+        overrides=set,
+    )
+    command.run(
+        resolved,
+        command.Places(workdir, data_dir, cache_dir or _user_cache()),
+        norm=norm,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        log_every=log_every,
+        tensorboard=tensorboard,
+    )
+
+
+def evaluate(  # noqa: PLR0917
+    workdir: Annotated[Path, tyro.conf.Positional],
+    data_dir: Path | None = None,
+    statistics: str = "",
+    attacks: str = "",
+    epsilon: str = "",
+    weights: str = "best",
+    cache_dir: Path | None = None,
+) -> None:
+    """Measure a trained network on the test part: clean, and attacked where asked.
+
+    Args:
+        workdir: Work folder of a training.
+        data_dir: Folder of the data set; that of the training by default.
+        statistics: Sources of the statistics, as running,batch,shrunk; the config's by default.
+        attacks: Names of the config's attacks, as fgsm,pgd; `all`; none by default.
+        epsilon: Strengths instead of the config's, as 2/255,8/255.
+        weights: best (by validation) or last.
+        cache_dir: Folder for decoded data; the user's cache by default.
+    """
+    from experiments.commands import evaluate as command  # noqa: PLC0415
+
+    command.run(
+        workdir,
+        data_dir=data_dir,
+        cache_dir=cache_dir or _user_cache(),
+        statistics=statistics,
+        attacks=attacks,
+        epsilons=epsilon,
+        weights=weights,
+    )
+
+
+def _user_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "steinnorm"
+
+
 def list_configs() -> None:
-    """List the configurations with data set, size and expected time."""
+    """List the configurations and presets with data set, size and expected time."""
     from experiments import configs  # noqa: PLC0415
 
     for name in configs.names():
-        config = configs.by_name(name)
-        print(f"{name}\n  data  {config.dataset}\n  size  {config.size}")
-        print(f"  time  {config.expected_time}")
+        for preset in configs.presets(name):
+            config = configs.by_name(name, preset)
+            print(f"{name} --preset {preset}\n  data  {config.dataset}\n  size  {config.size}")
+            print(f"  time  {config.expected_time}")
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {"demo": demo, "risk": risk, "list": list_configs}
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "risk": risk,
+    "list": list_configs,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,6 +186,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (FloatingPointError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where it was", file=sys.stderr)
         return 130

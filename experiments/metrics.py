@@ -1,10 +1,12 @@
 """Sums and counts that are merged and divided once, and intervals for shares."""
 
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from sklearn.metrics import roc_auc_score
 
 
 class Tally(NamedTuple):
@@ -57,3 +59,92 @@ def wilson_interval(tally: Tally, confidence: float = 0.95) -> tuple[float, floa
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve; ties count one half.
+
+    Args:
+      scores: (N,) finite, larger for what is taken for positive.
+      positive: (N,) 0 or 1.
+
+    Returns:
+      The share of (positive, negative) pairs in the right order; NaN where one kind is missing.
+    """
+    if len(np.unique(positive)) < 2 or not np.all(np.isfinite(scores)):
+        return math.nan
+    return float(roc_auc_score(positive, scores))
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Mean intersection over union of the classes that occur in the truth.
+
+    Args:
+      confusion: (K, K) counts of pixels that are not void, rows the truth.
+
+    Returns:
+      The mean; NaN where there is no pixel.  A class that is predicted but never present has no
+      term of its own; its pixels count against the classes that they were taken from.
+    """
+    confusion = confusion.astype(np.float64)
+    right = np.diag(confusion)
+    truth = confusion.sum(axis=1)
+    union = truth + confusion.sum(axis=0) - right
+    present = truth > 0
+    return float(np.mean(right[present] / union[present])) if present.any() else math.nan
+
+
+def micro_jaccard(right: np.ndarray, pixels: np.ndarray, batch: int) -> float:
+    """The score of the paper's released code, which it calls "js" (arXiv 2507.08261).
+
+    Over all pixels of a batch together, intersection / union of the assignments: with h right
+    pixels of n it is h / (2n - h).  Void pixels are in n and can never be right, so it stays
+    below 1 for a perfect network.  Batches count alike, whatever their size.
+
+    Args:
+      right: (N,) right pixels of each image.
+      pixels: (N,) all pixels of each image, void included.
+      batch: images per batch.
+
+    Returns:
+      The mean over batches; NaN where there is no image.
+    """
+    values = []
+    for start in range(0, len(right), batch):
+        h = float(right[start : start + batch].sum())
+        n = float(pixels[start : start + batch].sum())
+        values.append(h / (2 * n - h))
+    return float(np.mean(values)) if values else math.nan
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float],
+    examples: int,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval (Efron 1979) of a number that is computed from whole examples.
+
+    Args:
+      statistic: of the examples at the given positions, (n,) integers; NaN is left out.
+      examples: how many there are.
+      seed: of the resampling.
+      resamples: how many.
+      confidence: coverage, in (0, 1).
+
+    Returns:
+      Lower and upper end; NaN where the statistic never exists.
+    """
+    generator = np.random.default_rng(seed)
+    values = [
+        statistic(generator.integers(0, examples, examples))
+        for _ in range(resamples if examples else 0)
+    ]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return math.nan, math.nan
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The work folder: what is written, where, and never by halves.
+"""The work folder of a command that makes many runs: what is written, where, and never by halves.
 
 ::
 
@@ -11,16 +11,15 @@
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import flax
 import jax
 
 import steinnorm
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.files import write_json
 from experiments.train import LogRow
 
 
@@ -32,7 +31,7 @@ class Row:
       config: the experiment's name.
       norm: one of ``experiments.models.norms.NORMS``.
       seed: of the weights and the order of the training images.
-      statistics: ``running``, ``batch`` or ``none``: whose statistics the norm used.
+      statistics: ``running``, ``batch``, ``shrunk`` or ``none``: whose the norm used.
       attack: ``clean`` or the attack's name.
       epsilon: the attack's strength in units of the image range; 0 for clean images, the root
         mean square for noise.
@@ -83,32 +82,6 @@ class Run:
     seconds: float
     rows: list[Row]
     history: list[LogRow]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, through a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all; NaN is refused, for it is not JSON."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 class WorkFolder:

@@ -6,19 +6,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-from flax import nnx
 from rich.console import Console
 
-from experiments import configs, plots, report, sanity
+from experiments import configs, data, plots, report, sanity
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import digits
-from experiments.evaluate import evaluate, rows_in
-from experiments.models.norms import NORMS, norm_factory, sources
-from experiments.models.resnet import ResNet
+from experiments.data.examples import Dataset
+from experiments.evaluate import Labels, evaluate, rows_in
+from experiments.files import write_bytes, write_json, write_text
+from experiments.models.build import build
+from experiments.models.norms import NORMS, sources
 from experiments.progress import Reporter
-from experiments.record import Row, Run, WorkFolder, write_bytes, write_json, write_text
-from experiments.train import steps_in, train
+from experiments.record import Row, Run, WorkFolder
+from experiments.tasks import by_name
+from experiments.train import LogRow, Loop, Observer
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     console = console or _console()
     config = configs.by_name("digits", smoke=smoke)
     folder = WorkFolder.open(workdir, config)
-    data = digits.load(config.data)
+    dataset = data.load(config.data)
     norms = list(dict.fromkeys(norms))
     runs = []
     with Reporter(console, len(norms) * seeds) as reporter:
@@ -61,7 +61,7 @@ def run(
                 if finished:
                     reporter.finish(f"{norm}, seed {seed}: found finished in the work folder")
                 else:
-                    finished = _run_one(config, data, norm, seed, reporter)
+                    finished = _run_one(config, dataset, norm, seed, reporter)
                     folder.save(finished)
                 runs.append(finished)
     return _write(workdir, config, runs, console)
@@ -81,47 +81,48 @@ def _check(norms: Sequence[str], seeds: int) -> None:
         raise ConfigError(f"seeds must be at least 1; got {seeds}")
 
 
-def build(config: ExperimentConfig, data: digits.ImageData, norm: str, seed: int) -> ResNet:
-    """The untrained network of a configuration."""
-    # Initial weights by the "rbg" generator: threefry, JAX's default, takes seconds to compile
-    # per weight shape on a CPU.
-    rngs = nnx.Rngs(jax.random.key(seed, impl="rbg"))
-    return ResNet(
-        norm_factory(norm, statistics_momentum=config.model.statistics_momentum),
-        channels_in=data.train_images.shape[-1],
-        classes=data.classes,
-        width=config.model.width,
-        stage_sizes=config.model.stage_sizes,
-        rngs=rngs,
-    )
+class _Seen(Observer):
+    """Moves the bar and keeps the rows."""
+
+    def __init__(self, reporter: Reporter, title: str):
+        self._reporter, self._title = reporter, title
+        self.history: list[LogRow] = []
+
+    def stepped(self, step: int, total: int, loss: float) -> None:
+        """Moves the bar."""
+        self._reporter.advance(f"{self._title}: training, loss {loss:.3f}")
+
+    def logged(self, row: LogRow) -> None:
+        """Keeps the row."""
+        self.history.append(row)
 
 
 def _run_one(
-    config: ExperimentConfig, data: digits.ImageData, norm: str, seed: int, reporter: Reporter
+    config: ExperimentConfig, dataset: Dataset, norm: str, seed: int, reporter: Reporter
 ) -> Run:
     began = time.perf_counter()
     title = f"{norm}, seed {seed}"
     used = sources(norm, config.evaluation.statistics)
-    steps = steps_in(len(data.train_labels), config.train)
-    reporter.start(f"{title}: compiling", steps + len(used) * rows_in(config.evaluation))
-    trained = train(
-        build(config, data, norm, seed),
-        data.train_images,
-        data.train_labels,
-        config.train,
-        seed=seed,
-        on_step=lambda step, total, loss: reporter.advance(f"{title}: training, loss {loss:.3f}"),
+    steps = len(dataset.train) // config.train.batch_size * config.train.epochs
+    attacks = config.evaluation.attacks
+    reporter.start(f"{title}: compiling", steps + len(used) * rows_in(attacks))
+    task = by_name(config.task, dataset.classes, config.train.label_smoothing)
+    model = build(
+        config.model, norm, config.train, examples=dataset.train, outputs=task.outputs, seed=seed
     )
+    seen = _Seen(reporter, title)
+    trained = Loop(task=task, config=config.train, seed=seed, observer=seen).run(model, dataset)
     rows: list[Row] = []
     for source in used:
         rows += evaluate(
             trained.model,
-            data,
-            config.evaluation,
+            task,
+            dataset.test,
             statistics=source,
-            experiment=config.name,
-            norm=norm,
-            seed=seed,
+            batch_size=config.evaluation.batch_size,
+            labels=Labels(config.name, norm, seed),
+            attack_configs=attacks,
+            metrics=("accuracy",),
             on_row=lambda row: reporter.advance(f"{title}: {row.statistics}, {row.attack}"),
         )
     seconds = time.perf_counter() - began
@@ -129,7 +130,7 @@ def _run_one(
         f"{100 * row.value:.1f} % ({row.statistics})" for row in rows if row.attack == "clean"
     )
     reporter.finish(f"{title}: clean {clean}, {seconds:.0f} s")
-    return Run(norm, seed, seconds, rows, trained.history)
+    return Run(norm, seed, seconds, rows, seen.history)
 
 
 def _write(

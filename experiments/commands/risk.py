@@ -34,14 +34,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import configs
+from experiments import configs, data
 from experiments.config import ConfigError, ExperimentConfig
-from experiments.data import digits
-from experiments.demo import build
+from experiments.data.examples import Dataset
+from experiments.files import write_json, write_text
+from experiments.models.build import build
 from experiments.models.norms import in_evaluation
 from experiments.progress import Reporter
-from experiments.record import WorkFolder, write_json, write_text
-from experiments.train import steps_in, train
+from experiments.record import WorkFolder
+from experiments.tasks import by_name
+from experiments.train import Loop, Observer
 from steinnorm import batch_statistics, estimators
 from steinnorm import shrinkage as rules
 from steinnorm.shrinkage import Rule, RunningStatistics
@@ -157,10 +159,10 @@ def run(
     console = console or Console(width=None if sys.stdout.isatty() else 120)
     config = configs.by_name("digits", smoke=smoke)
     WorkFolder.open(out, config)
-    data = digits.load(config.data)
+    dataset = data.load(config.data)
     began, rows = time.perf_counter(), list[RiskRow]()
     with Reporter(console, 1 + len(BATCH_SIZES)) as reporter:
-        layers = _trained_layers(config, data, seed, reporter)
+        layers = _trained_layers(config, dataset, seed, reporter)
         for size in BATCH_SIZES:
             title = f"batches of {size}"
             reporter.start(title, 1)
@@ -172,21 +174,32 @@ def run(
     return rows
 
 
+class _Bar(Observer):
+    """Moves the bar."""
+
+    def __init__(self, reporter: Reporter):
+        self._reporter = reporter
+        self.loss = math.nan
+
+    def stepped(self, step: int, total: int, loss: float) -> None:
+        """One step further."""
+        self.loss = loss
+        self._reporter.advance(f"batch: training, loss {loss:.3f}")
+
+
 def _trained_layers(
-    config: ExperimentConfig, data: digits.ImageData, seed: int, reporter: Reporter
+    config: ExperimentConfig, dataset: Dataset, seed: int, reporter: Reporter
 ) -> list[NormLayer]:
-    reporter.start("batch: compiling", steps_in(len(data.train_labels), config.train))
-    trained = train(
-        build(config, data, "batch", seed),
-        data.train_images,
-        data.train_labels,
-        config.train,
-        seed=seed,
-        on_step=lambda step, total, loss: reporter.advance(f"batch: training, loss {loss:.3f}"),
+    steps = len(dataset.train) // config.train.batch_size * config.train.epochs
+    reporter.start("batch: compiling", steps)
+    task = by_name(config.task, dataset.classes)
+    model = build(
+        config.model, "batch", config.train, examples=dataset.train, outputs=task.outputs, seed=seed
     )
-    layers = norm_layers(trained.model, data.train_images)
-    loss = trained.history[-1].loss
-    reporter.finish(f"batch, seed {seed}: trained, loss {loss:.3f}, {len(layers)} norm layers")
+    bar = _Bar(reporter)
+    trained = Loop(task=task, config=config.train, seed=seed, observer=bar).run(model, dataset)
+    layers = norm_layers(trained.model, dataset.train.inputs)
+    reporter.finish(f"batch, seed {seed}: trained, loss {bar.loss:.3f}, {len(layers)} norm layers")
     return layers
 
 

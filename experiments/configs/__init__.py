@@ -1,9 +1,16 @@
-"""The experiments by name.  Each module has one ``get_config(smoke=False)``."""
+"""The experiments by name.  Each module has ``PRESETS`` and ``get_config(preset, smoke)``."""
 
-from experiments.config import ExperimentConfig
-from experiments.configs import digits
+from types import ModuleType
 
-_CONFIGS = {"digits": digits.get_config}
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.configs import cifar10, cityscapes, digits, volumes
+
+_CONFIGS: dict[str, ModuleType] = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "volumes": volumes,
+    "cityscapes": cityscapes,
+}
 
 
 def names() -> tuple[str, ...]:
@@ -11,12 +18,32 @@ def names() -> tuple[str, ...]:
     return tuple(_CONFIGS)
 
 
-def by_name(name: str, *, smoke: bool = False) -> ExperimentConfig:
+def presets(name: str) -> tuple[str, ...]:
+    """The presets of a configuration, the default first."""
+    return _module(name).PRESETS
+
+
+def by_name(name: str, preset: str | None = None, *, smoke: bool = False) -> ExperimentConfig:
     """The configuration of that name; ``smoke`` shrinks it to seconds.
 
+    Args:
+      name: one of ``names()``.
+      preset: one of ``presets(name)``; None is the first.
+      smoke: tiny network, few examples.
+
     Raises:
-      ValueError: there is none; the message lists those there are.
+      ConfigError: there is none; the message lists those there are.
     """
+    module = _module(name)
+    preset = preset or module.PRESETS[0]
+    if preset not in module.PRESETS:
+        raise ConfigError(
+            f"unknown preset {preset!r} of {name}; expected one of {', '.join(module.PRESETS)}"
+        )
+    return module.get_config(preset, smoke)
+
+
+def _module(name: str) -> ModuleType:
     if name not in _CONFIGS:
-        raise ValueError(f"unknown config {name!r}; expected one of {', '.join(_CONFIGS)}")
-    return _CONFIGS[name](smoke=smoke)
+        raise ConfigError(f"unknown config {name!r}; expected one of {', '.join(_CONFIGS)}")
+    return _CONFIGS[name]

@@ -10,12 +10,14 @@ import dataclasses
 
 from experiments.config import (
     AttackConfig,
-    DataConfig,
+    DigitsData,
     EvaluationConfig,
     ExperimentConfig,
-    ModelConfig,
+    ResNetModel,
     TrainConfig,
 )
+
+PRESETS = ("demo",)
 
 _RADII = (0.03, 0.07, 0.12, 0.2)
 
@@ -40,15 +42,17 @@ _ATTACKS = (
 )
 
 
-def get_config(smoke: bool = False) -> ExperimentConfig:
+def get_config(preset: str = "demo", smoke: bool = False) -> ExperimentConfig:
     """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
     config = ExperimentConfig(
         name="digits",
+        preset=preset,
         dataset="scikit-learn's digits (UCI optical recognition of handwritten digits)",
         size="1,297 training and 500 test images, 8x8x1, 10 classes",
         expected_time="3 to 5 min for 8 norms x 2 seeds on 2 CPU cores",
-        data=DataConfig(train_examples=1297, test_examples=500),
-        model=ModelConfig(width=8, stage_sizes=(1, 1)),
+        task="classification",
+        data=DigitsData(),
+        model=ResNetModel(depth=None, width=8, stage_sizes=(1, 1)),
         train=TrainConfig(epochs=12, batch_size=64, learning_rate=0.1),
         evaluation=EvaluationConfig(batch_size=100, attacks=_ATTACKS, shown_strongest=(0.07, 0.12)),
     )
@@ -70,8 +74,8 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     )
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, train_examples=128, test_examples=50),
-        model=dataclasses.replace(config.model, width=4, stage_sizes=(1,)),
+        data=DigitsData(train_examples=128, test_examples=50),
+        model=ResNetModel(depth=None, width=4, stage_sizes=(1,)),
         train=dataclasses.replace(config.train, epochs=2, batch_size=32),
         evaluation=evaluation,
     )

@@ -255,7 +255,7 @@ def test_an_attack_leaves_the_model_as_it_was(statistics):
     model = ResNet(
         norm_factory("batch"),
         channels_in=1,
-        classes=3,
+        outputs=3,
         width=2,
         stage_sizes=(1,),
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),

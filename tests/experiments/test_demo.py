@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import demo
 from experiments.__main__ import main
+from experiments.commands import demo
 from experiments.config import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ def _net(norm, stage_sizes=(1,)):
     return ResNet(
         norm_factory(norm),
         channels_in=1,
-        classes=4,
+        outputs=4,
         width=4,
         stage_sizes=stage_sizes,
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
@@ -85,19 +85,19 @@ def test_unknown_names_list_the_known_ones():
 def test_digits_split():
     config = configs.by_name("digits").data
     data = digits.load(config)
-    assert data.train_images.shape == (1297, 8, 8, 1)
-    assert data.test_images.shape == (500, 8, 8, 1)
-    assert data.train_images.dtype == np.float32
-    assert (data.train_images.min(), data.train_images.max()) == (0, 1)
-    np.testing.assert_allclose(np.bincount(data.test_labels), 50, atol=2)
+    assert data.train.inputs.shape == (1297, 8, 8, 1)
+    assert data.test.inputs.shape == (500, 8, 8, 1)
+    assert data.train.inputs.dtype == np.float32
+    assert (data.train.inputs.min(), data.train.inputs.max()) == (0, 1)
+    np.testing.assert_allclose(np.bincount(data.test.targets), 50, atol=2)
     # stratified, but not sorted: every batch of 100 has every class
-    assert all(len(np.unique(data.test_labels[i : i + 100])) == 10 for i in range(0, 500, 100))
+    assert all(len(np.unique(data.test.targets[i : i + 100])) == 10 for i in range(0, 500, 100))
     again = digits.load(config)
-    np.testing.assert_array_equal(data.test_images, again.test_images)
+    np.testing.assert_array_equal(data.test.inputs, again.test.inputs)
     other = digits.load(dataclasses.replace(config, split_seed=1))
-    assert not np.array_equal(data.test_images, other.test_images)
-    rows = {image.tobytes() for image in data.train_images}
-    shared = sum(image.tobytes() in rows for image in data.test_images)
+    assert not np.array_equal(data.test.inputs, other.test.inputs)
+    rows = {image.tobytes() for image in data.train.inputs}
+    shared = sum(image.tobytes() in rows for image in data.test.inputs)
     assert shared == 0
     with pytest.raises(ConfigError, match="1797"):
         digits.load(dataclasses.replace(config, train_examples=1500))

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from experiments import configs, record
+from experiments import configs, files
 from experiments.config import ConfigError
 from experiments.record import Row, Run, WorkFolder
 from experiments.train import LogRow
@@ -25,21 +25,21 @@ def _run(**changes):
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    record.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fail(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        record.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.json"]
 
 
 def test_json_without_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
-        record.write_json(tmp_path / "x.json", math.nan)
+        files.write_json(tmp_path / "x.json", math.nan)
     assert not (tmp_path / "x.json").exists()
 
 

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
-from experiments import risk
 from experiments.__main__ import main
+from experiments.commands import risk
 from experiments.models.norms import norm_factory
 from experiments.models.resnet import ResNet
 from steinnorm.shrinkage import RunningStatistics
@@ -119,7 +119,7 @@ def test_every_norm_layer_is_recorded_and_the_network_is_left_alone():
     model = ResNet(
         norm_factory("batch"),
         channels_in=1,
-        classes=3,
+        outputs=3,
         width=4,
         stage_sizes=(1, 1),
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),  # quick to compile

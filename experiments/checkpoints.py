@@ -1,0 +1,247 @@
+"""Checkpoints of a training: written whole or not at all, verified when they are read.
+
+Orbax writes them (atomically, from several processes too); beside the arrays stands a digest of
+them, because a flipped bit in a compressed file can be read without an error.
+"""
+
+import hashlib
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from experiments.config import CheckpointError
+
+_KEPT = 2  # the newest ones: one to resume from, one more in case it is damaged
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint could not be read and an older one was taken."""
+
+
+class Progress(NamedTuple):
+    """How far a training is: with the arrays, all that is needed to go on as if never stopped.
+
+    Attributes:
+      step: steps done.
+      score: validation score of these weights; None where they were not scored.
+      best_score: the best so far; None where there is none.
+      best_step: the step of the best score.
+      epochs_without_gain: since then.
+    """
+
+    step: int
+    score: float | None = None
+    best_score: float | None = None
+    best_step: int = 0
+    epochs_without_gain: int = 0
+
+
+class Checkpoints:
+    """The checkpoints in one folder: the two newest, and the best by validation.
+
+    Args:
+      folder: made where there is none.
+    """
+
+    def __init__(self, folder: Path):
+        # Orbax reports every save at this level; problems come as exceptions and warnings.
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        self._folder = folder.absolute()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(_KEPT), best]),
+            # What a killed process left half written.
+            cleanup_tmp_directories=True,
+            # A failure is raised by the save that failed, not by a later one.
+            enable_async_checkpointing=False,
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, arrays: Any, progress: Progress) -> None:
+        """Writes a checkpoint, then removes those that are no longer wanted.
+
+        Args:
+          arrays: a pytree; the same, or sharded alike, in every process.
+          progress: of these arrays.
+
+        Raises:
+          CheckpointError: it cannot be written; older ones are untouched.
+        """
+        if progress.step in self.steps:
+            return
+        flat = _flat(arrays)
+        content = {**progress._asdict(), "digest": _digest(flat)}
+        metrics = None if progress.score is None else {"score": progress.score}
+        try:
+            self._manager.save(
+                progress.step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(flat), progress=ocp.args.JsonSave(content)
+                ),
+                metrics=metrics,
+            )
+            self._manager.wait_until_finished()
+        except Exception as error:  # tensorstore and Orbax have no common class of errors
+            raise CheckpointError(
+                f"cannot write the checkpoint of step {progress.step} to {self._folder}: "
+                f"{_first_line(error)}; {self._last_good(progress.step)}. "
+                "Make room (df -h) and run the same command again: it goes on from there"
+            ) from error
+
+    def load(self, like: Any, step: int) -> tuple[Any, Progress]:
+        """The arrays and the progress of one step.
+
+        Args:
+          like: a pytree of arrays with the shapes, dtypes and shardings that are wanted.
+          step: one of ``steps``.
+
+        Raises:
+          CheckpointError: it is damaged, or of another model.
+        """
+        flat = _flat(like)
+        target = {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for name, x in flat.items()
+        }
+        try:
+            found = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore()
+                ),
+            )
+            content = dict(found["progress"])
+            digest = content.pop("digest")
+            progress = Progress(**content)
+        except Exception as error:  # as above: damage shows in many classes
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._folder} cannot be read: "
+                f"{_first_line(error)}"
+            ) from error
+        if _digest(found["arrays"]) != digest:
+            raise CheckpointError(
+                f"the checkpoint of step {step} in {self._folder} is damaged: "
+                "its arrays are not those that were written"
+            )
+        leaves = [found["arrays"][name] for name in flat]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), progress
+
+    def load_newest(self, like: Any) -> tuple[Any, Progress] | None:
+        """The newest that can be read, or None where there is none at all.
+
+        Damaged ones are moved to a folder ``damaged`` beside, so that their step can be written
+        again.
+
+        Args:
+          like: as in ``load``.
+
+        Raises:
+          CheckpointError: there are some, and none can be read.
+
+        Warns:
+          DamagedCheckpointWarning: the newest could not be read.
+        """
+        failures = []
+        for step in reversed(self.steps):
+            try:
+                found = self.load(like, step)
+            except CheckpointError as error:
+                failures.append((step, str(error)))
+                continue
+            self._set_aside(failures)
+            return found
+        if failures:
+            told = "\n".join(message for _, message in failures)
+            raise CheckpointError(
+                f"{told}\nno checkpoint in {self._folder} can be read; to begin anew, remove the "
+                "folder or choose another --workdir"
+            )
+        return None
+
+    def best_step(self) -> int | None:
+        """The step of the best validation score so far, else the newest; None where none is.
+
+        Raises:
+          CheckpointError: the newest one's record cannot be read.
+        """
+        if not self.steps:
+            return None
+        newest = self.steps[-1]
+        try:
+            found = self._manager.restore(
+                newest, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
+            )
+            best = found["progress"]["best_step"]
+        except Exception as error:  # as above
+            raise CheckpointError(
+                f"the record of step {newest} in {self._folder} cannot be read: "
+                f"{_first_line(error)}"
+            ) from error
+        return best if best in self.steps else newest
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+    def _last_good(self, failed: int) -> str:
+        older = [step for step in self._manager.all_steps(read=True) if step != failed]
+        return (
+            f"the last good checkpoint is that of step {max(older)}" if older else "there is none"
+        )
+
+    def _set_aside(self, failures: list[tuple[int, str]]) -> None:
+        if not failures:
+            return
+        self._manager.close()
+        for step, message in failures:
+            warnings.warn(f"{message}; taking an older one", DamagedCheckpointWarning, stacklevel=3)
+            if jax.process_index() == 0:
+                aside = self._folder.parent / "damaged"
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                shutil.move(self._folder / str(step), aside / str(step))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        self._manager = self._open()
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics["score"]
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """Path -> leaf: readable names in the files, whatever classes the tree is made of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+    if len(named) != len(leaves):
+        raise ValueError("two leaves of the tree have the same path")
+    return named
+
+
+def _digest(flat: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        value = np.ascontiguousarray(flat[name])
+        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}".splitlines()[0][:300]

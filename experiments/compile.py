@@ -1,0 +1,33 @@
+"""How steps are compiled for the device at hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+# XLA's own gradient of a 2-D convolution with respect to the kernel is slow on CPUs.  With the
+# matrix products of the YNNPACK library a training step of ResNet-9 took 0.41 of the time at width
+# 64 and 0.48 at width 16, one of the paper's HRNet 0.72 (results to rounding); the products of
+# the 3-D network's patches took 5.5 times as long, so it is not for all
+# (python -m benchmarks.compiler_options).
+_CPU_2D = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def compiler_options(input_rank: int) -> dict[str, str]:
+    """Options of ``jax.jit`` for a network on inputs of that rank, (B, H, W, C) being 4.
+
+    Nothing where they are not for the device, or this version of XLA does not know them: they are
+    experimental.
+    """
+    if jax.default_backend() != "cpu" or input_rank != 4:
+        return {}
+    return dict(_CPU_2D) if _known() else {}
+
+
+@functools.cache
+def _known() -> bool:
+    try:
+        jax.jit(jnp.negative, compiler_options=_CPU_2D).lower(jnp.float32(0)).compile()
+    except Exception:  # whatever class this version has for an option that it does not know
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""The work folder of one training: its settings, its log, its checkpoints.
+
+::
+
+    config.json      settings, versions, git commit; written once
+    metrics.jsonl    one line per logged step and per validation
+    checkpoints/     the two newest and the best (``experiments.checkpoints``)
+    damaged/         checkpoints that could not be read, where there were any
+    tensorboard/     event files, where they were asked for
+"""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pydantic
+
+from experiments.config import ConfigError, ExperimentConfig
+from experiments.files import write_json, write_text
+
+_PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """All that decides a training's result, besides the data and the code.
+
+    Attributes:
+      config: the experiment.
+      norm: one of ``experiments.models.norms.NORMS``.
+      seed: of the weights and of the order of the examples.
+    """
+
+    config: ExperimentConfig
+    norm: str
+    seed: int
+
+
+_SETTINGS = pydantic.TypeAdapter(RunSettings)
+
+
+class RunFolder:
+    """Writes the files of one training; use as a context manager.
+
+    Only the first process writes; one command at a time may hold the folder.
+
+    Args:
+      root: the work folder.
+      settings: of the training.
+      data_dir: where its data are; noted for the evaluation.
+      writes: whether this process writes.
+    """
+
+    def __init__(
+        self, root: Path, settings: RunSettings, data_dir: Path | None, *, writes: bool = True
+    ):
+        self.root, self._data_dir = root, data_dir
+        self._settings, self._writes = settings, writes
+        self._lock: Any = None
+
+    def __enter__(self) -> Self:
+        if not self._writes:
+            return self
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # The system lets go of the lock when the process ends, however it ends.
+            self._lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot use {self.root} as a work folder: {error.strerror}"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{self.root} is in use by another command") from error
+        self._write_settings()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        if self._writes:
+            with (self.root / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drops log lines later than ``step``: they will be written again.
+
+        A line that a kill cut short goes with them.
+        """
+        path = self.root / "metrics.jsonl"
+        if not self._writes or not path.exists():
+            return
+        lines = read_log(path)
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def _write_settings(self) -> None:
+        path = self.root / "config.json"
+        if not path.exists():
+            content = {
+                **dataclasses.asdict(self._settings),
+                "data_dir": str(self._data_dir.absolute()) if self._data_dir else None,
+                "versions": versions(),
+                "git_commit": git_commit(),
+            }
+            write_json(path, content)
+            return
+        found = dataclasses.asdict(read_settings(self.root))
+        different = _differences(found, dataclasses.asdict(self._settings))
+        if different:
+            raise ConfigError(
+                f"{self.root} holds a training with other settings: {'; '.join(different)}. "
+                "Choose another --workdir, or repeat the command with the settings of that one"
+            )
+
+
+def read_settings(root: Path) -> RunSettings:
+    """The settings of the training in a work folder.
+
+    Raises:
+      ConfigError: there is none, or it is of another version of this program.
+    """
+    path = root / "config.json"
+    try:
+        content = json.loads(path.read_text())
+        return _SETTINGS.validate_python(
+            {name: content[name] for name in ("config", "norm", "seed")}
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{root} is not the work folder of a training: it has no config.json; make one with "
+            "python -m experiments train CONFIG --workdir DIR"
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError, pydantic.ValidationError) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def data_dir_of(root: Path) -> Path | None:
+    """The folder that the training in a work folder read its data from."""
+    found = json.loads((root / "config.json").read_text()).get("data_dir")
+    return Path(found) if found else None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def git_commit() -> str:
+    """The commit of this code, ``-dirty`` where files differ from it; empty outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../steinnorm")
+    except OSError:  # there is no git
+        return ""
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
+    """Where two nested settings differ, in words; descriptions do not count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = [n for n in wanted | found if n not in ("dataset", "size", "expected_time")]
+        return [
+            text
+            for name in names
+            for text in _differences(
+                found.get(name), wanted.get(name), f"{where}.{name}".strip(".")
+            )
+        ]
+    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]

@@ -1,0 +1,212 @@
+"""Trainings that are killed, and go on as if they had not been."""
+
+import random
+import shutil
+import signal
+
+import pytest
+
+from experiments.__main__ import main
+from tests.experiments import commands
+
+STEPS = 40  # 10 epochs of 4
+
+
+def _arguments(workdir, *more, norm="stein", epochs=STEPS // 4):
+    return [
+        *("train", "digits", "--smoke", "--workdir", str(workdir), "--norm", norm),
+        *("--epochs", str(epochs), "--checkpoint-every", "1", "--log-every", "1"),
+        *("--set", "train.augment=true", "--set", "train.shift=1", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return commands.environment(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, env):
+    """A training that nobody disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "work"
+    commands.succeeds(_arguments(workdir), env)
+    return workdir
+
+
+def _newest(workdir):
+    return max(commands.steps(workdir), default=0)
+
+
+def _kill_at(workdir, env, step, wait, **settings):
+    """Kills a training a moment after the checkpoint of a step; False where it was faster."""
+    with commands.started(_arguments(workdir, **settings), env) as process:
+        commands.until(lambda: _newest(workdir) >= step, process)
+        commands.until(wait, process)
+        if process.poll() is not None:
+            return False
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    return True
+
+
+def _kill_within_a_write(workdir, env, **settings):
+    """Kills a training with a checkpoint half written; the process stands still meanwhile."""
+    with commands.started(_arguments(workdir, **settings), env) as process:
+        while commands.until(lambda: commands.unfinished(workdir), process, pause=0):
+            process.send_signal(signal.SIGSTOP)
+            if commands.unfinished(workdir) and _newest(workdir):
+                process.kill()
+                process.wait()
+                return
+            process.send_signal(signal.SIGCONT)
+    pytest.fail("no checkpoint was seen being written")
+
+
+def _moments(generator, count, step, last):
+    """(step, polls to wait after it) of some kills, in order."""
+    chosen = sorted(generator.sample(range(step + 1, last), count))
+    for at in chosen:
+        left = generator.randrange(20)
+
+        def wait(left=[left]):  # noqa: B006
+            left[0] -= 1
+            return left[0] < 0
+
+        yield at, wait
+
+
+def test_a_training_killed_again_and_again_ends_bit_for_bit_the_same(whole, env, tmp_path):
+    workdir = tmp_path / "work"
+    _kill_within_a_write(workdir, env)
+    assert commands.unfinished(workdir)
+    for at, wait in _moments(random.Random(0), 2, _newest(workdir) + 3, STEPS - 8):
+        assert _kill_at(workdir, env, at, wait)
+        assert commands.steps(workdir)[-1] < STEPS
+    out, _ = commands.succeeds(_arguments(workdir), env)
+    assert "going on from the checkpoint of step" in out
+    commands.same(whole, workdir)
+    assert [line["step"] for line in commands.log(workdir, "train")] == [*range(1, STEPS + 1)]
+    assert not commands.unfinished(workdir)
+    assert commands.steps(workdir) == [STEPS - 1, STEPS]
+    rows = []
+    for folder in (whole, workdir):  # in this process: the same program for both
+        assert main(["evaluate", str(folder), "--attacks", "fgsm"]) == 0
+        rows.append(commands.results(folder))
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["toward_running", "stein"])
+def test_fifteen_kills(norm, env, tmp_path):
+    whole, workdir, generator = tmp_path / "whole", tmp_path / "work", random.Random(1)
+    settings = {"norm": norm, "epochs": 30}
+    commands.succeeds(_arguments(whole, **settings), env)
+    # While it starts: nothing is there yet, or an older state.
+    for seconds in (0.5, 2.0):
+        with commands.started(_arguments(workdir, **settings), env) as process:
+            try:
+                process.wait(seconds * generator.uniform(0.5, 1.5))
+            except commands.subprocess.TimeoutExpired:
+                process.kill()
+    for _ in range(3):
+        _kill_within_a_write(workdir, env, **settings)
+    kills = 0
+    for at, wait in _moments(generator, 10, _newest(workdir) + 1, 110):
+        if at > _newest(workdir):
+            kills += _kill_at(workdir, env, at, wait, **settings)
+    assert kills >= 8
+    commands.succeeds(_arguments(workdir, **settings), env)
+    commands.same(whole, workdir)
+    assert [line["step"] for line in commands.log(workdir, "train")] == [*range(1, 121)]
+
+
+@pytest.fixture
+def _interruptible():
+    """Shells start background jobs with SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_a_folder_in_use_and_control_c(env, tmp_path, capsys):
+    """A second command is refused; Ctrl-C leaves a checkpoint and a way on."""
+    workdir = tmp_path / "work"
+    # A checkpoint at the ends of epochs only, so that the one of Ctrl-C is told apart.
+    arguments = _arguments(workdir, epochs=2000)
+    place = arguments.index("--checkpoint-every")
+    arguments[place + 1] = "100000"
+    arguments += ["--set", "train.batch_size=4"]  # 32 steps an epoch
+    with commands.started(arguments, env) as process:
+        assert commands.until(lambda: _newest(workdir), process)
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"{workdir} is in use by another command" in error
+        assert error.count("\n") == 1
+        process.send_signal(signal.SIGINT)
+        status, _, err = commands.ended(process)
+    assert status == 130, err[-3000:]
+    assert "the same command goes on where it was" in err
+    assert "Traceback" not in err
+    logged = commands.log(workdir, "train")[-1]["step"]
+    # Reports come one step late.
+    assert commands.steps(workdir)[-1] in (logged, logged + 1)
+    assert not commands.unfinished(workdir)
+
+
+def test_other_settings_in_the_same_folder_are_refused(whole, tmp_path, capsys):
+    before = (whole / "config.json").read_bytes()
+    for more, name in (
+        (["--set", "train.learning_rate=0.01"], "config.train.learning_rate is 0.1 there, 0.01"),
+        (["--seed", "1"], "seed is 0 there, 1 here"),
+        (["--norm", "batch"], "norm is 'stein' there, 'batch' here"),
+    ):
+        assert main(_arguments(whole, *more)) == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert "Choose another --workdir" in error
+    assert (whole / "config.json").read_bytes() == before
+    assert commands.steps(whole)[-1] == STEPS
+
+
+def _spoil(checkpoint):
+    """Flips a bit in each of the files that hold arrays."""
+    for file in (checkpoint / "arrays").glob("**/d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, env, tmp_path, capsys):
+    workdir = commands.copied(whole, tmp_path / "work")
+    _spoil(workdir / "checkpoints" / str(STEPS))
+    out, err = commands.succeeds(_arguments(workdir), env)
+    assert f"the checkpoint of step {STEPS}" in err
+    assert "taking an older one" in err
+    assert f"going on from the checkpoint of step {STEPS - 1} of {STEPS}" in out
+    commands.same(whole, workdir)
+    assert [p.name for p in (workdir / "damaged").iterdir()] == [str(STEPS)]
+
+    for step in commands.steps(workdir):
+        _spoil(workdir / "checkpoints" / str(step))
+    assert main(_arguments(workdir)) == 1
+    error = capsys.readouterr().err
+    assert "no checkpoint" in error
+    assert "can be read" in error
+    assert "Traceback" not in error
+    # Removed by hand, as the message says: it begins anew.
+    shutil.rmtree(workdir / "checkpoints")
+    assert main(_arguments(workdir)) == 0
+    assert [line["step"] for line in commands.log(workdir, "train")] == [*range(1, STEPS + 1)]
+
+
+def test_a_training_that_diverges_stops_and_names_the_step(tmp_path, capsys):
+    arguments = _arguments(tmp_path / "work", "--set", "train.learning_rate=1e30")
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "after step" in error or "at step" in error
+    assert "train.learning_rate" in error
+    assert error.count("\n") == 1
+    # What is kept is finite, and going on from it stops again instead of training on.
+    assert main(arguments) == 1
