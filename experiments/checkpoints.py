@@ -5,6 +5,7 @@ them, because a flipped bit in a compressed file can be read without an error.
 """
 
 import hashlib
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -55,12 +56,15 @@ class Checkpoints:
         # Orbax reports every save at this level; problems come as exceptions and warnings.
         absl_logging.set_verbosity(absl_logging.ERROR)
         self._folder = folder.absolute()
+        self.kept_step: int | None = None  # the best: it stays, however old
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(_KEPT), best]),
+            # Not Orbax's own policy for the best: it forgets scores when it is opened again.
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(_KEPT), _Best(self)]
+            ),
             # What a killed process left half written.
             cleanup_tmp_directories=True,
             # A failure is raised by the save that failed, not by a later one.
@@ -86,15 +90,15 @@ class Checkpoints:
         if progress.step in self.steps:
             return
         flat = _flat(arrays)
-        content = {**progress._asdict(), "digest": _digest(flat)}
-        metrics = None if progress.score is None else {"score": progress.score}
+        record = progress._asdict()
+        content = {**record, "digest": _digest(flat), "record_digest": _record_digest(record)}
+        self.kept_step = progress.best_step
         try:
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
                     arrays=ocp.args.StandardSave(flat), progress=ocp.args.JsonSave(content)
                 ),
-                metrics=metrics,
             )
             self._manager.wait_until_finished()
         except Exception as error:  # tensorstore and Orbax have no common class of errors
@@ -126,9 +130,7 @@ class Checkpoints:
                     arrays=ocp.args.StandardRestore(target), progress=ocp.args.JsonRestore()
                 ),
             )
-            content = dict(found["progress"])
-            digest = content.pop("digest")
-            progress = Progress(**content)
+            progress, digest = _checked(found["progress"], step)
         except Exception as error:  # as above: damage shows in many classes
             raise CheckpointError(
                 f"the checkpoint of step {step} in {self._folder} cannot be read: "
@@ -187,7 +189,7 @@ class Checkpoints:
             found = self._manager.restore(
                 newest, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
             )
-            best = found["progress"]["best_step"]
+            best = _checked(found["progress"], newest)[0].best_step
         except Exception as error:  # as above
             raise CheckpointError(
                 f"the record of step {newest} in {self._folder} cannot be read: "
@@ -221,8 +223,33 @@ class Checkpoints:
         self._manager = self._open()
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+class _Best(policies.PreservationPolicy):
+    """Keeps the step that the checkpoints' owner says."""
+
+    def __init__(self, owner: Checkpoints):
+        self._owner = owner
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        """For each checkpoint, whether it stays."""
+        del context
+        return [checkpoint.step == self._owner.kept_step for checkpoint in checkpoints]
+
+
+def _checked(content: dict[str, Any], step: int) -> tuple[Progress, str]:
+    """The progress and the digest of the arrays from a checkpoint's record.
+
+    Raises:
+      ValueError: it is not what was written, or of another step.
+    """
+    record = dict(content)
+    digest, own = record.pop("digest"), record.pop("record_digest")
+    if own != _record_digest(record) or record["step"] != step:
+        raise ValueError("the record of the progress is not what was written")
+    return Progress(**record), digest
+
+
+def _record_digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _flat(tree: Any) -> dict[str, Any]:

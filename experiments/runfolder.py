@@ -22,6 +22,7 @@ import pydantic
 
 from experiments.config import ConfigError, ExperimentConfig
 from experiments.files import write_json, write_text
+from experiments.settings import unknown_fields
 
 _PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -78,7 +79,11 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"{self.root} is in use by another command") from error
-        self._write_settings()
+        try:
+            self._write_settings()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(
@@ -141,17 +146,21 @@ def read_settings(root: Path) -> RunSettings:
     """
     path = root / "config.json"
     try:
-        content = json.loads(path.read_text())
-        return _SETTINGS.validate_python(
-            {name: content[name] for name in ("config", "norm", "seed")}
-        )
+        text = path.read_text()
+        content = {name: json.loads(text)[name] for name in ("config", "norm", "seed")}
+        settings = _SETTINGS.validate_python(content)
     except FileNotFoundError as error:
         raise ConfigError(
             f"{root} is not the work folder of a training: it has no config.json; make one with "
             "python -m experiments train CONFIG --workdir DIR"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError, pydantic.ValidationError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Of damaged text, of text that is not JSON, of other fields: all are ValueErrors.
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    unknown = unknown_fields(content, dataclasses.asdict(settings))
+    if unknown:
+        raise ConfigError(f"{path} has settings that this version does not know: {unknown}")
+    return settings
 
 
 def data_dir_of(root: Path) -> Path | None:

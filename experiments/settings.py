@@ -2,15 +2,17 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import pydantic
 
 from experiments import configs
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import AdversaryConfig, ConfigError, ExperimentConfig, ResNetModel
 
 _CONFIG = pydantic.TypeAdapter(ExperimentConfig)
+_GROUPS = ("data", "model", "train", "evaluation")
 
 
 def resolve(
@@ -50,24 +52,51 @@ def resolve(
         config = _CONFIG.validate_python(content)
     except pydantic.ValidationError as error:
         raise ConfigError(_told(error, content)) from error
+    unknown = unknown_fields(content, dataclasses.asdict(config))
+    if unknown:
+        raise ConfigError(f"unknown settings: {', '.join(unknown)}")
     _check(config)
     return config
+
+
+def unknown_fields(content: Any, known: Any, where: str = "") -> list[str]:
+    """Paths of what nested dictionaries have and ``known`` has not; pydantic drops it silently."""
+    if not isinstance(content, dict) or not isinstance(known, dict):
+        return []
+    found: list[str] = []
+    for name, value in content.items():
+        path = f"{where}.{name}" if where else name
+        found += unknown_fields(value, known[name], path) if name in known else [path]
+    return found
 
 
 def _put(content: dict[str, Any], path: str, value: Any) -> None:
     """Sets a field of nested dictionaries."""
     *parents, last = path.split(".")
+    if path.split(".", maxsplit=1)[0] not in _GROUPS:
+        raise ConfigError(f"unknown setting {path!r}; the groups are {', '.join(_GROUPS)}")
     place: Any = content
     for depth, name in enumerate(parents):
         if not isinstance(place, dict) or not isinstance(place.get(name), dict):
             where = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{path}: there is no group of settings called {where}")
+            raise ConfigError(
+                f"{path}: there is no group of settings called {where}; one that is null is given "
+                'as a whole first, as train.adversary={"epsilon": 0.03}'
+            )
         place = place[name]
-    # An adversary, where there is none yet, is given as a whole: train.adversary={"epsilon":0.03}.
+    if path == "train.adversary" and isinstance(value, dict):
+        value = {**_ADVERSARY, **value}
     if last not in place or last == "kind":
         fields = ", ".join(sorted(field for field in place if field != "kind"))
         raise ConfigError(f"unknown setting {path!r}; there are: {fields}")
     place[last] = value
+
+
+_ADVERSARY = {
+    field.name: field.default
+    for field in dataclasses.fields(AdversaryConfig)
+    if field.default is not dataclasses.MISSING
+}
 
 
 def _value(text: str) -> Any:
@@ -84,7 +113,7 @@ def _told(error: pydantic.ValidationError, content: dict[str, Any]) -> str:
         # Of a union every member complains; the name of its class stands behind the field's.
         field, member = str(found["loc"][0]), str(found["loc"][1:2] and found["loc"][1])
         value = content.get(field)
-        kind = value.get("kind", "") if isinstance(value, dict) else ""
+        kind = str(value.get("kind", "")) if isinstance(value, dict) else ""
         return not member[:1].isupper() or member.lower().startswith(kind)
 
     errors = error.errors()
@@ -117,7 +146,13 @@ def _check(config: ExperimentConfig) -> None:
             ("train.adversary.epsilon", adversary.epsilon, 0, 1),
             ("train.adversary.steps", adversary.steps, 1, float("inf")),
         ]
+    if isinstance(config.model, ResNetModel):
+        limits.append(("model.width", config.model.width, 1, float("inf")))
+        if config.model.depth is None and not config.model.stage_sizes:
+            raise ConfigError("model.stage_sizes must name blocks where model.depth is null")
+    shape = getattr(config.data, "shape", ())
+    limits += [("data.shape", size, 1, float("inf")) for size in shape]
     for path, value, low, high in limits:
-        if value is not None and not low <= value <= high:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
             wanted = f"at least {low:g}" if high == float("inf") else f"in [{low:g}, {high:g}]"
             raise ConfigError(f"{path} must be {wanted}; got {value}")

@@ -176,7 +176,7 @@ class Segmentation:
         prediction = jnp.argmax(outputs, axis=-1).astype(jnp.int32)
         # Void pixels go to a place behind the table, which is cut off.
         place = jnp.where(weights > 0, targets.astype(jnp.int32) * count + prediction, count**2)
-        flat = place.reshape(len(place), -1)
+        flat = place.reshape(len(place), math.prod(place.shape[1:]))
         table = jax.vmap(lambda p: jnp.bincount(p, length=count**2 + 1))(flat)
         pixels = jnp.full(len(place), flat.shape[1], jnp.int32)
         return {

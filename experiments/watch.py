@@ -162,7 +162,8 @@ class Watch(Observer):
         line: dict[str, Any] = {"kind": "train", **row._asdict()}
         if self._logged is not None:
             seconds, steps = now - self._logged[0], row.step - self._logged[1]
-            line["examples_per_second"] = round(steps * self._batch_size / seconds, 1)
+            if seconds > 0:
+                line["examples_per_second"] = round(steps * self._batch_size / seconds, 1)
         self._logged = now, row.step
         self._folder.log(line)
         if self._events:

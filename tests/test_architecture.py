@@ -13,6 +13,7 @@ import steinnorm
 
 ROOT = pathlib.Path(steinnorm.__file__).parents[1]
 LIBRARY = sorted((ROOT / "steinnorm").glob("*.py"))
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 PYTHON = sorted(
     p for d in ("steinnorm", "experiments", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
 )
@@ -79,6 +80,45 @@ def test_the_library_needs_jax_and_flax_only():
             assert name.split(".")[0] in known | standard, f"{path.name} imports {name}"
 
 
+# The rooms of the experiments, a file or a folder each; inside a folder files may use each other.
+ROOMS = [
+    ["config", "files", "compile", "metrics", "attacks", "progress"],
+    ["configs", "data", "devices", "checkpoints"],
+    ["settings", "tasks", "models"],
+    ["step"],
+    ["adversary"],
+    ["train"],
+    ["record", "runfolder"],
+    ["watch", "evaluate", "sanity", "report"],
+    ["plots"],
+    ["commands"],
+    ["__main__"],
+]
+
+
+def room(name):
+    parts = name.split(".")
+    return parts[1] if parts[0] == "experiments" and len(parts) > 1 else None
+
+
+def test_every_file_of_the_experiments_has_a_room():
+    found = {p.relative_to(ROOT / "experiments").parts[0].removesuffix(".py") for p in EXPERIMENTS}
+    assert found - {"__init__"} == {name for layer in ROOMS for name in layer}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
+def test_rooms_of_the_experiments_look_one_way(path):
+    own = path.relative_to(ROOT / "experiments").parts[0].removesuffix(".py")
+    below = {own, "__init__"}
+    for layer in ROOMS:
+        if own in layer:
+            break
+        below.update(layer)
+    known = {name for layer in ROOMS for name in layer}
+    for name in imported(path):
+        assert room(name) not in known - below, f"{relative(path)} imports {name}"
+
+
 @pytest.mark.parametrize("path", PYTHON, ids=relative)
 def test_files_and_functions_are_small(path):
     text = path.read_text()
@@ -142,6 +182,7 @@ def test_version_is_said_once_more_only_in_the_changelog():
 
 def test_no_machine_paths():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|tmp)/|\.\./shared")
-    for path in [*PYTHON, ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml"]:
+    documents = [ROOT / "README.md", ROOT / "experiments" / "README.md"]
+    for path in [*PYTHON, *documents, ROOT / "Makefile", ROOT / "pyproject.toml"]:
         if path.name != "test_architecture.py":
             assert not pattern.search(path.read_text()), relative(path)

@@ -24,12 +24,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +38,7 @@ from experiments.config import ConfigError, ExperimentConfig
 from experiments.data.examples import Dataset
 from experiments.files import write_json, write_text
 from experiments.models.build import build
-from experiments.models.norms import in_evaluation
+from experiments.models.recording import NormLayer, norm_layers
 from experiments.progress import Reporter
 from experiments.record import WorkFolder
 from experiments.tasks import by_name
@@ -85,21 +84,6 @@ ESTIMATORS: dict[Key, Rule] = {
     ("variance", "toward_running"): rules.toward_running().variance,
     ("variance", "running"): lambda batch, running: running.variance,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class NormLayer:
-    """What one norm layer saw.
-
-    Attributes:
-      name: its path in the network.
-      inputs: (N, H, W, C) float32, one entry per image of the population.
-      running: the layer's stored statistics.
-    """
-
-    name: str
-    inputs: np.ndarray
-    running: RunningStatistics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,41 +185,6 @@ def _trained_layers(
     layers = norm_layers(trained.model, dataset.train.inputs)
     reporter.finish(f"batch, seed {seed}: trained, loss {bar.loss:.3f}, {len(layers)} norm layers")
     return layers
-
-
-class _Recorded(nnx.Module):
-    """A norm layer that keeps what it is given."""
-
-    def __init__(self, norm: nnx.Module):
-        self.norm = norm
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        self.sow(nnx.Intermediate, "inputs", x)
-        return self.norm(x)
-
-
-def norm_layers(model: nnx.Module, images: np.ndarray) -> list[NormLayer]:
-    """Records the inputs of every batch norm in evaluation mode, with running statistics.
-
-    Args:
-      model: a trained network whose norms are ``SteinBatchNorm``; left as it is.
-      images: (N, H, W, C), the population.
-    """
-    running = {}
-
-    def wrap(path: tuple[Any, ...], node: Any) -> Any:
-        if not isinstance(node, nnx.BatchNorm):
-            return node
-        running["/".join(map(str, path))] = RunningStatistics(node.mean[...], node.var[...])
-        return _Recorded(node)
-
-    recorded = nnx.recursive_map(wrap, in_evaluation(model, "running"))
-    _, sown = nnx.capture(recorded, nnx.Intermediate)(jnp.asarray(images))
-    inputs = {
-        "/".join(map(str, path[:-1])): variable.get_value()[-1]
-        for path, variable in nnx.to_flat_state(sown)
-    }
-    return [NormLayer(name, np.asarray(inputs[name]), running[name]) for name in running]
 
 
 def draw(images: int, batch_size: int, batches: int, seed: int) -> np.ndarray:

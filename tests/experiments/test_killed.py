@@ -4,10 +4,17 @@ import random
 import shutil
 import signal
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.__main__ import main
-from tests.experiments import commands
+from experiments.checkpoints import Checkpoints
+from experiments.data.examples import Dataset, Examples
+from experiments.step import Steps
+from experiments.train import Observer
+from tests.experiments import commands, test_train
 
 STEPS = 40  # 10 epochs of 4
 
@@ -155,6 +162,48 @@ def test_a_folder_in_use_and_control_c(env, tmp_path, capsys):
     assert not commands.unfinished(workdir)
 
 
+@pytest.mark.parametrize("moment", ["before", "after", "report"])
+def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path, monkeypatch):
+    """Ctrl-C lands between any two lines: beside a step, or where its report is waited for."""
+    generator = np.random.default_rng(0)
+    inputs, labels = generator.normal(size=(64, 3, 3, 4)), generator.integers(0, 2, 64)
+    train = Examples(inputs.astype(np.float32), labels.astype(np.int32))
+    dataset = Dataset(train, train.take(np.arange(0)), train, classes=2)
+    whole, _ = test_train._train(dataset)
+    step_fn, count = Steps.train, 0
+
+    def interrupted(self, *arguments):
+        nonlocal count
+        count += 1
+        if moment == "before" and count == 6:
+            raise KeyboardInterrupt
+        result = step_fn(self, *arguments)
+        if moment == "after" and count == 6:
+            raise KeyboardInterrupt
+        return result
+
+    class Observed(Observer):
+        def stepped(self, step, total, loss):
+            if moment == "report" and step == 6:
+                raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            test_train._train(dataset, checkpoints=checkpoints, observer=Observed())
+    resumed, notes = test_train._train(dataset, checkpoints=checkpoints)
+    checkpoints.close()
+    # A step whose result was lost on the way may be done again, never done twice.
+    assert notes.starts[0] >= 4
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(whole.model)),
+        jax.tree.leaves(nnx.state(resumed.model)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_other_settings_in_the_same_folder_are_refused(whole, tmp_path, capsys):
     before = (whole / "config.json").read_bytes()
     for more, name in (
@@ -195,7 +244,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, env, t
     assert "no checkpoint" in error
     assert "can be read" in error
     assert "Traceback" not in error
-    # Removed by hand, as the message says: it begins anew.
+    # Removed by hand, as the message says: it begins anew, and so does its log.
     shutil.rmtree(workdir / "checkpoints")
     assert main(_arguments(workdir)) == 0
     assert [line["step"] for line in commands.log(workdir, "train")] == [*range(1, STEPS + 1)]

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.commands import risk
+from experiments.models import recording
 from experiments.models.norms import norm_factory
 from experiments.models.resnet import ResNet
 from steinnorm.shrinkage import RunningStatistics
@@ -26,7 +27,7 @@ def _layer(means, seed=0, name="layer"):
     """Independent normal values of unit variance: 4,000 images of one pixel."""
     values = np.random.default_rng(seed).normal(size=(4000, 1, 1, CHANNELS)) + means
     running = RunningStatistics(jnp.full(CHANNELS, 0.5), jnp.full(CHANNELS, 2.0))
-    return risk.NormLayer(name, values.astype(np.float32), running)
+    return recording.NormLayer(name, values.astype(np.float32), running)
 
 
 def _all_layers(rows):
@@ -125,7 +126,7 @@ def test_every_norm_layer_is_recorded_and_the_network_is_left_alone():
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),  # quick to compile
     )
     images = np.random.default_rng(0).random((6, 8, 8, 1), np.float32)
-    layers = {layer.name: layer for layer in risk.norm_layers(model, images)}
+    layers = {layer.name: layer for layer in recording.norm_layers(model, images)}
     assert set(layers) == {
         "stem_norm",
         "blocks/0/norm1",

@@ -189,12 +189,14 @@ def test_resuming_rewinds_the_log_and_is_told(folder, clock):
 
 def test_the_bar_is_taken_down_when_a_training_fails(folder, clock):
     console = _console(terminal=True)
-    with (
-        pytest.raises(FloatingPointError),
-        Watch(folder, console, batch_size=16, score="auc") as watch,
-    ):
+
+    def train(watch):
         watch.stepped(1, 2, 1.0)
-        raise FloatingPointError
+        raise FloatingPointError("the loss is nan")
+
+    watch = Watch(folder, console, batch_size=16, score="auc")
+    with pytest.raises(FloatingPointError, match="the loss is nan"), watch:
+        train(watch)
     assert console.file.getvalue().count("\x1b[?25l") == 1  # hides the cursor
     assert console.file.getvalue().count("\x1b[?25h") == 1  # shows it again
 
@@ -212,13 +214,15 @@ class _Events:
 
 def test_events_have_the_numbers_of_the_log(folder, clock):
     events = _Events()
-    with (
-        pytest.raises(RuntimeError),
-        Watch(folder, _console(), batch_size=16, score="auc", events=events) as watch,
-    ):
+
+    def train(watch):
         watch.logged(_row(2))
         watch.validated(2, {"auc": 0.75})
-        raise RuntimeError
+        raise RuntimeError("stopped")
+
+    watch = Watch(folder, _console(), batch_size=16, score="auc", events=events)
+    with pytest.raises(RuntimeError, match="stopped"), watch:
+        train(watch)
     assert events.closed
     assert set(events.scalars) == {
         ("train/loss", 1.5, 2),
