@@ -40,7 +40,7 @@ _STRONG = TrainConfig(
     compute_dtype="bfloat16",
 )
 _CAMVID = TrainConfig(
-    epochs=40,
+    epochs=16,
     batch_size=8,
     learning_rate=0.1,
     warmup_epochs=1.0,
