@@ -3,11 +3,13 @@
 Run with ``python -m benchmarks.training_throughput``.  One step is forward, backward and SGD with
 Nesterov momentum, float32, on random 32x32 images.  Every round times each network once, in turn,
 so that a ratio is of two steps from the same moment of a noisy machine; the table has the medians.
+All but one row are compiled with the options of ``experiments.compile``, as ``train`` does it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import os
@@ -22,6 +24,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from experiments.compile import compiler_options
 from experiments.models.norms import NormFactory, norm_factory
 from experiments.models.resnet import ResNet
 
@@ -51,8 +54,14 @@ def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
     return images, generator.integers(0, CLASSES, size, dtype=np.int32)
 
 
-def jax_step(norm: NormFactory, width: int, images: np.ndarray, labels: np.ndarray) -> Step:
-    """Returns a function that takes one training step, compiled at its first call."""
+def jax_step(
+    norm: NormFactory,
+    width: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    options: dict[str, str],
+) -> Step:
+    """Returns a function that takes one training step, compiled with options at its first call."""
     model = ResNet(
         norm,
         channels_in=3,
@@ -70,7 +79,7 @@ def jax_step(norm: NormFactory, width: int, images: np.ndarray, labels: np.ndarr
         losses = optax.softmax_cross_entropy_with_integer_labels(model(x), y)
         return jnp.mean(losses), nnx.split(model, nnx.Param, ...)[2]  # type: ignore[misc]
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=options)
     def update(params: Any, rest: Any, optimiser_state: Any) -> Any:
         gradients, rest = jax.grad(loss_fn, has_aux=True)(params, rest)
         updates, optimiser_state = optimiser.update(gradients, optimiser_state, params)
@@ -136,7 +145,12 @@ def torch_step(torch: Any, layout: str, width: int, images: np.ndarray, labels: 
 def make_steps(size: int, width: int) -> dict[str, Step]:
     """One step per row of the table."""
     images, labels = batch(size)
-    steps = {name: jax_step(norm, width, images, labels) for name, norm in norms().items()}
+    options = compiler_options(images.ndim)
+    steps = {name: jax_step(norm, width, images, labels, options) for name, norm in norms().items()}
+    if options:
+        steps["SteinBatchNorm stein, XLA's defaults"] = jax_step(
+            norm_factory("stein"), width, images, labels, {}
+        )
     if importlib.util.find_spec("torch") is None:
         return steps
     torch = importlib.import_module("torch")

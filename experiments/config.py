@@ -152,13 +152,13 @@ class HRNetModel:
     """A high-resolution network (``experiments.models.hrnet``).
 
     Attributes:
-      size: ``paper`` (1.54 M parameters), ``w18`` or ``w48`` (the official ones).
+      size: ``paper`` (1.54 M parameters), ``w18`` or ``w48`` (the official ones), or ``smoke``.
       stem_strides: of the two convolutions of the stem; None is those that were published with
         the size.  The paper's code has (1, 1): all of the network at full resolution; the
         official networks have (2, 2), and their output is resized.
     """
 
-    size: Literal["paper", "w18", "w48"] = "paper"
+    size: Literal["paper", "w18", "w48", "smoke"] = "paper"
     stem_strides: tuple[int, int] | None = None
     kind: Literal["hrnet"] = "hrnet"
 

@@ -80,7 +80,7 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{self.root} is in use by another command") from error
         try:
-            self._write_settings()
+            self._check_settings()
         except BaseException:
             self._lock.close()
             raise
@@ -118,16 +118,30 @@ class RunFolder:
         kept = [line for line in lines if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def _write_settings(self) -> None:
+    def begin(self, *, anew: bool) -> None:
+        """Writes ``config.json``, once data and model are known to be good.
+
+        Args:
+          anew: there is no checkpoint to go on from, so nothing of an earlier try counts.
+        """
+        if not self._writes:
+            return
         path = self.root / "config.json"
-        if not path.exists():
-            content = {
-                **dataclasses.asdict(self._settings),
-                "data_dir": str(self._data_dir.absolute()) if self._data_dir else None,
-                "versions": versions(),
-                "git_commit": git_commit(),
-            }
-            write_json(path, content)
+        content = {
+            **dataclasses.asdict(self._settings),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        if anew:
+            self.rewind(0)
+        elif path.exists():
+            content = json.loads(path.read_text())  # versions and commit of its beginning
+        content["data_dir"] = str(self._data_dir.absolute()) if self._data_dir else None
+        write_json(path, content)
+
+    def _check_settings(self) -> None:
+        # Without a checkpoint nothing was trained with the settings that are there.
+        if not (self.root / "config.json").exists() or not any(self.checkpoints.glob("[0-9]*")):
             return
         found = dataclasses.asdict(read_settings(self.root))
         different = _differences(found, dataclasses.asdict(self._settings))

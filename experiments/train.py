@@ -23,6 +23,7 @@ from experiments.config import Statistics, TrainConfig
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches, ahead, in_order
 from experiments.data.examples import Dataset, Examples
+from experiments.interrupts import Interrupts
 from experiments.models.norms import in_evaluation
 from experiments.step import Report, Steps, TrainState, learning_rate, optimiser, split
 from experiments.tasks import Task
@@ -116,6 +117,8 @@ class Loop:
           FloatingPointError: loss or weights are not finite; the message names the step and the
             last good checkpoint.
           CheckpointError: a checkpoint cannot be written, or none of those found can be read.
+          KeyboardInterrupt: on Ctrl-C, after a checkpoint (of several processes only those at the
+            usual steps: the others do not know of it); on SIGTERM likewise SystemExit.
         """
         devices.check_batch(self.config.batch_size, self.mesh)
         batches = TrainBatches(
@@ -126,11 +129,8 @@ class Loop:
             process=devices.process(),
         )
         run = _Run(self, model, batches, data.validation)
-        try:
-            return run.to_the_end()
-        except KeyboardInterrupt:
-            run.save()
-            raise
+        with Interrupts() as interrupts:
+            return run.to_the_end(interrupts)
 
 
 class _Run:
@@ -153,8 +153,8 @@ class _Run:
         self._progress = Progress(step=0)
         self._resume()
 
-    def to_the_end(self) -> Trained:
-        """Trains until the last step or until patience ends."""
+    def to_the_end(self, interrupts: Interrupts) -> Trained:
+        """Trains until the last step, until patience ends or until a signal asks to stop."""
         waiting: tuple[int, Report] | None = None
         for step, batch in self._numbered_batches():
             spread = devices.spread(batch, self._loop.mesh)
@@ -166,12 +166,15 @@ class _Run:
                 self._look_at(*waiting)
             waiting = step, report
             self._progress = self._progress._replace(step=step, score=None)
-            if step % self._batches.per_epoch == 0 or self._is_due(step):
+            ends_epoch = step % self._batches.per_epoch == 0
+            if ends_epoch or self._is_due(step) or interrupts.pending:
                 self._look_at(*waiting)
                 waiting = None
-                if step % self._batches.per_epoch == 0:
+                if ends_epoch:
                     self._validate()
-                self.save()
+                if ends_epoch or self._is_due(step) or jax.process_count() == 1:
+                    self.save()
+                interrupts.act()
                 if self._out_of_patience():
                     break
         params, rest = jax.tree.map(_local, (self._state.params, self._state.rest))

@@ -82,7 +82,7 @@ def test_the_library_needs_jax_and_flax_only():
 
 # The rooms of the experiments, a file or a folder each; inside a folder files may use each other.
 ROOMS = [
-    ["config", "files", "compile", "metrics", "attacks", "progress"],
+    ["config", "files", "compile", "metrics", "attacks", "progress", "interrupts"],
     ["configs", "data", "devices", "checkpoints"],
     ["settings", "tasks", "models"],
     ["step"],

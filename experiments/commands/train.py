@@ -89,6 +89,7 @@ def run(
             tensorboard_writer(places.workdir / "tensorboard") if tensorboard and first else None
         )
         checkpoints = Checkpoints(folder.checkpoints)
+        folder.begin(anew=not checkpoints.steps)
         began = time.perf_counter()
         with Watch(folder, console, config.train.batch_size, task.score, events) as watch:
             loop = Loop(

@@ -91,7 +91,7 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, shape=(32, 48), train_examples=8),
-        model=HRNetModel(stem_strides=(2, 2)),
+        model=HRNetModel(size="smoke"),
         train=dataclasses.replace(
             config.train, epochs=2, batch_size=4, shift=0, compute_dtype="float32"
         ),

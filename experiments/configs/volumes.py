@@ -37,9 +37,9 @@ _PAPER = TrainConfig(
     patience=5,
 )
 _HIPPOCAMPUS = TrainConfig(
-    epochs=40,
+    epochs=80,
     batch_size=26,
-    learning_rate=0.02,
+    learning_rate=0.2,
     warmup_epochs=2.0,
     weight_decay=5e-3,
     augment=True,

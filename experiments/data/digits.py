@@ -28,8 +28,11 @@ def load(config: DigitsData) -> Dataset:
     """
     images, labels = load_digits(return_X_y=True)
     wanted = config.train_examples + config.test_examples
-    if wanted > len(images):
-        raise ConfigError(f"the digits have {len(images)} images; {wanted} were asked for")
+    if wanted > len(images) or min(config.train_examples, config.test_examples) < CLASSES:
+        raise ConfigError(
+            f"the digits have {len(images)} images of {CLASSES} classes; asked for were "
+            f"{config.train_examples} for training and {config.test_examples} for the test"
+        )
     train_x, test_x, train_y, test_y = train_test_split(
         (images / 16.0).astype(np.float32).reshape(-1, 8, 8, 1),
         labels.astype(np.int32),

@@ -43,6 +43,8 @@ class HRNetSize:
 
 
 SIZES = {
+    # Every kind of layer once, for smoke runs.
+    "smoke": HRNetSize((2, 2), 1, 4, (4, 8, 16), (1, 1), 1),
     # The code released with the paper on Stein batch norm.
     "paper": HRNetSize((1, 1), 1, 32, (16, 32, 64, 128), (1, 1, 1), 2),
     # HRNetV2-W18 and -W48, as published for Cityscapes.

@@ -103,7 +103,13 @@ def _check_results(workdir, config, norm, n, attacks=("clean",)):
             assert row["ci_high"] <= 1
 
 
-@pytest.mark.parametrize("norm", NORMS)
+# Each norm compiles a training of its own; three of different kinds stand for all.
+FAST = ("stein", "toward_running", "group")
+
+
+@pytest.mark.parametrize(
+    "norm", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NORMS]
+)
 def test_every_norm_on_volumes(norm, volumes_dir, tmp_path, capsys):
     workdir = tmp_path / "work"
     assert _train("volumes", workdir, volumes_dir, "--norm", norm) == 0
@@ -120,9 +126,10 @@ def test_every_norm_on_volumes(norm, volumes_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "preset", "norm", "n"),
     [
-        ("cifar10", "paper", "stein", 16),
+        pytest.param("cifar10", "paper", "stein", 16, marks=pytest.mark.slow),
         ("cifar10", "strong", "group", 16),
-        ("cityscapes", "strong", "stein", 4),
+        # The high-resolution network compiles for a minute.
+        pytest.param("cityscapes", "strong", "stein", 4, marks=pytest.mark.slow),
         pytest.param("cityscapes", "camvid", "batch", 3, marks=pytest.mark.slow),
         pytest.param("cityscapes", "paper", "jsnorm", 4, marks=pytest.mark.slow),
     ],
@@ -166,6 +173,7 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert f"best weights, of step {best['step']};" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_adversarial_training_of_a_segmentation(cityscapes_dir, tmp_path, capsys):
     workdir = tmp_path / "work"
     adversary = 'train.adversary={"epsilon":0.03,"steps":2}'
@@ -176,20 +184,8 @@ def test_adversarial_training_of_a_segmentation(cityscapes_dir, tmp_path, capsys
     assert "unknown attack 'pgd'" in capsys.readouterr().err
 
 
-def test_finished_is_finished_and_tensorboard_writes(tmp_path, capsys):
-    workdir = tmp_path / "work"
-    arguments = ["train", "digits", "--smoke", "--workdir", str(workdir), "--tensorboard"]
-    arguments += ["--train-examples", "64", "--epochs", "1"]
-    assert main(arguments) == 0
-    assert list((workdir / "tensorboard").iterdir())
-    before = (workdir / "metrics.jsonl").read_bytes()
-    capsys.readouterr()
-    assert main(arguments) == 0
-    assert "going on from the checkpoint of step 2 of 2" in capsys.readouterr().out
-    assert (workdir / "metrics.jsonl").read_bytes() == before
-
-
 DIGITS = ["train", "digits", "--smoke"]
+SHORT = [*DIGITS, "--epochs", "1", "--tensorboard"]
 
 
 @pytest.mark.parametrize(
@@ -238,8 +234,16 @@ def test_a_work_folder_that_cannot_be_made(tmp_path, capsys):
 def trained(tmp_path_factory):
     """A short training of digits."""
     workdir = tmp_path_factory.mktemp("trained") / "work"
-    assert main([*DIGITS, "--workdir", str(workdir), "--epochs", "1"]) == 0
+    assert main([*SHORT, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
+    assert list((trained / "tensorboard").iterdir())
+    before = (trained / "metrics.jsonl").read_bytes()
+    assert main([*SHORT, "--workdir", str(trained)]) == 0
+    assert "going on from the checkpoint of step 4 of 4" in capsys.readouterr().out
+    assert (trained / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -312,7 +316,7 @@ def test_help_answers_at_once(command):
     ("config", "preset", "name"),
     [
         ("volumes", "hippocampus", "hippocampus"),
-        ("cityscapes", "camvid", "camvid"),
+        pytest.param("cityscapes", "camvid", "camvid", marks=pytest.mark.slow),
         # Half a minute to decode.
         pytest.param("cifar10", "strong", "cifar10", marks=pytest.mark.slow),
     ],

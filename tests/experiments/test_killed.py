@@ -162,6 +162,7 @@ def test_a_folder_in_use_and_control_c(env, tmp_path, capsys):
     assert not commands.unfinished(workdir)
 
 
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("moment", ["before", "after", "report"])
 def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path, monkeypatch):
     """Ctrl-C lands between any two lines: beside a step, or where its report is waited for."""
@@ -176,16 +177,16 @@ def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path,
         nonlocal count
         count += 1
         if moment == "before" and count == 6:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         result = step_fn(self, *arguments)
         if moment == "after" and count == 6:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return result
 
     class Observed(Observer):
         def stepped(self, step, total, loss):
             if moment == "report" and step == 6:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
 
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with monkeypatch.context() as patch:

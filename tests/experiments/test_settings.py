@@ -120,7 +120,7 @@ def test_unknown_names_and_flags_out_of_range(arguments, message):
         ("digits", "train.epochs", "FIELD=VALUE, as train.epochs=10; got 'train.epochs'"),
         ("digits", "train.epoch=3", r"unknown setting 'train.epoch'; there are: .*\bepochs\b"),
         ("digits", "epochs=3", r"unknown setting 'epochs'; the groups are .*\btrain\b"),
-        ("digits", "training.epochs=3", "unknown setting 'training.epochs'; the groups are .*train"),
+        ("digits", "training.epochs=3", "unknown setting 'training.epochs'; the groups"),
         ("digits", "train.epochs.a=3", "no group of settings called train.epochs"),
         ("digits", "train.adversary.steps=3", "no group of settings called train.adversary"),
         ("digits", "data.kind=cifar10", "unknown setting 'data.kind'; there are: split_seed"),
