@@ -11,6 +11,7 @@ from rich.console import Console
 from experiments import data, devices
 from experiments.checkpoints import Checkpoints
 from experiments.config import ConfigError, ExperimentConfig
+from experiments.data.batches import check_fills
 from experiments.models.build import build
 from experiments.models.norms import NORMS, sources
 from experiments.runfolder import RunFolder, RunSettings
@@ -75,6 +76,7 @@ def run(
     with RunFolder(places.workdir, settings, places.data_dir, writes=first) as folder:
         with Reading(console) as reading:
             dataset = data.load(config.data, places.data_dir, places.cache_dir, reading.progress)
+        check_fills(dataset.train, config.train.batch_size)
         console.print(_begins(config, norm, seed, dataset), highlight=False, markup=False)
         task = by_name(config.task, dataset.classes, config.train.label_smoothing)
         model = build(

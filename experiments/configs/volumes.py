@@ -87,7 +87,7 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
         data=dataclasses.replace(
             config.data, shape=(16, 16, 16), train_examples=16, normalise="percentile"
         ),
-        model=Cnn3dModel(channels=(3, 6), hidden=config.model.hidden[1:], pool=False),
+        model=Cnn3dModel(channels=(4,), hidden=config.model.hidden[1:]),
         train=dataclasses.replace(config.train, epochs=2, batch_size=8),
         evaluation=dataclasses.replace(config.evaluation, batch_size=8),
     )

@@ -59,11 +59,7 @@ class TrainBatches:
         augmentation: Augmentation = NO_AUGMENTATION,
         process: tuple[int, int] = (0, 1),
     ):
-        if batch_size < 1 or len(examples) < batch_size:
-            raise ConfigError(
-                f"{len(examples)} training examples do not fill a single batch of {batch_size}; "
-                f"choose a smaller train.batch_size or more training examples"
-            )
+        check_fills(examples, batch_size)
         index, count = process
         if batch_size % count:
             raise ConfigError(f"a batch of {batch_size} cannot be shared by {count} processes")
@@ -88,6 +84,19 @@ class TrainBatches:
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self._seed, 0, epoch)).permutation(len(self._examples))
+
+
+def check_fills(examples: Examples, batch_size: int) -> None:
+    """Refuses a training part that does not fill a single batch.
+
+    Raises:
+      ConfigError: saying so.
+    """
+    if batch_size < 1 or len(examples) < batch_size:
+        raise ConfigError(
+            f"{len(examples)} training examples do not fill a single batch of {batch_size}; "
+            "choose a smaller train.batch_size or more training examples"
+        )
 
 
 class _Steps:

@@ -68,7 +68,7 @@ def _in_two_processes(arguments, workdir, env):
     return [out for _, out, _ in ends]
 
 
-@pytest.mark.parametrize("name", ["digits", "volumes"])
+@pytest.mark.parametrize("name", [pytest.param("digits", marks=pytest.mark.slow), "volumes"])
 def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, env, tmp_path):
     one, two, four = (tmp_path / word for word in ("one", "two", "four"))
     commands.succeeds([*arguments[name], "--workdir", str(one)], env)

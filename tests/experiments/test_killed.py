@@ -16,7 +16,7 @@ from experiments.step import Steps
 from experiments.train import Observer
 from tests.experiments import commands, test_train
 
-STEPS = 40  # 10 epochs of 4
+STEPS = 28  # 7 epochs of 4
 
 
 def _arguments(workdir, *more, norm="stein", epochs=STEPS // 4):
@@ -87,7 +87,7 @@ def test_a_training_killed_again_and_again_ends_bit_for_bit_the_same(whole, env,
     workdir = tmp_path / "work"
     _kill_within_a_write(workdir, env)
     assert commands.unfinished(workdir)
-    for at, wait in _moments(random.Random(0), 2, _newest(workdir) + 3, STEPS - 8):
+    for at, wait in _moments(random.Random(0), 1, _newest(workdir) + 3, STEPS - 8):
         assert _kill_at(workdir, env, at, wait)
         assert commands.steps(workdir)[-1] < STEPS
     out, _ = commands.succeeds(_arguments(workdir), env)
@@ -205,19 +205,21 @@ def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path,
         np.testing.assert_array_equal(a, b)
 
 
-def test_other_settings_in_the_same_folder_are_refused(whole, tmp_path, capsys):
+def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys):
+    whole = tmp_path / "work"
+    assert main(_arguments(whole, epochs=1)) == 0
     before = (whole / "config.json").read_bytes()
     for more, name in (
         (["--set", "train.learning_rate=0.01"], "config.train.learning_rate is 0.1 there, 0.01"),
         (["--seed", "1"], "seed is 0 there, 1 here"),
         (["--norm", "batch"], "norm is 'stein' there, 'batch' here"),
     ):
-        assert main(_arguments(whole, *more)) == 2
+        assert main(_arguments(whole, *more, epochs=1)) == 2
         error = capsys.readouterr().err
         assert name in error
         assert "Choose another --workdir" in error
     assert (whole / "config.json").read_bytes() == before
-    assert commands.steps(whole)[-1] == STEPS
+    assert commands.steps(whole)[-1] == 4
 
 
 def _spoil(checkpoint):
@@ -228,6 +230,8 @@ def _spoil(checkpoint):
         file.write_bytes(content)
 
 
+# The parts of it are fast: tests/experiments/test_checkpoints.py.
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, env, tmp_path, capsys):
     workdir = commands.copied(whole, tmp_path / "work")
     _spoil(workdir / "checkpoints" / str(STEPS))
