@@ -29,7 +29,7 @@ class Augmentation:
     processes share it.
 
     Attributes:
-      mirror: mirror the last spatial axis.
+      mirror: left to right: the last spatial axis of images, the first of volumes.
       shift: largest shift along each spatial axis; what comes in from outside is 0 in inputs and
         ``VOID`` in label maps.
     """
@@ -69,9 +69,11 @@ NO_AUGMENTATION = Augmentation()
 
 def _move(x: np.ndarray, mirror: bool, offset: np.ndarray, fill: int) -> np.ndarray:
     """``x`` (spatial..., and perhaps channels), mirrored, then moved by ``offset``."""
-    last = len(offset) - 1
+    # Left and right lie along the width of an image, and along the first axis of a volume, which
+    # the loader has turned to right-left, posterior-anterior, inferior-superior.
+    sideways = 0 if len(offset) == 3 else len(offset) - 1
     if mirror:
-        x = np.flip(x, axis=last)
+        x = np.flip(x, axis=sideways)
     if not offset.any():
         return x
     moved = np.full_like(x, fill)

@@ -20,7 +20,8 @@ def _moved(x, mirror, offset, fill):
         source = [p - o for p, o in zip(place, offset, strict=True)]
         if all(0 <= s < size for s, size in zip(source, x.shape, strict=True)):
             if mirror:
-                source[-1] = x.shape[-1] - 1 - source[-1]
+                axis = 0 if x.ndim == 3 else 1  # of volumes, of images
+                source[axis] = x.shape[axis] - 1 - source[axis]
             out[place] = x[tuple(source)]
     return out
 
@@ -72,6 +73,12 @@ def test_mirroring_is_left_to_right():
     draw = Draw(np.array([True]), np.zeros((1, 2), int))
     moved, _ = Augmentation(mirror=True).apply(image, np.zeros(1, np.int32), draw)
     np.testing.assert_array_equal(moved[0, ..., 0], [[3, 2, 1], [6, 5, 4]])
+    # The axes of a volume are right-left, posterior-anterior, inferior-superior: only the first
+    # has two sides that are alike.
+    volume = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4, 1)
+    draw = Draw(np.array([True]), np.zeros((1, 3), int))
+    moved, _ = Augmentation(mirror=True).apply(volume, np.zeros(1, np.int32), draw)
+    np.testing.assert_array_equal(moved, volume[:, ::-1])
 
 
 @pytest.mark.parametrize("offset", [(3, 0), (0, -3), (7, 7), (-100, 1)])
