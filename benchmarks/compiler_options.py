@@ -41,7 +41,7 @@ CASES: tuple[tuple[str, dict[str, Any], tuple[int, ...]], ...] = (
         (32, 32, 3),
     ),
     ("HRNet, camvid", {"name": "cityscapes", "preset": "camvid"}, (192, 256, 3)),
-    ("3-D CNN, hippocampus", {"name": "volumes", "preset": "hippocampus"}, (32, 48, 32, 1)),
+    ("3-D CNN, hippocampus", {"name": "volumes", "preset": "hippocampus"}, (48, 64, 48, 1)),
 )
 
 

@@ -16,7 +16,7 @@ from experiments.settings import resolve
 
 CASES = (
     ("cifar10", "strong", (10_000, 32, 32, 3), np.uint8),
-    ("volumes", "hippocampus", (156, 32, 48, 32, 1), np.float32),
+    ("volumes", "hippocampus", (156, 48, 64, 48, 1), np.float32),
     ("volumes", "paper", (64, 128, 128, 64, 1), np.float32),
     ("cityscapes", "camvid", (367, 192, 256, 3), np.uint8),
     ("cityscapes", "strong", (200, 256, 512, 3), np.uint8),
