@@ -140,10 +140,12 @@ class RunFolder:
         write_json(path, content)
 
     def _check_settings(self) -> None:
-        # Without a checkpoint nothing was trained with the settings that are there.
-        if not (self.root / "config.json").exists() or not any(self.checkpoints.glob("[0-9]*")):
+        if not (self.root / "config.json").exists():
             return
+        # Also refuses a file of this name that is somebody else's.
         found = dataclasses.asdict(read_settings(self.root))
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return  # nothing was trained with the settings that are there
         different = _differences(found, dataclasses.asdict(self._settings))
         if different:
             raise ConfigError(

@@ -111,7 +111,14 @@ def _run_one(
         config.model, norm, config.train, examples=dataset.train, outputs=task.outputs, seed=seed
     )
     seen = _Seen(reporter, title)
-    trained = Loop(task=task, config=config.train, seed=seed, observer=seen).run(model, dataset)
+    loop = Loop(
+        task=task,
+        config=config.train,
+        seed=seed,
+        validation_statistics=sources(norm, ("running",))[0],
+        observer=seen,
+    )
+    trained = loop.run(model, dataset)
     rows: list[Row] = []
     for source in used:
         rows += evaluate(

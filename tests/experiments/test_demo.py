@@ -77,7 +77,7 @@ def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, monkeypatc
     def refuse(*_, **__):
         raise RuntimeError("trained again")
 
-    monkeypatch.setattr(demo, "train", refuse)
+    monkeypatch.setattr(demo, "Loop", refuse)
     settings = {"seeds": 1, "smoke": True, "console": _console()}
     demo.run(workdir, norms=["batch", "group"], **settings)
     assert (workdir / "results.json").read_text() == before

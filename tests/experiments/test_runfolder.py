@@ -1,5 +1,6 @@
 """Work folders: settings written once and compared, one user at a time, logs that can go back."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -25,9 +26,18 @@ def _changed(**train):
     return dataclasses.replace(SETTINGS, config=config)
 
 
+@contextlib.contextmanager
+def _begun(root, settings=SETTINGS, data_dir=None):
+    """A training that has begun, and has a checkpoint."""
+    with RunFolder(root, settings, data_dir) as folder:
+        folder.begin(anew=not folder.checkpoints.exists())
+        (folder.checkpoints / "1").mkdir(parents=True, exist_ok=True)
+        yield folder
+
+
 def test_config_json_has_settings_versions_and_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with RunFolder(tmp_path / "a" / "b", SETTINGS, Path("data")) as folder:
+    with _begun(tmp_path / "a" / "b", data_dir=Path("data")) as folder:
         assert folder.checkpoints == tmp_path / "a" / "b" / "checkpoints"
     content = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
     assert content["norm"] == "stein"
@@ -57,7 +67,7 @@ def test_the_commit_is_gits_own_and_empty_without_git(monkeypatch):
 
 
 def test_without_a_data_folder_there_is_none(tmp_path):
-    with RunFolder(tmp_path, SETTINGS, None):
+    with _begun(tmp_path):
         pass
     assert data_dir_of(tmp_path) is None
 
@@ -67,14 +77,14 @@ def test_the_same_settings_open_it_again_and_leave_it_as_it_is(tmp_path, name):
     override = 'train.adversary={"epsilon": 0.03}'
     for _ in range(2):
         settings = RunSettings(resolve(name, overrides=[override]), norm="batch", seed=0)
-        with RunFolder(tmp_path, settings, None):
+        with _begun(tmp_path, settings):
             content = (tmp_path / "config.json").read_bytes()
     assert (tmp_path / "config.json").read_bytes() == content
     assert read_settings(tmp_path) == settings
 
 
 def test_descriptions_do_not_count(tmp_path):
-    with RunFolder(tmp_path, SETTINGS, None):
+    with _begun(tmp_path):
         pass
     told = dataclasses.replace(SETTINGS.config, expected_time="soon", size="big", dataset="a")
     with RunFolder(tmp_path, dataclasses.replace(SETTINGS, config=told), None):
@@ -100,7 +110,7 @@ def test_descriptions_do_not_count(tmp_path):
     ],
 )
 def test_other_settings_are_refused_with_what_differs(tmp_path, settings, differences):
-    with RunFolder(tmp_path, SETTINGS, None):
+    with _begun(tmp_path):
         content = (tmp_path / "config.json").read_bytes()
     with (
         pytest.raises(ConfigError, match="training with other settings") as caught,
@@ -114,8 +124,29 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, settings, differ
     assert (tmp_path / "config.json").read_bytes() == content
 
 
+def test_without_a_checkpoint_other_settings_begin_anew(tmp_path):
+    other = dataclasses.replace(SETTINGS, seed=4)
+    for settings in (SETTINGS, other):
+        with RunFolder(tmp_path, settings, None) as folder:
+            folder.log({"step": 1})
+            folder.begin(anew=True)
+            assert read_log(tmp_path / "metrics.jsonl") == []
+    assert read_settings(tmp_path) == other
+
+
+def test_going_on_keeps_the_beginnings_versions_and_notes_the_new_data_folder(tmp_path):
+    with _begun(tmp_path, data_dir=tmp_path / "old"):
+        content = json.loads((tmp_path / "config.json").read_text())
+        content["git_commit"] = "of the beginning"
+        (tmp_path / "config.json").write_text(json.dumps(content))
+    with _begun(tmp_path, data_dir=tmp_path / "new"):
+        pass
+    assert json.loads((tmp_path / "config.json").read_text())["git_commit"] == "of the beginning"
+    assert data_dir_of(tmp_path) == tmp_path / "new"
+
+
 def test_a_refusal_lets_go_of_the_lock(tmp_path):
-    with RunFolder(tmp_path, SETTINGS, None):
+    with _begun(tmp_path):
         pass
     other = RunFolder(tmp_path, dataclasses.replace(SETTINGS, seed=4), None)
     with pytest.raises(ConfigError, match="other settings"), other:
@@ -125,7 +156,7 @@ def test_a_refusal_lets_go_of_the_lock(tmp_path):
 
 
 def test_an_adversary_that_is_new_is_a_difference(tmp_path):
-    with RunFolder(tmp_path, SETTINGS, None):
+    with _begun(tmp_path):
         pass
     config = resolve("digits", smoke=True, overrides=['train.adversary={"epsilon": 0.03}'])
     with (

@@ -138,7 +138,7 @@ def test_unknown_names_and_flags_out_of_range(arguments, message):
         ("volumes", "data.shape=[1,2]", r"^data.shape.*required; got \[1, 2\]"),
         ("volumes", "data.shape=5", "^data.shape: .*tuple.*got 5"),
         ("cityscapes", "data.validation=none", "^data.validation: .*'folder' or 'split'"),
-        ("cityscapes", "model.size=w20", "^model.size: .*'paper', 'w18' or 'w48'.*'w20'"),
+        ("cityscapes", "model.size=w20", "^model.size: .*'paper', 'w18', 'w48' or 'smoke'.*'w20'"),
         ("volumes", "model.pool=perhaps", "^model.pool: .*boolean.*'perhaps'"),
         ("digits", "model.width=wide", "^model.width: .*integer.*'wide'"),
         ("digits", "train.adversary=strong", "^train.adversary: .*got 'strong'"),

@@ -241,6 +241,15 @@ def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(problem, tm
     checkpoints.close()
 
 
+@pytest.fixture
+def _interruptible():
+    """Shells start background jobs with SIGINT ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_leaves_a_checkpoint_of_the_last_step(problem, tmp_path):
     class Interrupt(Observer):
         def stepped(self, step, total, loss):
