@@ -18,9 +18,9 @@ from experiments.models.convolution import LAYOUT, convolve3d
 
 # Batch, depth, height, width, channels in; channels out: the hippocampus and the paper's network.
 SHAPES = (
-    ((26, 48, 64, 48, 1), 16),
-    ((26, 24, 32, 24, 16), 32),
-    ((26, 12, 16, 12, 32), 64),
+    ((26, 32, 48, 32, 1), 16),
+    ((26, 16, 24, 16, 16), 32),
+    ((26, 8, 12, 8, 32), 64),
     ((4, 128, 128, 64, 1), 3),
     ((4, 64, 64, 32, 3), 6),
 )

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 # XLA's own gradient of a 2-D convolution with respect to the kernel is slow on CPUs.  With the
-# matrix products of the YNNPACK library a training step of ResNet-9 took 0.41 of the time at width
-# 64 and 0.48 at width 16, one of the paper's HRNet 0.72 (results to rounding); the products of
-# the 3-D network's patches took 5.5 times as long, so it is not for all
+# matrix products of the YNNPACK library a training step of ResNet-9 took 0.30 of the time at width
+# 64 and 0.51 at width 16 on 2 cores, one of the paper's HRNet 0.72 on the same cores when busy;
+# the products of the 3-D network's patches took 5.5 times as long, so it is not for all
 # (python -m benchmarks.compiler_options).
 _CPU_2D = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
