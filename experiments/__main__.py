@@ -89,7 +89,7 @@ def train(  # noqa: PLR0917
     """
     from experiments import devices, settings  # noqa: PLC0415
 
-    if distributed or coordinator or "JAX_COORDINATOR_ADDRESS" in os.environ:
+    if distributed or devices.asked_for(coordinator):
         devices.join(coordinator, processes, process_id)
     from experiments.commands import train as command  # noqa: PLC0415
 

@@ -8,6 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 
+def is_quiet(console: Console) -> bool:
+    """Whether bars are not wanted: logs of a CI job or a pipe cannot redraw a line."""
+    return not console.is_terminal or bool(os.environ.get("CI"))
+
+
 class Reporter:
     """Shows how far a command is; use as a context manager.
 
@@ -20,15 +25,13 @@ class Reporter:
         self._console = console
         self._runs = runs
         self._done = 0
-        # Logs of a CI job or a pipe cannot redraw a line.
-        self._quiet = not console.is_terminal or bool(os.environ.get("CI"))
         self._progress = Progress(
             TextColumn("{task.description:<44}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             console=console,
-            disable=self._quiet,
+            disable=is_quiet(console),
         )
         self._all = self._progress.add_task("all runs", total=runs)
         self._run = self._progress.add_task("", total=1, visible=False)

@@ -1,7 +1,6 @@
 """What people see of a training: a bar on a terminal, lines in a log, event files on request."""
 
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from rich.progress import (
 )
 
 from experiments.config import ConfigError
+from experiments.progress import is_quiet
 from experiments.runfolder import RunFolder
 from experiments.train import LogRow, Observer
 
@@ -48,11 +48,6 @@ def tensorboard_writer(folder: Path) -> Events:
     return SummaryWriter(str(folder))
 
 
-def _is_quiet(console: Console) -> bool:
-    # Logs of a CI job or a pipe cannot redraw a line.
-    return not console.is_terminal or bool(os.environ.get("CI"))
-
-
 class Reading:
     """Shows how far the decoding of files is; use as a context manager.
 
@@ -61,7 +56,7 @@ class Reading:
     """
 
     def __init__(self, console: Console):
-        self._bar = Progress(console=console, disable=_is_quiet(console), transient=True)
+        self._bar = Progress(console=console, disable=is_quiet(console), transient=True)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -117,7 +112,7 @@ class Watch(Observer):
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=_is_quiet(console),
+            disable=is_quiet(console),
         )
         self._task = self._bar.add_task("compiling", total=None)
 
