@@ -118,31 +118,67 @@ def evaluate(  # noqa: PLR0917
     statistics: str = "",
     attacks: str = "",
     epsilon: str = "",
+    threat_models: str = "joint",
+    victims: int = 32,
+    test_examples: int | None = None,
+    batch_size: int | None = None,
+    steps: int | None = None,
+    queries: int | None = None,
     weights: str = "best",
+    twin: Path | None = None,
+    check_examples: int | None = None,
     cache_dir: Path | None = None,
 ) -> None:
     """Measure a trained network on the test part: clean, and attacked where asked.
+
+    Run the same command again to go on with an evaluation that was stopped.
 
     Args:
         workdir: Work folder of a training.
         data_dir: Folder of the data set; that of the training by default.
         statistics: Sources of the statistics, as running,batch,shrunk; the config's by default.
-        attacks: Names of the config's attacks, as fgsm,pgd; `all`; none by default.
-        epsilon: Strengths instead of the config's, as 2/255,8/255.
+        attacks: Attacks and noises, as fgsm,pgd,autoattack; `all` of the config's; none by default.
+        epsilon: Strengths instead of the attacks' own, as 2/255,8/255.
+        threat_models: Where statistics are the test batch's: joint, independent, companion.
+        victims: Examples for independent and companion, which attack one at a time.
+        test_examples: Only the first of the test part.
+        batch_size: Test examples per batch; the config's by default.
+        steps: Gradient steps of the attacks instead of their own.
+        queries: Queries of square and autoattack instead of their own.
         weights: best (by validation) or last.
+        twin: Work folder of the same training with --norm batch, for the transfer check.
+        check_examples: Test examples for the checks; the config's by default, 0 for no checks.
         cache_dir: Folder for decoded data; the user's cache by default.
     """
     from experiments.commands import evaluate as command  # noqa: PLC0415
 
-    command.run(
-        workdir,
-        data_dir=data_dir,
-        cache_dir=cache_dir or _user_cache(),
+    request = command.Request(
         statistics=statistics,
         attacks=attacks,
         epsilons=epsilon,
+        threat_models=threat_models,
+        victims=victims,
+        test_examples=test_examples,
+        batch_size=batch_size,
+        steps=steps,
+        queries=queries,
         weights=weights,
+        twin=twin,
+        check_examples=check_examples,
     )
+    command.run(workdir, request, data_dir=data_dir, cache_dir=cache_dir or _user_cache())
+
+
+def report(workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path) -> None:
+    """Merge evaluated work folders over seeds and norms: tables, plots, pictures.
+
+    Args:
+        workdirs: Work folders of `evaluate` or `demo`, in any order.
+        out: Folder for the report.
+    """
+    from experiments.commands import report as command  # noqa: PLC0415
+
+    command.run(workdirs, out)
 
 
 def _user_cache() -> Path:
@@ -165,6 +201,7 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
+    "report": report,
     "risk": risk,
     "list": list_configs,
 }

@@ -1,6 +1,8 @@
-"""How steps are compiled for the device at hand."""
+"""How steps are compiled."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,11 @@ import jax.numpy as jnp
 # 64 and 0.51 at width 16 on 2 cores, one of the paper's HRNet 0.72 on the same cores when busy;
 # the products of the 3-D network's patches took 5.5 times as long, so it is not for all
 # (python -m benchmarks.compiler_options).
+#
+# Only for steps of our own networks.  In XLA 0.10.2 the option gives NaN for a product with a
+# constant that is a broadcast, as in ``x @ jnp.ones((192, 5))``.  Weights that are arguments are
+# not affected (tests/experiments/test_compile.py), but functions that others hand in may hold
+# such constants, so that attacks and evaluations are compiled with XLA's defaults.
 _CPU_2D = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
@@ -22,6 +29,17 @@ def compiler_options(input_rank: int) -> dict[str, str]:
     if jax.default_backend() != "cpu" or input_rank != 4:
         return {}
     return dict(_CPU_2D) if _known() else {}
+
+
+@functools.cache
+def jitted(function: Callable[..., Any], static_argnames: tuple[str, ...] = ()) -> Any:
+    """``jax.jit(function)``, always the same object for the same function.
+
+    Args:
+      function: defined once, at the top of a module: each one is kept for good.
+      static_argnames: as in ``jax.jit``.
+    """
+    return jax.jit(function, static_argnames=static_argnames)
 
 
 @functools.cache

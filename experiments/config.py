@@ -15,6 +15,10 @@ towards the stored ones; ``none``: the norm uses no statistics of batches (group
 """
 
 
+VOID = 255
+"""Label of pixels that count neither in a loss nor in a score."""
+
+
 class ConfigError(ValueError):
     """What the user asked for cannot be run; the message says what was expected."""
 
@@ -231,6 +235,10 @@ class TrainConfig:
     adversary: AdversaryConfig | None = None
 
 
+NOISES = ("gaussian", "uniform", "rademacher", "truncated_gaussian", "clipped_cauchy")
+"""Kinds of ``AttackConfig`` that follow no gradient and have no ball."""
+
+
 @dataclasses.dataclass(frozen=True)
 class AttackConfig:
     """One row family of the table: an attack at one or several strengths.
@@ -239,26 +247,99 @@ class AttackConfig:
       name: what the results call it.
       kind: which function of ``experiments.attacks`` runs it.
       epsilons: strengths in units of the image range [0, 1]; for noise, the root mean square.
-      norm: of the ball, ``linf`` or ``l2`` (gradient attacks only).
-      steps: gradient steps (``pgd`` only).
-      step_size: absolute, in units of the image range; None means 2.5 * epsilon / steps.
-      random_start: start at a random point of the ball (``pgd`` only).
-      loss: what the attack increases, ``cross_entropy`` or ``margin``.
+      norm: of the ball, ``linf`` or ``l2`` (not for noise).
+      steps: gradient steps per run (``pgd``, ``apgd``, ``fab``, ``autoattack``, ``segpgd``,
+        ``sea``).
+      step_size: absolute, in units of the image range; None means 2.5 * epsilon / steps (``pgd``
+        and ``segpgd``).
+      random_start: start at a random point of the ball (``pgd`` and ``segpgd``).
+      restarts: runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and ``segpgd``).
+      loss: what the attack increases, a name that ``experiments.attacks`` knows (``fgsm``,
+        ``pgd``, ``apgd``).
+      queries: looks at the model (``square``, ``autoattack``).
       short_reach: this attack is known not to cross its ball (as released with the paper), so
         the warning about it is not wanted.
       shown: the strengths that stand in the short table; the files have them all.
     """
 
     name: str
-    kind: Literal["gaussian", "fgsm", "pgd"]
+    kind: Literal[
+        "gaussian",
+        "uniform",
+        "rademacher",
+        "truncated_gaussian",
+        "clipped_cauchy",
+        "fgsm",
+        "pgd",
+        "apgd",
+        "fab",
+        "square",
+        "autoattack",
+        "segpgd",
+        "sea",
+    ]
     epsilons: tuple[float, ...]
     norm: Literal["linf", "l2"] = "linf"
     steps: int = 1
     step_size: float | None = None
     random_start: bool = False
-    loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    restarts: int = 1
+    loss: str = "cross_entropy"
+    queries: int = 5000
     short_reach: bool = False
     shown: tuple[float, ...] = ()
+
+    @property
+    def has_ball(self) -> bool:
+        """Whether there is an attacker: noise has none, nor have clean inputs."""
+        return self.kind not in NOISES
+
+
+@dataclasses.dataclass(frozen=True)
+class ChecksConfig:
+    """How the evaluation is tested itself, on one batch (``experiments.checks``).
+
+    A smoke run has a few examples, steps and queries, and one direction and difference step.
+
+    Attributes:
+      examples: of the test part, attacked as one batch; no more than a test batch has.
+      norm: of the ball, ``linf`` or ``l2``.
+      epsilon: radius of the ball, in units of the inputs.
+      steps: of PGD, each of 2.5 * epsilon / steps; it is also run with twice as many.
+      restarts: of PGD, against a single one; with 1 this check is not applicable.
+      square_queries: looks of Square at the model; with 0 this check is not applicable.
+      tolerance: share of the labels by which accuracies may differ.  The attack has converged
+        where more steps or restarts change it by less than that: with 100 examples and one point,
+        not at all.
+      zero_gradient_share: largest share of the examples whose gradient may be all zero.
+      gradient_error: largest median relative error of the gradient against differences.
+      directions: random directions of these differences; there are three fixed ones besides.
+      difference_steps: largest changes of an input value, in widths of the box; the most
+        favourable one decides, because curvature spoils long steps and rounding short ones.
+    """
+
+    examples: int = 128
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = 8 / 255
+    steps: int = 20
+    restarts: int = 5
+    square_queries: int = 1000
+    tolerance: float = 0.01
+    zero_gradient_share: float = 0.02
+    gradient_error: float = 0.05
+    directions: int = 4
+    difference_steps: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+
+
+SMOKE_CHECKS = ChecksConfig(
+    examples=25,
+    steps=2,
+    restarts=2,
+    square_queries=4,
+    directions=1,
+    difference_steps=(1e-3,),
+)
+"""Shows that all checks run; says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,13 +350,15 @@ class EvaluationConfig:
       batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
       attacks: measured besides the clean score.
       statistics: sources of statistics, each measured in full.
-      shown_strongest: radii at which the strongest attack stands in the short table.
+      shown_worst: radii at which the worst of all attacks stands in the short table.
+      checks: how the evaluation itself is tested, wherever there are attacks.
     """
 
     batch_size: int
     attacks: tuple[AttackConfig, ...] = ()
     statistics: tuple[Statistics, ...] = ("running", "batch")
-    shown_strongest: tuple[float, ...] = ()
+    shown_worst: tuple[float, ...] = ()
+    checks: ChecksConfig = ChecksConfig()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,31 +1,30 @@
 """Scores of a trained model on the test part: clean, under noise and under attack."""
 
+import dataclasses
 import functools
-import math
-import warnings
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import attacks
-from experiments.attacks import ShortReachWarning, Threat
-from experiments.config import AttackConfig, ConfigError, Statistics
-from experiments.data.batches import in_order
+import steinnorm
+from experiments import attacks, cells, scores
+from experiments.attacked import DEPENDENT, Opponent, ThreatModel, check_fits
+from experiments.cells import Cell
+from experiments.compile import jitted
+from experiments.config import AttackConfig, Statistics
+from experiments.data.batches import Batch, in_order
 from experiments.data.examples import Examples
-from experiments.metrics import Tally, bootstrap_interval, wilson_interval
 from experiments.models.norms import in_evaluation
 from experiments.record import Row
 from experiments.step import as_inputs
-from experiments.tasks import Binary, Segmentation, Summary, Task
-
-CLEAN = AttackConfig("clean", "gaussian", (0.0,))
-"""No attack at all, in the form of one."""
-
-_OUTSIDE = 1e-6  # by how much rounding may take an example out of its ball or box
+from experiments.tasks import Summary, Task
 
 
 class Labels(NamedTuple):
@@ -35,37 +34,72 @@ class Labels(NamedTuple):
       config: name of the configuration.
       norm: name of the norm.
       seed: of the run; also of noise and random starts.
+      class_names: for pictures; may be empty.
     """
 
     config: str
     norm: str
     seed: int
+    class_names: tuple[str, ...] = ()
 
 
-class Attacked(NamedTuple):
-    """A batch after an attack.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured, and how.
 
     Attributes:
-      inputs: what the model is given.
-      max_norm: the largest change of an example, in the attack's norm; 0 for noise.
-      zero_gradients: examples whose gradient was all zero in the last step.
+      statistics: the source of the norm's statistics.
+      batch_size: with statistics of the test batch, scores depend on it.
+      attacks: measured besides the clean scores.
+      threat_model: who attacks whom in a batch whose statistics count (``experiments.attacked``);
+        elsewhere there is nothing to choose.
+      victims: with the threat models ``independent`` and ``companion``, which attack one example
+        at a time, how many of the first examples; None is all.
+      metrics: names of the scores that become rows; None is all.
     """
 
-    inputs: jax.Array
-    max_norm: float = 0.0
-    zero_gradients: int = 0
+    statistics: Statistics
+    batch_size: int
+    attacks: Sequence[AttackConfig] = ()
+    threat_model: ThreatModel = "joint"
+    victims: int | None = None
+    metrics: Sequence[str] | None = None
+
+    @property
+    def dependent(self) -> bool:
+        """Whether an example's answer hangs on its batch."""
+        return self.statistics in DEPENDENT
+
+    @property
+    def threat(self) -> str:
+        """The threat model, as rows state it; empty where there is nothing to choose."""
+        return self.threat_model if self.dependent and self.attacks else ""
+
+    @property
+    def alone(self) -> bool:
+        """Whether examples are attacked one at a time."""
+        return self.threat not in ("", "joint")
+
+    def measured(self, examples: int) -> int:
+        """How many of the examples are measured."""
+        return min(self.victims or examples, examples) if self.alone else examples
+
+    def batches(self, examples: int) -> int:
+        """How many batches ``evaluate`` goes through, over all attacks and strengths."""
+        cells_of_all = 1 + sum(len(attack.epsilons) for attack in self.attacks)
+        return cells_of_all * -(-self.measured(examples) // self.batch_size)
 
 
 def evaluate(
     model: nnx.Module,
     task: Task,
     examples: Examples,
+    plan: Plan,
     *,
-    statistics: Statistics,
-    batch_size: int,
     labels: Labels,
-    attack_configs: Sequence[AttackConfig] = (),
-    metrics: Sequence[str] | None = None,
+    workdir: Path | None = None,
+    on_batch: Callable[[str], None] = lambda what: None,
+    on_progress: Callable[[str], None] = lambda how_far: None,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
     """Measures scores on all examples with one source of statistics.
@@ -77,59 +111,58 @@ def evaluate(
       model: the trained model.
       task: its scores.
       examples: the test part.
-      statistics: the source of the norm's statistics.
-      batch_size: with statistics of the test batch, scores depend on it.
+      plan: what is measured.
       labels: for the rows, and the seed of noise and random starts.
-      attack_configs: measured besides the clean scores.
-      metrics: names of the scores that become rows; all by default.
+      workdir: where per-example results are kept after every batch; what is found there, measured
+        with the same weights, settings and versions, is not measured again.
+      on_batch: called after each batch with what it was.
+      on_progress: called within a batch with how far a long attack is.
       on_row: called with each row as soon as it is there.
 
     Raises:
       ConfigError: an attack that does not exist for this task.
+      LeftThreatError: an attack left its ball or box.
     """
-    if attack_configs and isinstance(task, Segmentation):
-        names = ", ".join(attack.name for attack in attack_configs)
-        raise ConfigError(f"attacks on label maps do not exist yet; asked for: {names}")
-    model = in_evaluation(model, statistics)
-    answer = functools.partial(_answer, task, *nnx.split(model))
-    logits_fn = as_logits_fn(model, single=isinstance(task, Binary))
-    rows = []
-    for number, attack in enumerate((CLEAN, *attack_configs)):
+    for attack in plan.attacks:
+        check_fits(attack, task)
+    logits_fn = as_logits_fn(in_evaluation(model, plan.statistics))
+    measure = _Measure(
+        Opponent(logits_fn, plan.threat_model, plan.dependent),
+        task,
+        examples,
+        plan,
+        on_batch,
+        on_progress,
+    )
+    identity = {
+        **identity_of(model, examples, plan.batch_size),
+        "measured": plan.measured(len(examples)),
+    }
+    done, rows = [], []
+    for attack in (scores.CLEAN, *plan.attacks):
         for epsilon in attack.epsilons:
-            seen = []
-            # Copies that fill the last batch would count in its statistics.
-            whole = statistics in ("running", "none")
-            for place, batch in enumerate(in_order(examples, batch_size, fill=whole)):
-                key = jax.random.fold_in(jax.random.key(labels.seed), number)
-                x, y = as_inputs(jnp.asarray(batch.inputs)), jnp.asarray(batch.targets)
-                at_batch = jax.random.fold_in(key, place)
-                attacked = _attacked(attack, epsilon, logits_fn, (x, y), at_batch)
-                summary = jax.device_get(answer(attacked.inputs, y))
-                seen.append(({k: v[batch.real] for k, v in summary.items()}, attacked))
-            common = {**labels._asdict(), "statistics": statistics, "epsilon": epsilon}
-            for row in _rows(task, seen, attack, common, metrics):
+            about = _about(attack, epsilon, plan, labels, identity)
+            cell = measure.cell(attack, about, workdir)
+            done.append(cell)
+            for row in scores.rows(task, cell, plan.metrics):
                 on_row(row)
                 rows.append(row)
+    for row in scores.worst_rows(task, done, plan.metrics):
+        on_row(row)
+        rows.append(row)
     return rows
 
 
-def rows_in(attack_configs: Sequence[AttackConfig]) -> int:
-    """How many attacks at how many strengths ``evaluate`` measures, clean included."""
-    return 1 + sum(len(attack.epsilons) for attack in attack_configs)
-
-
-def as_logits_fn(model: nnx.Module, *, single: bool = False) -> jax.tree_util.Partial:
+def as_logits_fn(model: nnx.Module) -> jax.tree_util.Partial:
     """A model as a pure function of inputs, in a form that compiles once per architecture.
 
     Whatever a layer records while it runs is dropped: the model stays as it is.
 
     Args:
       model: ready for evaluation.
-      single: the model gives one logit z; the function gives (0, z), whose softmax has the same
-        probabilities, so that attacks for K logits apply.
     """
     graphdef, state = nnx.split(model)
-    return jax.tree_util.Partial(_apply_single if single else _apply, graphdef, state)
+    return jax.tree_util.Partial(_apply, graphdef, state)
 
 
 def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
@@ -137,99 +170,154 @@ def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
     return nnx.merge(graphdef, state, copy=True)(x)
 
 
-def _apply_single(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
-    logit = _apply(graphdef, state, x)
-    return jnp.concatenate([jnp.zeros_like(logit), logit], axis=1)
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """Fills cells, batch after batch."""
 
+    opponent: Opponent
+    task: Task
+    examples: Examples
+    plan: Plan
+    on_batch: Callable[[str], None]
+    on_progress: Callable[[str], None]
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _answer(
-    task: Task, graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array, y: jax.Array
-) -> Summary:
-    return task.summary(_apply(graphdef, state, x), y)
-
-
-def _attacked(
-    attack: AttackConfig,
-    epsilon: float,
-    logits_fn: jax.tree_util.Partial,
-    xy: tuple[jax.Array, jax.Array],
-    key: jax.Array,
-) -> Attacked:
-    x, y = xy
-    if attack.kind == "gaussian":
-        if epsilon == 0:
-            return Attacked(x)
-        return Attacked(attacks.gaussian(key, x, epsilon, bounds=(0.0, 1.0)))
-    threat = Threat(attack.norm, epsilon)
-    if attack.kind == "fgsm":
-        result = attacks.fgsm(logits_fn, x, y, threat=threat, loss=attack.loss)
-    else:
-        with warnings.catch_warnings():
-            if attack.short_reach:
-                warnings.simplefilter("ignore", ShortReachWarning)
-            result = attacks.pgd(
-                logits_fn,
-                x,
-                y,
-                threat=threat,
-                key=key,
-                steps=attack.steps,
-                step_size=attack.step_size,
-                random_start=attack.random_start,
-                loss=attack.loss,
-            )
-    low, high = threat.bounds
-    inside = low - _OUTSIDE <= result.min and result.max <= high + _OUTSIDE
-    if result.nan_count or not inside or result.max_norm > epsilon * (1 + _OUTSIDE) + _OUTSIDE:
-        raise AssertionError(
-            f"{attack.name} left its ball or box: {result.max_norm} from the inputs, values in "
-            f"[{result.min}, {result.max}], {result.nan_count} not finite"
+    def cell(self, attack: AttackConfig, about: dict[str, Any], workdir: Path | None) -> Cell:
+        """All examples under an attack; what is on disk already is taken from there."""
+        cell = cells.load(cells.path_of(workdir, about)) if workdir else None
+        if cell is not None and cell.about != about:
+            cell = None
+        what = f"{about['statistics']}, {about['attack']} {about['epsilon']:.3g}"
+        opponent = dataclasses.replace(
+            self.opponent, on_progress=lambda how_far: self.on_progress(f"{what}: {how_far}")
         )
-    return Attacked(result.x_adv, result.max_norm, result.zero_gradients)
+        key = jax.random.fold_in(jax.random.key(about["seed"]), _number(about))
+        for place, batch in enumerate(self._batches()):
+            if cell is None or place >= cell.batches:
+                at_batch = jax.random.fold_in(key, place)
+                more = self._batch(opponent, (attack, about), batch, place, at_batch)
+                cell = more if cell is None else cell.extended(more)
+                if workdir:
+                    cell.save(workdir)
+            self.on_batch(what)
+        assert cell is not None  # a test part is never empty
+        return cell
 
+    def _batches(self) -> Iterator[Batch]:
+        """The batches that are measured; the last of them may be cut by ``victims`` later."""
+        # Copies that fill the last batch would count in its statistics.
+        fill = not self.plan.dependent
+        left = self.plan.measured(len(self.examples))
+        for batch in in_order(self.examples, self.plan.batch_size, fill=fill):
+            if left <= 0:
+                return
+            yield batch
+            left -= len(batch.real)
 
-def _rows(
-    task: Task,
-    seen: Sequence[tuple[dict[str, np.ndarray], Attacked]],
-    attack: AttackConfig,
-    common: dict[str, Any],
-    metrics: Sequence[str] | None,
-) -> list[Row]:
-    """A row for each score that exists; ``common`` is what they all say."""
-    summary = {name: np.concatenate([s[name] for s, _ in seen]) for name in seen[0][0]}
-    count = len(summary["loss"])
-    has_ball, epsilon = attack.kind != "gaussian", common["epsilon"]
-    step_size = {"gaussian": 0.0, "fgsm": epsilon, "pgd": attack.step_size}[attack.kind]
-    rows = []
-    for metric, value in task.scores(summary).items():
-        if (metrics is not None and metric not in metrics) or not math.isfinite(value):
-            continue
-        low, high = _interval(task, summary, metric)
-        row = Row(
-            **common,
-            attack=attack.name,
-            metric=metric,
-            value=value,
-            n=count,
-            ci_low=low,
-            ci_high=high,
-            norm_order=attack.norm if has_ball else "",
-            steps=attack.steps if has_ball else 0,
-            step_size=2.5 * epsilon / attack.steps if step_size is None else step_size,
-            max_norm=max(attacked.max_norm for _, attacked in seen),
-            zero_gradients=sum(attacked.zero_gradients for _, attacked in seen),
+    def _batch(
+        self,
+        opponent: Opponent,
+        what: tuple[AttackConfig, dict[str, Any]],
+        batch: Batch,
+        place: int,
+        key: jax.Array,
+    ) -> Cell:
+        attack, about = what
+        x, y = as_inputs(jnp.asarray(batch.inputs)), jnp.asarray(batch.targets)
+        before = place * self.plan.batch_size
+        left = self.plan.measured(len(self.examples)) - before
+        found = opponent.attacked(attack, about["epsilon"], (x, y), key, left)
+        count = min(int(batch.real.sum()), len(found.distance), left)
+        summary = jitted(_summary, ("task",))(
+            found.outputs, y[: len(found.outputs)], task=self.task
         )
-        rows.append(row)
-    return rows
+        shown = min(count, cells.SHOWN)
+        return Cell(
+            about=about,
+            summary={name: np.asarray(v)[:count] for name, v in summary.items()},
+            distance=np.asarray(found.distance)[:count],
+            batch=np.full(count, place),
+            zero_gradients=min(found.zero_gradients, count),
+            shown={
+                "x": np.asarray(x[:shown]),
+                "x_adv": np.asarray(found.inputs[:shown]),
+                "y": np.asarray(y[:shown]),
+                "prediction": _predictions(np.asarray(found.outputs[:shown])),
+            },
+        )
 
 
-def _interval(task: Task, summary: dict[str, np.ndarray], metric: str) -> tuple[float, float]:
-    """95 %: Wilson's for a share of examples, the bootstrap over examples for all else."""
-    if metric == "accuracy":
-        return wilson_interval(Tally.of(summary["right"]))
+def _summary(outputs: jax.Array, y: jax.Array, *, task: Task) -> Summary:
+    return task.summary(outputs, y)
 
-    def of(index: np.ndarray) -> float:
-        return task.scores({name: values[index] for name, values in summary.items()})[metric]
 
-    return bootstrap_interval(of, len(summary["loss"]))
+def _predictions(outputs: np.ndarray) -> np.ndarray:
+    """Classes, of K logits or of one."""
+    if outputs.shape[-1] == 1:
+        return (outputs[..., 0] > 0).astype(np.int32)
+    return np.argmax(outputs, axis=-1).astype(np.int32)
+
+
+def _about(
+    attack: AttackConfig, epsilon: float, plan: Plan, labels: Labels, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """What a cell is of, with all that its numbers depend on; as JSON gives it back."""
+    how = dataclasses.asdict(attack)
+    for name in ("epsilons", "shown"):
+        del how[name]
+    return {
+        "config": labels.config,
+        "norm": labels.norm,
+        "seed": labels.seed,
+        "class_names": list(labels.class_names),
+        "statistics": plan.statistics,
+        "threat_model": plan.threat,
+        "attack": attack.name,
+        "epsilon": float(epsilon),
+        "norm_order": attack.norm if attack.has_ball else "",
+        "attack_settings": how,
+        "identity": identity,
+    }
+
+
+def identity_of(model: Any, examples: Examples, batch_size: int) -> dict[str, Any]:
+    """What all numbers of an evaluation depend on, whichever its attacks: as JSON gives it back.
+
+    Args:
+      model: the trained model, before it is made ready for evaluation.
+      examples: the test part.
+      batch_size: test examples per batch.
+    """
+    data = hashlib.sha256(np.ascontiguousarray(examples.inputs).data)
+    data.update(np.ascontiguousarray(examples.targets).data)
+    return {
+        "weights": weights_digest(model),
+        "data": data.hexdigest(),
+        "batch_size": batch_size,
+        "code": _code_digest(),
+        "versions": [module.__version__ for module in (steinnorm, jax, flax)],
+    }
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Changes with the attacks: what another version of them found is not what they find."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(attacks.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def weights_digest(model: Any) -> str:
+    """A hash of all arrays of a model, or of any pytree."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        nnx.state(model) if isinstance(model, nnx.Module) else model
+    ):
+        if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _number(about: dict[str, Any]) -> int:
+    """The same random numbers for an attack, whichever others are measured beside it."""
+    return int(hashlib.sha256(about["attack"].encode()).hexdigest()[:7], 16)

@@ -5,6 +5,7 @@
     config.json          the configuration, with the command's other settings
     runs/NORM-SEED.json  one finished run: its rows and its training history
     results.json         the rows of all runs
+    checks.json          the checks of all evaluations
     table.csv, table.md, accuracy.png, shrinkage.png   made from these
 """
 
@@ -45,6 +46,10 @@ class Row:
       step_size: absolute; 0 where there are no steps.
       max_norm: the largest change of an image that was found, in ``norm_order``.
       zero_gradients: images whose gradient was all zero in the last step.
+      threat_model: of a model whose answer for an image hangs on its batch: ``joint`` (the
+        attacker owns the batch), ``independent`` (each image attacked, its batch fixed) or
+        ``companion`` (only the others are attacked); empty where there is nothing to choose.
+      over: of a worst case, the attacks it was taken over, separated by commas.
     """
 
     config: str
@@ -63,6 +68,33 @@ class Row:
     step_size: float = 0.0
     max_norm: float = 0.0
     zero_gradients: int = 0
+    threat_model: str = ""
+    over: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A test of the evaluation itself (after Carlini et al. 2019).
+
+    Attributes:
+      config: the experiment's name.
+      norm: of the model.
+      seed: of the model.
+      statistics: whose the norm used.
+      name: of the check.
+      verdict: ``PASS``, ``FAIL`` or ``not applicable``.
+      value: the number that decided; None where there is none.
+      detail: what the number is, its limit, and on how many examples it was measured, in words.
+    """
+
+    config: str
+    norm: str
+    seed: int
+    statistics: str
+    name: str
+    verdict: str
+    value: float | None
+    detail: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +107,7 @@ class Run:
       seconds: wall-clock time of training and evaluation, compilation included.
       rows: what was measured.
       history: the training steps that were kept.
+      checks: of the evaluation.
     """
 
     norm: str
@@ -82,6 +115,7 @@ class Run:
     seconds: float
     rows: list[Row]
     history: list[LogRow]
+    checks: list[Check] = dataclasses.field(default_factory=list)
 
 
 class WorkFolder:
@@ -114,6 +148,7 @@ class WorkFolder:
             "seconds": run.seconds,
             "rows": [dataclasses.asdict(row) for row in run.rows],
             "history": [row._asdict() for row in run.history],
+            "checks": [dataclasses.asdict(check) for check in run.checks],
         }
         write_json(self._path(run.norm, run.seed), content)
 
@@ -131,6 +166,7 @@ class WorkFolder:
             seconds=content["seconds"],
             rows=[Row(**row) for row in content["rows"]],
             history=[LogRow(**row) for row in content["history"]],
+            checks=[Check(**check) for check in content["checks"]],
         )
 
     def _path(self, norm: str, seed: int) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from experiments import metrics
-from experiments.data.examples import VOID
+from experiments.config import VOID
 
 Summary = dict[str, jax.Array]
 """What is kept of each example of a batch; every array begins with the batch's dimension."""
@@ -46,6 +46,9 @@ class Task(Protocol):
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """The scores of any number of examples together; NaN where one is not defined."""
+
+    def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
+        """Share of each example's labels that are wrong, (B,) float64 in [0, 1]."""
 
 
 def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -82,6 +85,10 @@ class Classification:
         prediction = jnp.argmax(outputs, axis=-1)
         loss = _cross_entropy(outputs, targets, 0.0)
         return {"loss": loss, "prediction": prediction, "right": prediction == targets}
+
+    def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
+        """1 where the answer is wrong, else 0."""
+        return 1.0 - summary["right"]
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """``accuracy`` and the mean ``loss``."""
@@ -126,6 +133,10 @@ class Binary:
             "right": (logit > 0) == (targets > 0),
             "target": targets,
         }
+
+    def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
+        """1 where the answer is wrong, else 0."""
+        return 1.0 - summary["right"]
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """``auc`` (NaN where only one class is present), ``accuracy`` and the mean ``loss``."""
@@ -184,6 +195,12 @@ class Segmentation:
             "pixels": pixels,
             "loss": jnp.sum(losses * weights, axis=(1, 2)),
         }
+
+    def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
+        """Of the pixels that are not void; 0 where all are."""
+        right = np.trace(summary["confusion"], axis1=1, axis2=2).astype(np.float64)
+        known = summary["confusion"].sum(axis=(1, 2))
+        return np.where(known > 0, 1.0 - right / np.maximum(known, 1), 0.0)
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """``miou`` over the classes present, ``pixel_accuracy``, ``micro_jaccard``, ``loss``."""

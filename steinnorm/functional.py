@@ -94,7 +94,8 @@ def stein_batch_norm(
       shrinkage: a :class:`~steinnorm.shrinkage.Shrinkage` or its name.
       test_statistics: in inference, ``"running"``; or ``"batch"``, the statistics of the test
         batch by the rule of training; or ``"shrunk"``, those of the test batch shrunk towards the
-        running ones. Nothing is recorded in inference.
+        running ones. Nothing is recorded in inference, and gradients are those of the function
+        that is evaluated, whatever a shrinkage does in training.
       axis: the feature axis, or several.
       mask: which values count, broadcastable to ``x``. Channels with no valid value are
         normalised with the running statistics and leave them unchanged.
@@ -330,10 +331,16 @@ def rule_in_use(shrinkage: str | Shrinkage, *, inference: bool, test_statistics:
       shrinkage: the layer's.
       inference: whether it is inference.
       test_statistics: with "shrunk", inference always shrinks towards the running statistics.
+
+    Returns:
+      In inference, a shrinkage with the true gradient: one that is straight through serves the
+      training, and would lead an attack on the finished model astray.
     """
-    if inference and test_statistics == "shrunk":
-        return toward_running(single_example="running")
-    return resolve(shrinkage)
+    if not inference:
+        return resolve(shrinkage)
+    shrunk = test_statistics == "shrunk"
+    rule = toward_running(single_example="running") if shrunk else resolve(shrinkage)
+    return dataclasses.replace(rule, straight_through=False)
 
 
 def _hashable(groups: Any) -> Any:

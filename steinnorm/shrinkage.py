@@ -68,8 +68,8 @@ class Shrinkage:
       toward_running: the rules shrink towards the running statistics. Those then record the
         batch's own statistics: a target that recorded what was shrunk to it would chase itself.
       made_by: name and arguments of the constructor, for pickling; none for rules of one's own.
-      straight_through: values are those of the shrunk statistics, gradients those of plain batch
-        normalisation (as in Batch Renormalization, Ioffe 2017).
+      straight_through: in training, values are those of the shrunk statistics, gradients those of
+        plain batch normalisation (as in Batch Renormalization, Ioffe 2017).
 
     Example:
       >>> from steinnorm import moderated_variance
@@ -262,9 +262,9 @@ def toward_running(single_example: Literal["batch", "running"] = "batch") -> Shr
     James-Stein (positive part) on the means in units of the channels' standard deviations, and
     on the logarithms of the variances, with the noise estimated from the spread between examples.
     A batch that tells much (many examples, or far from the running statistics) is kept; a small
-    one close to them is mostly replaced. There is nothing to tune. Gradients are those of batch
-    normalisation. While the running statistics are still at their initial values the batch's own
-    are used.
+    one close to them is mostly replaced. There is nothing to tune. In training, gradients are those
+    of batch normalisation. While the running statistics are still at their initial values the
+    batch's own are used.
 
     Args:
       single_example: what a channel uses whose noise is unknown (a batch of one example, a constant

@@ -83,6 +83,37 @@ def test_inference_with_shrunk_statistics_is_toward_running():
     np.testing.assert_allclose(single.y, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("shrinkage", "test_statistics"), [("stein", "shrunk"), ("toward_running", "batch")]
+)
+def test_gradients_in_inference_are_those_of_what_is_evaluated(shrinkage, test_statistics):
+    """Straight-through gradients are for training; an attack would follow them astray."""
+    x = draw().astype(np.float64)
+    running = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), RUNNING)
+    weights = np.random.default_rng(1).normal(size=x.shape)
+    along = np.random.default_rng(2).normal(size=x.shape)
+
+    def total(x):
+        y = stein_batch_norm(
+            x,
+            running=running,
+            use_running_average=True,
+            shrinkage=shrinkage,
+            test_statistics=test_statistics,
+        ).y
+        return jnp.sum(weights * y)
+
+    _, slope = jax.jvp(jax.jit(total), (jnp.asarray(x),), (jnp.asarray(along),))
+    step = 1e-6
+    difference = (total(x + step * along) - total(x - step * along)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-5)
+    gradient = jax.grad(total)(x)
+    np.testing.assert_allclose(jnp.sum(gradient * along), difference, rtol=1e-5)
+    constant = jnp.asarray(x).at[..., 0].set(2.0)
+    assert bool(jnp.all(jnp.isfinite(jax.grad(total)(constant))))
+
+
 @pytest.mark.parametrize("axis", [1, (1, 3), 0])
 def test_feature_axes(axis):
     x = draw(shape=(6, 4, 3, 5))

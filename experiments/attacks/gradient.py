@@ -1,26 +1,33 @@
 """Attacks that follow the gradient: the fast gradient method and projected gradient descent.
 
 One jitted step serves them all; the loop around it runs on the host, because a ``lax`` loop around
-convolutions is several times slower on a CPU.  Radius and step size are traced, so a curve over
-many of them compiles once.
+convolutions is several times slower on a CPU (``experiments.attacks.scanned`` has the other form).
+Radius and step size are traced, so a curve over many of them compiles once.
 """
 
-import dataclasses
-import functools
 import math
-import warnings
-from typing import Self
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from experiments.attacks import geometry
-from experiments.attacks.logits import LogitsFn, as_argument, logits_shape, predict
-from experiments.attacks.losses import LOSSES
-from experiments.attacks.threat import AttackResult, ShortReachWarning, Threat
+from experiments.attacks.ball import Ball
+from experiments.attacks.goal import Goal, share_reached
+from experiments.attacks.logits import LogitsFn, predict, traced_logits
+from experiments.attacks.losses import check_loss, needs_reference, per_example
+from experiments.attacks.problem import Problem, check_finite, keep_worse, resolve_batch_dependence
+from experiments.attacks.threat import AttackResult, Threat, warn_of_short_reach
+from experiments.compile import jitted
 
-# Room for the rounding of x + delta and back, relative to the size of the box.
-_ROUNDING = 1e-6
+Schedule = Callable[[float], float]
+"""Maps the share of the steps that are done, in [0, 1), to a factor of the step size."""
+
+SCHEDULES: dict[str, Schedule] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
 
 
 def fgsm(
@@ -31,26 +38,51 @@ def fgsm(
     threat: Threat,
     key: jax.Array | None = None,
     loss: str = "cross_entropy",
+    target: jax.Array | None = None,
 ) -> AttackResult:
     """One step of the whole radius along the gradient (Goodfellow, Shlens & Szegedy 2015).
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, K).  A ``jax.tree_util.Partial(apply, state)``
-        compiles once for all states of a model; see ``experiments.attacks.logits``.
+      logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K); whatever the
+        model does to its inputs first, such as normalisation, belongs into it.  A
+        ``jax.tree_util.Partial(apply, state)`` compiles once for all states of a model; see
+        ``experiments.attacks.logits``.
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels (B,), integers in [0, K).
+      y: the right labels, integers in [0, K): (B,), or (B, H, W) with 255 where there is none.
       threat: the ball and the box.
       key: not used; every attack takes one.
-      loss: ``"cross_entropy"`` or ``"margin"``.
+      loss: a name of ``experiments.attacks.losses.LOSSES``.
+      target: wanted labels, of the shape of ``y``; None for any wrong ones.
 
     Raises:
-      ValueError: inputs, labels, logits or the loss's name are not as described.
+      ValueError: inputs, labels, logits or the loss's name are not as described, or the logits of
+        clean inputs are not finite; ``NotFiniteError`` for gradients and attacked inputs.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from experiments.attacks import Threat, fgsm
+      >>> weights = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> x, y = jnp.array([[0.75, 0.5]]), jnp.array([0])
+      >>> fgsm(lambda x: x @ weights, x, y, threat=Threat("linf", 0.25)).x_adv
+      Array([[0.5 , 0.75]], dtype=float32)
     """
     del key
-    x, y = _check_batch(logits_fn, x, y, threat, loss)
-    settings = _Settings.of(threat, threat.epsilon)
-    x_adv, vanished = _step(as_argument(logits_fn), x_adv=x, x=x, y=y, at=settings, loss=loss)
-    return _result(logits_fn, x_adv, (x, y), threat, vanished)
+    problem = Problem.of(logits_fn, x, y, threat, target)
+    check_loss(loss, problem.classes, problem.label_axes, targeted=target is not None)
+    _check_start(loss, random_start=False)
+    step = jitted(_step, ("norm", "loss"))
+    x_adv, _, broken, vanished = step(
+        problem.model,
+        (problem.x, None, jnp.zeros(len(problem.x), bool)),
+        problem.x,
+        problem.goal_for(loss),
+        ball=Ball.of(threat),
+        size=float(threat.epsilon),
+        norm=threat.norm,
+        loss=loss,
+    )
+    check_finite(broken, "gradients")
+    return problem.result(x_adv, int(jnp.sum(vanished)))
 
 
 def pgd(
@@ -62,103 +94,138 @@ def pgd(
     key: jax.Array | None = None,
     steps: int = 20,
     step_size: float | None = None,
+    relative_step_size: float | None = None,
+    schedule: str | Schedule = "constant",
     random_start: bool | None = None,
     restarts: int = 1,
     loss: str = "cross_entropy",
+    momentum: float = 0.0,
+    target: jax.Array | None = None,
+    batch_dependent: bool | None = None,
 ) -> AttackResult:
     """Repeated steps, each projected into ball and box (Madry et al. 2018).
 
-    With several restarts each example keeps the run in which the model errs, and among those the
-    one of the largest loss.  ``success`` is measured afterwards on the batch put together so,
-    because with batch statistics it need not be what the single runs reported.
+    With several restarts each example keeps the run in which the attack has most of what it wants,
+    and among those the one of the largest loss.  Where logits hang on the batch, it is kept as a
+    whole instead: a batch put together from several runs is one that no run ever saw.
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, K); as in ``fgsm``.
+      logits_fn: maps a batch to logits; as in ``fgsm``.
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels (B,), integers in [0, K).
+      y: the right labels; as in ``fgsm``.
       threat: the ball and the box.
       key: randomness of the starts.
       steps: gradient steps per run.
       step_size: absolute size of a step, in the units of ``x`` and the threat's norm; None means
         2.5 * epsilon / steps.
+      relative_step_size: the same as a share of epsilon; at most one of the two is given.
+      schedule: ``constant``, ``linear`` or ``cosine`` (both fall to zero), or a function from the
+        share of the steps that are done to a factor of the step size.
       random_start: start at a uniform draw from the ball; None means yes if there is a key.
       restarts: number of runs; more than one needs a random start.
-      loss: ``"cross_entropy"`` or ``"margin"``.
+      loss: a name of ``experiments.attacks.losses.LOSSES``.
+      momentum: share of the last direction that is kept, of gradients scaled to a mean absolute
+        value of 1 (Dong et al. 2018); 0 for none.
+      target: wanted labels, of the shape of ``y``; None for any wrong ones.
+      batch_dependent: whether an example's logits change with its companions; None to find out.
 
     Raises:
-      ValueError: as in ``fgsm``, or a random start without a key, or steps, step size or restarts
-        out of range.
+      ValueError: as in ``fgsm``, or a random start without a key, or steps, step size, schedule,
+        momentum or restarts out of range.
 
     Warns:
-      ShortReachWarning: steps * step_size < epsilon, so that the ball's edge is out of reach.
+      ShortReachWarning: the steps, laid end to end, are shorter than epsilon, so that the ball's
+        edge is out of reach.
     """
     random_start = key is not None if random_start is None else random_start
-    step_size = 2.5 * threat.epsilon / max(steps, 1) if step_size is None else step_size
     if random_start and key is None:
         raise ValueError("a random start needs a key: pass key=jax.random.key(seed)")
     if restarts > 1 and not random_start:
         raise ValueError(f"{restarts} restarts from the same point are one; pass a key")
-    _check_schedule(threat, steps, step_size, restarts)
-    x, y = _check_batch(logits_fn, x, y, threat, loss)
-    model = as_argument(logits_fn)
-    settings = _Settings.of(threat, step_size)
+    sizes = _step_sizes(threat, steps, step_size, relative_step_size, schedule)
+    _check_schedule(threat, sizes, restarts, momentum)
+    problem = Problem.of(logits_fn, x, y, threat, target)
+    check_loss(loss, problem.classes, problem.label_axes, targeted=target is not None)
+    _check_start(loss, random_start=random_start)
+    joint = restarts > 1 and resolve_batch_dependence(problem, batch_dependent)
 
-    best = None
+    kept = None
     for restart in range(restarts):
-        x_adv = x
+        start = problem.x
         if random_start and key is not None:
-            x_adv = _start(jax.random.fold_in(key, restart), x, threat)
-        for _ in range(steps):
-            x_adv, vanished = _step(model, x_adv=x_adv, x=x, y=y, at=settings, loss=loss)
-        best = x_adv if best is None else _keep_worse(logits_fn, best, x_adv, y, loss)
-    assert best is not None  # restarts >= 1
-    return _result(logits_fn, best, (x, y), threat, vanished)
+            start = _start(jax.random.fold_in(key, restart), problem.x, threat)
+        x_adv, vanished = _run(problem, start, sizes, loss, momentum)
+        if restarts > 1:
+            found = (x_adv, *_judged(problem, x_adv, loss))
+            kept = found if kept is None else keep_worse(kept, found, joint=joint)
+    return problem.result(x_adv if kept is None else kept[0], int(jnp.sum(vanished)))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["epsilon", "step_size", "bounds"],
-    meta_fields=["norm"],
-)
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """The numbers of a step; traced, all but the norm.
+def _run(
+    problem: Problem, start: jax.Array, sizes: list[float], loss: str, momentum: float
+) -> tuple[jax.Array, jax.Array]:
+    """One run from its start; the last point, and which gradients vanished there."""
+    step = jitted(_step, ("norm", "loss"))
+    goal, ball = problem.goal_for(loss), Ball.of(problem.threat, momentum)
+    broken = jnp.zeros(len(start), bool)
+    at = (start, jnp.zeros_like(start) if momentum else None, broken)
+    for number, size in enumerate(sizes):
+        now = goal._replace(progress=number / len(sizes))
+        *at, vanished = step(
+            problem.model,
+            at,
+            problem.x,
+            now,
+            ball=ball,
+            size=size,
+            norm=problem.threat.norm,
+            loss=loss,
+        )
+        at = tuple(at)
+    check_finite(at[2], "gradients")
+    return at[0], vanished
 
-    They are Python floats, whose weak type leaves the dtype of ``x`` alone.
+
+def _step(
+    model: jax.tree_util.Partial,
+    at: tuple[jax.Array, jax.Array | None, jax.Array],
+    x: jax.Array,
+    goal: Goal,
+    *,
+    ball: Ball,
+    size: float,
+    norm: str,
+    loss: str,
+) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """One step, projected around ``x``.
+
+    Args:
+      model: as an argument.
+      at: point, velocity (None without momentum), and (B,) whether a gradient was not finite yet.
+      x: the centre of the ball.
+      goal: of the loss.
+      ball: its numbers.
+      size: of the step.
+      norm: of the ball.
+      loss: its name.
+
+    Returns:
+      The three, and (B,) whether the gradient was all zero.
     """
 
-    epsilon: float
-    step_size: float
-    bounds: tuple[float, float]
-    norm: str
-
-    @classmethod
-    def of(cls, threat: Threat, step_size: float) -> Self:
-        low, high = threat.bounds
-        return cls(float(threat.epsilon), float(step_size), (float(low), float(high)), threat.norm)
-
-
-@functools.partial(jax.jit, static_argnames="loss")
-def _step(
-    logits_fn: LogitsFn,
-    *,
-    x_adv: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    at: _Settings,
-    loss: str,
-) -> tuple[jax.Array, jax.Array]:
-    """One step and its projection around ``x``; also (B,) whether the gradient was all zero."""
-
     def total(images: jax.Array) -> jax.Array:
-        logits = logits_fn(images)
-        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        return jnp.sum(LOSSES[loss](logits, y))
+        return jnp.sum(per_example(loss, traced_logits(model, images), goal))
 
+    x_adv, velocity, broken = at
     gradient = jax.grad(total)(x_adv)
-    moved = x_adv + at.step_size * geometry.ascent(gradient, at.norm)
-    vanished = jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
-    return geometry.project(moved, x, at.norm, at.epsilon, at.bounds), vanished
+    flat = gradient.reshape(gradient.shape[0], -1)
+    broken = broken | ~jnp.all(jnp.isfinite(flat), axis=1)
+    vanished = jnp.all(flat == 0, axis=1)
+    if velocity is not None:
+        gradient = velocity = ball.momentum * velocity + geometry.with_mean_size_one(gradient)
+    moved = x_adv + size * geometry.ascent(gradient, norm)
+    x_adv = geometry.project(moved, x, norm, ball.epsilon, ball.bounds)
+    return x_adv, velocity, broken, vanished
 
 
 def _start(key: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:
@@ -166,78 +233,46 @@ def _start(key: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:
     return geometry.project(x + noise, x, threat.norm, threat.epsilon, threat.bounds)
 
 
-def _keep_worse(
-    logits_fn: LogitsFn, a: jax.Array, b: jax.Array, y: jax.Array, loss: str
-) -> jax.Array:
-    """Per example the one of ``a`` and ``b`` that fools the model, else that of larger loss."""
-    logits_a, logits_b = predict(logits_fn, a), predict(logits_fn, b)
-    fooled_a = jnp.argmax(logits_a, axis=-1) != y
-    fooled_b = jnp.argmax(logits_b, axis=-1) != y
-    larger = LOSSES[loss](logits_b, y) > LOSSES[loss](logits_a, y)
-    take_b = (fooled_b & ~fooled_a) | ((fooled_b == fooled_a) & larger)
-    return jnp.where(take_b.reshape(take_b.shape + (1,) * (a.ndim - 1)), b, a)
+def _judged(problem: Problem, x_adv: jax.Array, loss: str) -> tuple[jax.Array, jax.Array]:
+    """Share of the labels reached and loss, (B,) both."""
+    goal, logits = problem.goal_for(loss), predict(problem.model, x_adv)
+    return share_reached(logits, goal), per_example(loss, logits, goal)
 
 
-def _result(
-    logits_fn: LogitsFn,
-    x_adv: jax.Array,
-    batch: tuple[jax.Array, jax.Array],
+def _step_sizes(
     threat: Threat,
-    vanished: jax.Array,
-) -> AttackResult:
-    """Judges the attacked batch as it is handed back, not as some earlier step saw it."""
-    x, y = batch
-    low, high = threat.bounds
-    slack = _ROUNDING * (high - low) + _ROUNDING * threat.epsilon
-    flat = x_adv.reshape(x_adv.shape[0], -1)
-    distance = geometry.distance(x_adv, x, threat.norm)
-    finite = jnp.all(jnp.isfinite(flat), axis=1)
-    boxed = (jnp.min(flat, axis=1) >= low - slack) & (jnp.max(flat, axis=1) <= high + slack)
-    valid = finite & boxed & (distance <= threat.epsilon + slack)
-    wrong = jnp.argmax(predict(logits_fn, x_adv), axis=-1) != y
-    return AttackResult(
-        x_adv=x_adv,
-        success=wrong & valid,
-        max_norm=float(jnp.max(distance)),
-        min=float(jnp.min(flat)),
-        max=float(jnp.max(flat)),
-        nan_count=int(jnp.sum(~jnp.isfinite(flat))),
-        zero_gradients=int(jnp.sum(vanished)),
-    )
-
-
-def _check_batch(
-    logits_fn: LogitsFn, x: jax.Array, y: jax.Array, threat: Threat, loss: str
-) -> tuple[jax.Array, jax.Array]:
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        expected = "a non-empty floating batch (B, ...)"
-        raise ValueError(f"x must be {expected}; got shape {x.shape}, dtype {x.dtype}")
-    low, high = threat.bounds
-    smallest, largest = float(jnp.min(x)), float(jnp.max(x))
-    slack = _ROUNDING * (high - low)  # the round-off of undoing a mean/std normalisation
-    if not (smallest >= low - slack and largest <= high + slack):
-        raise ValueError(f"x must lie in {threat.bounds}; got values in [{smallest}, {largest}]")
-    if y.shape != x.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
-        expected = f"integer labels of shape {x.shape[:1]}"
-        raise ValueError(f"y must be {expected}; got shape {y.shape}, dtype {y.dtype}")
-    classes = logits_shape(logits_fn, x)[1]
-    first, last = int(jnp.min(y)), int(jnp.max(y))
-    if first < 0 or last >= classes:
-        raise ValueError(f"y must lie in [0, {classes}); got labels in [{first}, {last}]")
-    return jnp.clip(x, low, high), y
-
-
-def _check_schedule(threat: Threat, steps: int, step_size: float, restarts: int) -> None:
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
-    if not (math.isfinite(step_size) and step_size >= 0):
-        raise ValueError(f"step_size must be finite and not negative; got {step_size}")
-    if steps * step_size < threat.epsilon * (1 - _ROUNDING):
-        warnings.warn(
-            f"{steps} steps of {step_size:g} cannot cross a ball of radius {threat.epsilon:g}",
-            ShortReachWarning,
-            stacklevel=3,
+    steps: int,
+    absolute: float | None,
+    relative: float | None,
+    schedule: str | Schedule,
+) -> list[float]:
+    """The size of every step, in the threat's norm."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
+    if absolute is not None and relative is not None:
+        raise ValueError(
+            f"a step is absolute or relative, not both; got {absolute} and {relative} * epsilon"
         )
+    if absolute is None:
+        absolute = threat.epsilon * (2.5 / steps if relative is None else relative)
+    if isinstance(schedule, str):
+        if schedule not in SCHEDULES:
+            names = ", ".join(SCHEDULES)
+            raise ValueError(f"schedule must be a function or one of {names}; got {schedule!r}")
+        schedule = SCHEDULES[schedule]
+    return [float(absolute * schedule(number / steps)) for number in range(steps)]
+
+
+def _check_schedule(threat: Threat, sizes: list[float], restarts: int, momentum: float) -> None:
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1; got {restarts}")
+    if not all(math.isfinite(size) and size >= 0 for size in sizes):
+        raise ValueError(f"step_size must be finite and not negative; got {sizes[0]} at first")
+    if not 0 <= momentum < math.inf:
+        raise ValueError(f"momentum must be finite and not negative; got {momentum}")
+    warn_of_short_reach(sizes, threat)
+
+
+def _check_start(loss: str, *, random_start: bool) -> None:
+    if needs_reference(loss) and not random_start:
+        raise ValueError(f"{loss} is flat at the clean input: use pgd with a random start")

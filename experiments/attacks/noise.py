@@ -1,15 +1,22 @@
-"""Random perturbations of a given root mean square, which no gradient guides.
+"""Random perturbations of a given size, which no gradient guides.
 
-All take an explicit key and keep the dtype of ``x``.  With ``bounds`` the result is clipped, which
-makes the change smaller than ``rms`` where ``x`` is close to a bound.
+All are called ``noise(key, x, rms, bounds=None)``, take an explicit key and keep the dtype of
+``x``.  With ``bounds`` the result is clipped, which makes the change smaller than ``rms`` where
+``x`` is close to a bound.  All but ``clipped_cauchy`` are sub-Gaussian before any clipping.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 Bounds = tuple[float, float]
+
+_CUT = 2.0  # where truncated_gaussian is cut, in standard deviations of the uncut normal law
+# Variance of a standard normal draw, given that it lies in [-c, c]: 1 - 2 c phi(c) / (2 Phi(c) - 1)
+_CUT_DENSITY = math.exp(-0.5 * _CUT**2) / math.sqrt(2 * math.pi)
+_CUT_RMS = math.sqrt(1 - 2 * _CUT * _CUT_DENSITY / math.erf(_CUT / math.sqrt(2)))
 
 
 def gaussian(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
@@ -26,6 +33,44 @@ def uniform(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = No
 def rademacher(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds +rms or -rms to each value with equal chance: the random relative of FGSM."""
     return _add(x, jax.random.rademacher(key, x.shape, x.dtype), rms, bounds)
+
+
+def truncated_gaussian(
+    key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None
+) -> jax.Array:
+    """Adds normal noise without its tails beyond two deviations, scaled to ``rms``.
+
+    The largest change of a value is 2.27 * rms.
+    """
+    draw = jax.random.truncated_normal(key, -_CUT, _CUT, x.shape, x.dtype)
+    return _add(x, draw / _CUT_RMS, rms, bounds)
+
+
+def clipped_cauchy(
+    key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = (0.0, 1.0)
+) -> jax.Array:
+    """Adds what the code released with arXiv 2507.08261 draws as sub-Gaussian noise.
+
+    A Cauchy draw of scale ``rms`` / sqrt(2), which has neither mean nor variance: only clipping
+    to ``bounds`` keeps it finite.  ``rms`` is that code's sigma, and NOT the root mean square of
+    the change; measure that from the result.
+
+    Raises:
+      ValueError: there are no bounds, or ``rms`` is negative or not finite.
+    """
+    if bounds is None:
+        raise ValueError("clipped_cauchy needs bounds; without them it has no variance")
+    return _add(x, jax.random.cauchy(key, x.shape, x.dtype) / math.sqrt(2.0), rms, bounds)
+
+
+NOISES: dict[str, Callable[..., jax.Array]] = {
+    "gaussian": gaussian,
+    "uniform": uniform,
+    "rademacher": rademacher,
+    "truncated_gaussian": truncated_gaussian,
+    "clipped_cauchy": clipped_cauchy,
+}
+"""Name -> noise."""
 
 
 def _add(x: jax.Array, noise: jax.Array, rms: float, bounds: Bounds | None) -> jax.Array:

@@ -6,18 +6,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+from flax import nnx
 from rich.console import Console
 
-from experiments import configs, data, plots, report, sanity
-from experiments.config import ConfigError, ExperimentConfig
+from experiments import configs, data, plots, report
+from experiments.commands.checking import Checker
+from experiments.config import ConfigError, ExperimentConfig, Statistics
 from experiments.data.examples import Dataset
-from experiments.evaluate import Labels, evaluate, rows_in
+from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate
 from experiments.files import write_bytes, write_json, write_text
 from experiments.models.build import build
-from experiments.models.norms import NORMS, sources
+from experiments.models.norms import NORMS, in_evaluation, sources
 from experiments.progress import Reporter
-from experiments.record import Row, Run, WorkFolder
-from experiments.tasks import by_name
+from experiments.record import Check, Row, Run, WorkFolder
+from experiments.tasks import Task, by_name
 from experiments.train import LogRow, Loop, Observer
 
 
@@ -53,7 +56,8 @@ def run(
     folder = WorkFolder.open(workdir, config)
     dataset = data.load(config.data)
     norms = list(dict.fromkeys(norms))
-    runs = []
+    runs: list[Run] = []
+    twins: dict[int, nnx.Module] = {}
     with Reporter(console, len(norms) * seeds) as reporter:
         for norm in norms:
             for seed in range(seeds):
@@ -61,7 +65,7 @@ def run(
                 if finished:
                     reporter.finish(f"{norm}, seed {seed}: found finished in the work folder")
                 else:
-                    finished = _run_one(config, dataset, norm, seed, reporter)
+                    finished = _run_one(config, dataset, (norm, seed), reporter, twins)
                     folder.save(finished)
                 runs.append(finished)
     return _write(workdir, config, runs, console)
@@ -98,14 +102,22 @@ class _Seen(Observer):
 
 
 def _run_one(
-    config: ExperimentConfig, dataset: Dataset, norm: str, seed: int, reporter: Reporter
+    config: ExperimentConfig,
+    dataset: Dataset,
+    what: tuple[str, int],
+    reporter: Reporter,
+    twins: dict[int, nnx.Module],
 ) -> Run:
-    began = time.perf_counter()
+    """Trains, attacks and checks one norm with one seed; keeps the batch-norm models as twins."""
+    (norm, seed), began = what, time.perf_counter()
     title = f"{norm}, seed {seed}"
-    used = sources(norm, config.evaluation.statistics)
+    plans = [
+        Plan(source, config.evaluation.batch_size, config.evaluation.attacks, metrics=("accuracy",))
+        for source in sources(norm, config.evaluation.statistics)
+    ]
     steps = len(dataset.train) // config.train.batch_size * config.train.epochs
-    attacks = config.evaluation.attacks
-    reporter.start(f"{title}: compiling", steps + len(used) * rows_in(attacks))
+    batches = sum(plan.batches(len(dataset.test)) for plan in plans)
+    reporter.start(f"{title}: compiling", steps + batches)
     task = by_name(config.task, dataset.classes, config.train.label_smoothing)
     model = build(
         config.model, norm, config.train, examples=dataset.train, outputs=task.outputs, seed=seed
@@ -119,48 +131,83 @@ def _run_one(
         observer=seen,
     )
     trained = loop.run(model, dataset)
+    labels = Labels(config.name, norm, seed, dataset.class_names)
+    checker = _checker(config, dataset, task, twins, labels)
     rows: list[Row] = []
-    for source in used:
+    checks: list[Check] = []
+    for plan in plans:
         rows += evaluate(
             trained.model,
             task,
             dataset.test,
-            statistics=source,
-            batch_size=config.evaluation.batch_size,
-            labels=Labels(config.name, norm, seed),
-            attack_configs=attacks,
-            metrics=("accuracy",),
-            on_row=lambda row: reporter.advance(f"{title}: {row.statistics}, {row.attack}"),
+            plan,
+            labels=labels,
+            on_batch=lambda what: reporter.advance(f"{title}: {what}"),
         )
+        checked = checker.run(trained.model, plan.statistics, labels)
+        checks += checked.checks
+        rows += checked.curve
+    if norm == report.REFERENCE:
+        twins[seed] = trained.model
     seconds = time.perf_counter() - began
     clean = ", ".join(
         f"{100 * row.value:.1f} % ({row.statistics})" for row in rows if row.attack == "clean"
     )
     reporter.finish(f"{title}: clean {clean}, {seconds:.0f} s")
-    return Run(norm, seed, seconds, rows, seen.history)
+    return Run(norm, seed, seconds, rows, seen.history, checks)
+
+
+def _checker(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    task: Task,
+    twins: dict[int, nnx.Module],
+    labels: Labels,
+) -> Checker:
+    """With the plain batch-norm model of the same seed as the twin, if it was trained just now."""
+    checker = Checker(
+        config.evaluation.checks, task, dataset.test, config.evaluation.batch_size, labels.seed
+    )
+    if labels.norm == report.REFERENCE:
+        reason = "the model is the plain batch-norm model itself"
+        return dataclasses.replace(checker, twin_reason=reason)
+    twin = twins.get(labels.seed)
+    if twin is None:
+        reason = "the plain batch-norm model was not trained in this command"
+        return dataclasses.replace(checker, twin_reason=reason)
+
+    def twin_with(source: Statistics) -> jax.tree_util.Partial:
+        return as_logits_fn(in_evaluation(twin, "running" if source == "none" else source))
+
+    return dataclasses.replace(checker, twin=twin_with)
 
 
 def _write(
     workdir: Path, config: ExperimentConfig, runs: Sequence[Run], console: Console
 ) -> list[Row]:
     rows = [row for run in runs for row in run.rows]
-    summaries = report.summarise(report.with_strongest(rows))
-    cells = report.columns(config.evaluation)
-    doubts = sanity.warnings_for(rows)
+    summaries = report.summarise(rows)
+    columns = report.columns(config.evaluation)
+    checks = [check for run in runs for check in run.checks]
     write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
+    write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
     write_text(workdir / "table.csv", report.csv_table(summaries))
-    write_text(workdir / "table.md", _markdown(config, runs, summaries, cells, doubts))
+    write_text(workdir / "table.md", _markdown(config, runs, summaries, columns, checks))
     write_bytes(workdir / "accuracy.png", plots.accuracy(summaries))
     write_bytes(workdir / "shrinkage.png", plots.shrinkage(runs))
 
     console.print()
-    console.print(report.terminal_table(summaries, cells))
-    console.print(report.terminal_table(summaries, cells, differences=True))
-    for doubt in doubts:
-        console.print(f"check: {doubt}", markup=False, highlight=False)
+    values = report.Content(summaries, columns)
+    differences = report.Content(summaries, columns, differences=True)
+    console.print(report.terminal_table(values, report.value_caption("accuracy", short=True)))
+    caption = report.difference_caption("accuracy", short=True)
+    console.print(report.terminal_table(differences, caption))
+    for line in report.check_table(checks).splitlines():
+        console.print(line, markup=False, highlight=False)
     console.print(
         "Strengths (after the attack's name) are in units of the image range [0, 1]; "
-        "strongest: the lowest of all gradient attacks of that radius. "
+        "worst: for each image the worst of all attacks of that radius, with statistics of the "
+        "test batch for each batch, which the attacker owns. "
         f"Test batches hold {config.evaluation.batch_size} images; statistics of the test batch "
         "depend on that."
     )
@@ -173,8 +220,8 @@ def _markdown(
     config: ExperimentConfig,
     runs: Sequence[Run],
     summaries: Sequence[report.Summary],
-    cells: Sequence[report.Cell],
-    doubts: Sequence[str],
+    columns: Sequence[report.Column],
+    checks: Sequence[Check],
 ) -> str:
     seeds = len({run.seed for run in runs})
     images = summaries[0].n
@@ -185,13 +232,13 @@ def _markdown(
         f"{seeds} seeds, {images} test images in batches of {batch}, {seconds:.0f} s for all runs. "
         "Strengths are in units of the image range [0, 1]; for gaussian it is the root mean "
         "square before clipping, for the others the radius of the ball. pgd-released is the "
-        "setting released with the paper, whose steps cannot cross its ball. strongest is, for "
-        "each seed, the lowest accuracy of all gradient attacks of that radius.",
-        report.TABLE_CAPTION,
-        report.markdown_table(summaries, cells),
-        report.DIFFERENCE_CAPTION,
-        report.markdown_table(summaries, cells, differences=True),
+        "setting released with the paper, whose steps cannot cross its ball. worst is, "
+        "for each image, the worst of all attacks of that radius; with statistics of the test "
+        "batch, for each batch, which the attacker owns.",
+        report.value_caption("accuracy"),
+        report.markdown_table(report.Content(summaries, columns)),
+        report.difference_caption("accuracy"),
+        report.markdown_table(report.Content(summaries, columns, differences=True)),
     ]
-    if doubts:
-        parts.append("Checks that fired:\n\n" + "\n".join(f"- {doubt}" for doubt in doubts))
+    parts += ["## Checks of the evaluation", *report.check_paragraphs(checks)]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"

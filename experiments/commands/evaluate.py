@@ -1,145 +1,309 @@
 """Measures a trained network on the test part of its data set."""
 
 import dataclasses
+import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import jax
-from flax import nnx
+import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments import data, devices
-from experiments.checkpoints import Checkpoints, Progress
-from experiments.config import AttackConfig, ConfigError, Statistics
+from experiments import cells, data, scores
+from experiments.attacked import DEPENDENT, ThreatModel, check_fits
+from experiments.commands import checking
+from experiments.commands.checking import Checker
+from experiments.commands.weights import load_weights
+from experiments.config import AttackConfig, ConfigError, EvaluationConfig, Statistics
+from experiments.configs import attacks as catalogue
 from experiments.data.examples import Dataset
-from experiments.evaluate import Labels, evaluate
+from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate, identity_of
 from experiments.files import write_json
-from experiments.models.build import build
-from experiments.models.norms import sources
+from experiments.models.norms import in_evaluation, sources
+from experiments.progress import is_quiet
 from experiments.record import Row
 from experiments.runfolder import RunSettings, data_dir_of, read_settings
-from experiments.step import TrainState, optimiser, split
 from experiments.tasks import Task, by_name
 from experiments.watch import Reading
+
+_PAUSE = 30.0  # seconds between two lines of progress where there is no bar
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for; lists are separated by commas.
+
+    Attributes:
+      statistics: sources of statistics; empty for the configuration's.
+      attacks: the configuration's or the catalogue's (``experiments.configs.attacks``), ``all``
+        for all of the configuration's; empty for none.
+      epsilons: strengths, as ``2/255,8/255``; empty for the attack's own.
+      threat_models: for statistics of the test batch, some of ``experiments.attacked``'s.
+      victims: examples for the threat models that attack one at a time.
+      test_examples: the first of the test part only; None is all.
+      batch_size: None is the configuration's.
+      steps: of all attacks that take steps; None is each one's own.
+      queries: of those that count queries; None is each one's own.
+      weights: ``best`` (by validation) or ``last``.
+      twin: work folder of the same training with plain batch norm, for the transfer check.
+      check_examples: examples that the checks run on; None is the configuration's, 0 for no
+        checks.
+    """
+
+    statistics: str = ""
+    attacks: str = ""
+    epsilons: str = ""
+    threat_models: str = "joint"
+    victims: int = 32
+    test_examples: int | None = None
+    batch_size: int | None = None
+    steps: int | None = None
+    queries: int | None = None
+    weights: str = "best"
+    twin: Path | None = None
+    check_examples: int | None = None
 
 
 def run(
     workdir: Path,
+    request: Request = Request(),
     *,
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
-    statistics: str = "",
-    attacks: str = "",
-    epsilons: str = "",
-    weights: str = "best",
     console: Console | None = None,
 ) -> list[Row]:
-    """Measures, prints and writes ``results.json`` into the work folder.
+    """Measures, prints and writes ``results.json`` and ``checks.json`` into the work folder.
+
+    Per-example results are kept in ``evaluation/`` after every batch; a command that was stopped,
+    or that asks for more, takes from there what is measured already.  ``results.json`` has all
+    that is in there for these weights, test examples and this batch size, whichever command
+    measured it.
 
     Args:
       workdir: of a training.
+      request: what is measured.
       data_dir: the data set; the folder that the training read by default.
       cache_dir: decoded data.
-      statistics: names separated by commas; empty for the configuration's.
-      attacks: names of the configuration's attacks, separated by commas, or ``all``; empty for
-        none.
-      epsilons: strengths separated by commas, as ``2/255,8/255``; empty for the configuration's.
-      weights: ``best`` (by validation) or ``last``.
       console: where to print; standard output by default.
 
     Raises:
       ConfigError: a name that is not known, a folder without a training, data that cannot be used.
       CheckpointError: the weights cannot be read.
+      LeftThreatError: an attack left its ball or box.
     """
     console = console or Console(soft_wrap=True)
     settings = read_settings(workdir)
     config = settings.config
-    chosen = _attacks(config.evaluation.attacks, attacks, epsilons)
-    wanted = _statistics(statistics) or config.evaluation.statistics
+    evaluation = _evaluation(config.evaluation, request)
     with Reading(console) as reading:
         dataset = data.load(
             config.data, data_dir or data_dir_of(workdir), cache_dir, reading.progress
         )
+    dataset = _first(dataset, request.test_examples)
     task = by_name(config.task, dataset.classes)
-    model, progress = load_weights(workdir, settings, dataset, task, weights)
+    for attack in evaluation.attacks:
+        check_fits(attack, task)
+    model, progress = load_weights(workdir, settings, dataset, task, request.weights)
     console.print(
-        f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: {weights} "
-        f"weights, of step {progress.step}; {len(dataset.test)} test examples in batches of "
-        f"{config.evaluation.batch_size}",
+        f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: "
+        f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test examples in "
+        f"batches of {evaluation.batch_size}",
         highlight=False,
     )
-    rows: list[Row] = []
-    for source in sources(settings.norm, wanted):
-        rows += evaluate(
-            model,
-            task,
-            dataset.test,
-            statistics=source,
-            batch_size=config.evaluation.batch_size,
-            labels=Labels(config.name, settings.norm, settings.seed),
-            attack_configs=chosen,
-            on_row=lambda row: console.print(_line(row), highlight=False, markup=False),
+    plans = _plans(evaluation, settings.norm, request)
+    labels = Labels(config.name, settings.norm, settings.seed, dataset.class_names)
+    checkers = _checkers(request, evaluation, settings, dataset, task)
+    with _Bar(console, sum(plan.batches(len(dataset.test)) for plan in plans)) as bar:
+        for plan in plans:
+            evaluate(
+                model,
+                task,
+                dataset.test,
+                plan,
+                labels=labels,
+                workdir=workdir,
+                on_batch=bar.advance,
+                on_progress=bar.note,
+                on_row=lambda row: bar.say(_line(row)),
+            )
+        for source in dict.fromkeys(plan.statistics for plan in plans):
+            for checker in checkers:
+                checker.run(model, source, labels, workdir, bar.note)
+    identity = identity_of(model, dataset.test, evaluation.batch_size)
+    checked = checking.load_all(workdir, identity)
+    checks = [check for found in checked for check in found.checks]
+    for check in checks:
+        console.print(
+            f"check: {check.verdict:14} {check.statistics:8} {check.name}: {check.detail}",
+            highlight=False,
+            markup=False,
         )
+    if not checks and evaluation.attacks:
+        console.print("check: none was made, as --check-examples 0 asks", highlight=False)
+    rows = _all_rows(workdir, task, identity) + [row for found in checked for row in found.curve]
     write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
+    write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
     console.print(f"written: {workdir / 'results.json'}", highlight=False)
     return rows
 
 
-def load_weights(
-    workdir: Path, settings: RunSettings, dataset: Dataset, task: Task, weights: str
-) -> tuple[nnx.Module, Progress]:
-    """The trained network of a work folder, in training mode, and how far it had got.
+def _all_rows(workdir: Path, task: Task, identity: dict[str, Any]) -> list[Row]:
+    """Rows of everything that was measured in the folder of this model on these examples."""
+    found = []
+    for cell in cells.load_all(workdir):
+        theirs = cell.about["identity"]
+        if cell.is_complete and {name: theirs.get(name) for name in identity} == identity:
+            found.append(cell)
+    found = scores.in_order(found)
+    rows = [row for cell in found for row in scores.rows(task, cell)]
+    return rows + scores.worst_rows(task, found)
 
-    Args:
-      workdir: of a training.
-      settings: of that training.
-      dataset: the training part gives the shapes.
-      task: gives the number of outputs.
-      weights: ``best`` or ``last``.
 
-    Raises:
-      ConfigError: there is no checkpoint, or ``weights`` is neither.
-      CheckpointError: it cannot be read.
-    """
-    if weights not in ("best", "last"):
-        raise ConfigError(f"weights must be best or last; got {weights!r}")
-    config = settings.config
-    model = build(
-        config.model,
-        settings.norm,
-        config.train,
-        examples=dataset.train,
-        outputs=task.outputs,
-        seed=settings.seed,
+def _checkers(
+    request: Request,
+    evaluation: EvaluationConfig,
+    settings: RunSettings,
+    dataset: Dataset,
+    task: Task,
+) -> list[Checker]:
+    """What makes the checks, for each kind of ball; none where no checks are wanted."""
+    count = request.check_examples
+    count = evaluation.checks.examples if count is None else count
+    if count < 0:
+        raise ConfigError(f"--check-examples must not be negative; got {count}")
+    if not count:
+        return []
+    radii: dict[str, list[float]] = {}
+    for attack in evaluation.attacks:
+        if attack.has_ball:
+            radii.setdefault(attack.norm, []).extend(e for e in attack.epsilons if e > 0)
+    checker = _with_twin(
+        Checker(
+            config=dataclasses.replace(evaluation.checks, examples=count),
+            task=task,
+            examples=dataset.test,
+            batch_size=evaluation.batch_size,
+            seed=settings.seed,
+        ),
+        request,
+        settings,
+        dataset,
     )
-    graphdef, params, rest = split(model)
-    state = TrainState(params, rest, optimiser(config.train, 1).init(params))
-    folder = workdir / "checkpoints"
-    checkpoints = Checkpoints(folder) if folder.is_dir() else None
-    if checkpoints is None or not checkpoints.steps:
-        raise ConfigError(f"{workdir} holds no checkpoint yet; run its training first")
-    step = checkpoints.best_step() if weights == "best" else checkpoints.steps[-1]
-    assert step is not None  # there are some
-    found, progress = checkpoints.load(devices.replicate(state, devices.mesh()), step)
-    checkpoints.close()
-    local = jax.tree.map(lambda x: x.addressable_data(0), found)
-    return nnx.merge(graphdef, local.params, local.rest), progress
+    found = []
+    for norm, evaluated in radii.items():
+        if not evaluated:
+            continue
+        # At the configuration's radius where that is measured, else at the largest that is.
+        usual = checker.config.norm == norm and checker.config.epsilon in evaluated
+        epsilon = checker.config.epsilon if usual else max(evaluated)
+        config = dataclasses.replace(checker.config, norm=norm, epsilon=epsilon)  # type: ignore[arg-type]
+        found.append(dataclasses.replace(checker, config=config))
+    return found
 
 
-def _attacks(known: tuple[AttackConfig, ...], names: str, epsilons: str) -> list[AttackConfig]:
-    by_attack = {attack.name: attack for attack in known}
-    wanted = list(by_attack) if names == "all" else [n.strip() for n in names.split(",") if n]
+def _with_twin(
+    checker: Checker, request: Request, settings: RunSettings, dataset: Dataset
+) -> Checker:
+    """With the plain batch-norm model for the transfer check, or the reason why there is none."""
+    if settings.norm == "batch":
+        reason = "the model is the plain batch-norm model itself"
+        return dataclasses.replace(checker, twin_reason=reason)
+    if request.twin is None:
+        reason = "no twin: name the work folder of the same training with --norm batch as --twin"
+        return dataclasses.replace(checker, twin_reason=reason)
+    other = read_settings(request.twin)
+    if other.norm != "batch" or other.config != settings.config:
+        raise ConfigError(
+            f"{request.twin} is no twin: it must be a training of the same configuration with "
+            f"--norm batch; it has norm {other.norm}"
+        )
+    twin, _ = load_weights(request.twin, other, dataset, checker.task, request.weights)
+
+    def twin_with(source: Statistics) -> jax.tree_util.Partial:
+        return as_logits_fn(in_evaluation(twin, "running" if source == "none" else source))
+
+    return dataclasses.replace(checker, twin=twin_with)
+
+
+def _first(dataset: Dataset, count: int | None) -> Dataset:
+    if count is None:
+        return dataset
+    if count < 1:
+        raise ConfigError(f"--test-examples must be at least 1; got {count}")
+    return dataclasses.replace(
+        dataset, test=dataset.test.take(np.arange(len(dataset.test))[:count])
+    )
+
+
+def _evaluation(known: EvaluationConfig, request: Request) -> EvaluationConfig:
+    """The configuration with what the command line changes in it."""
+    size = known.batch_size if request.batch_size is None else request.batch_size
+    if size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; got {size}")
+    if request.victims < 1:
+        raise ConfigError(f"--victims must be at least 1; got {request.victims}")
+    return dataclasses.replace(
+        known,
+        batch_size=size,
+        attacks=tuple(_attacks(known.attacks, request)),
+        statistics=_statistics(request.statistics) or known.statistics,
+    )
+
+
+def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Plan]:
+    """One for each source of statistics and, where it matters, threat model."""
+    known = get_args(ThreatModel)
+    wanted = [name.strip() for name in request.threat_models.split(",") if name.strip()]
     for name in wanted:
-        if name not in by_attack:
-            raise ConfigError(
-                f"unknown attack {name!r}; this configuration has: {', '.join(by_attack) or 'none'}"
+        if name not in known:
+            raise ConfigError(f"unknown threat model {name!r}; expected some of {', '.join(known)}")
+    models: list[ThreatModel] = [name for name in known if name in wanted]
+    plans = []
+    for source in sources(norm, evaluation.statistics):
+        single: list[ThreatModel] = ["joint"]
+        chosen = models if source in DEPENDENT and evaluation.attacks else single
+        for threat_model in chosen:
+            # Noise has no attacker: once is enough.
+            attacks = [a for a in evaluation.attacks if threat_model == "joint" or a.has_ball]
+            plans.append(
+                Plan(
+                    statistics=source,
+                    batch_size=evaluation.batch_size,
+                    attacks=attacks,
+                    threat_model=threat_model,
+                    victims=request.victims,
+                )
             )
-    radii = tuple(_epsilon(text) for text in epsilons.split(",") if text)
-    return [
-        dataclasses.replace(by_attack[name], epsilons=radii or by_attack[name].epsilons)
-        for name in wanted
-    ]
+    return plans
+
+
+def _attacks(known: Sequence[AttackConfig], request: Request) -> list[AttackConfig]:
+    by_attack = {attack.name: attack for attack in known}
+    names = [name.strip() for name in request.attacks.split(",") if name.strip()]
+    if request.attacks == "all":
+        names = list(by_attack)
+    radii = tuple(_epsilon(text) for text in request.epsilons.split(",") if text)
+    changes: dict[str, int] = {}
+    for field in ("steps", "queries"):
+        value = getattr(request, field)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{field} must be at least 1; got {value}")
+        if value is not None:
+            changes[field] = value
+    found = []
+    for name in dict.fromkeys(names):
+        attack = by_attack.get(name) or catalogue.by_name(name)
+        if attack.kind == "fgsm":
+            changed = {k: v for k, v in changes.items() if k != "steps"}
+        else:
+            changed = changes
+        found.append(
+            dataclasses.replace(attack, epsilons=radii or attack.epsilons, **changed)  # type: ignore[arg-type]
+        )
+    return found
 
 
 def _epsilon(text: str) -> float:
@@ -163,7 +327,54 @@ def _statistics(text: str) -> tuple[Statistics, ...]:
 
 def _line(row: Row) -> str:
     attack = row.attack if row.attack == "clean" else f"{row.attack} {row.epsilon:.4g}"
+    source = row.statistics + (f" ({row.threat_model})" if row.threat_model else "")
     return (
-        f"{row.statistics:8} {attack:22} {row.metric:15} {row.value:.4f} "
+        f"{source:19} {attack:22} {row.metric:15} {row.value:.4f} "
         f"[{row.ci_low:.4f}, {row.ci_high:.4f}]"
     )
+
+
+class _Bar:
+    """How far the evaluation is: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, batches: int):
+        self._console, self._total, self._done = console, batches, 0
+        self._quiet = is_quiet(console)
+        self._progress = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=self._quiet,
+            transient=True,
+        )
+        self._task = self._progress.add_task("compiling", total=batches)
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def advance(self, what: str) -> None:
+        """A batch is done."""
+        self._done += 1
+        self._progress.update(self._task, advance=1, description=what)
+        self._now_and_then(f"batch {self._done} of {self._total}: {what}")
+
+    def note(self, what: str) -> None:
+        """Something is done that is no batch."""
+        self._progress.update(self._task, description=what)
+        self._now_and_then(what)
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._progress.console.print(line, highlight=False, markup=False)
+        self._last = time.monotonic()
+
+    def _now_and_then(self, line: str) -> None:
+        if self._quiet and time.monotonic() - self._last > _PAUSE:
+            self.say(line)

@@ -8,6 +8,7 @@ Commands: ``python -m experiments train cifar10 --workdir W --data-dir D`` and
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
     Cifar10Data,
     EvaluationConfig,
@@ -91,5 +92,5 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
         data=Cifar10Data(train_examples=64, test_examples=32),
         model=ResNetModel(depth=9, width=4),
         train=dataclasses.replace(config.train, epochs=2, batch_size=16, compute_dtype="float32"),
-        evaluation=dataclasses.replace(config.evaluation, batch_size=16),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=16, checks=SMOKE_CHECKS),
     )

@@ -9,6 +9,9 @@ Preset ``camvid``: the paper's network on CamVid in the same layout, for two CPU
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
+    AttackConfig,
+    ChecksConfig,
     CityscapesData,
     EvaluationConfig,
     ExperimentConfig,
@@ -51,6 +54,18 @@ _CAMVID = TrainConfig(
 )
 
 
+# After the released code: noise of these sigmas, PGD in steps of a fifth of the radius without a
+# random start.  SegPGD and SEA are what such a PGD is too weak for.
+_ATTACKS = (
+    AttackConfig("clipped_cauchy", "clipped_cauchy", (10 / 255, 77 / 255), shown=(77 / 255,)),
+    AttackConfig("gaussian", "gaussian", (10 / 255, 77 / 255), shown=(77 / 255,)),
+    AttackConfig("fgsm", "fgsm", (0.03,), shown=(0.03,)),
+    AttackConfig("pgd-released", "pgd", (0.03,), steps=5, step_size=0.03 / 5, shown=(0.03,)),
+    AttackConfig("segpgd", "segpgd", (0.03,), steps=20, random_start=True, shown=(0.03,)),
+)
+_CHECKS = ChecksConfig(examples=8, epsilon=0.03, steps=10, restarts=2, square_queries=100)
+
+
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
     """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
     cityscapes = ExperimentConfig(
@@ -63,7 +78,7 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
         data=CityscapesData(),
         model=HRNetModel(),
         train=_PAPER,
-        evaluation=EvaluationConfig(batch_size=16),
+        evaluation=EvaluationConfig(batch_size=16, attacks=_ATTACKS, checks=_CHECKS),
     )
     presets = {
         "paper": cityscapes,
@@ -95,5 +110,5 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
         train=dataclasses.replace(
             config.train, epochs=2, batch_size=4, shift=0, compute_dtype="float32"
         ),
-        evaluation=dataclasses.replace(config.evaluation, batch_size=4),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=4, checks=SMOKE_CHECKS),
     )

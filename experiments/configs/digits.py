@@ -9,7 +9,9 @@ do, so the radii go up to 0.2 of the image range.
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
+    ChecksConfig,
     DigitsData,
     EvaluationConfig,
     ExperimentConfig,
@@ -42,6 +44,9 @@ _ATTACKS = (
 )
 
 
+_CHECKS = ChecksConfig(epsilon=0.07, steps=10, restarts=3, square_queries=200)
+
+
 def get_config(preset: str = "demo", smoke: bool = False) -> ExperimentConfig:
     """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
     config = ExperimentConfig(
@@ -54,7 +59,9 @@ def get_config(preset: str = "demo", smoke: bool = False) -> ExperimentConfig:
         data=DigitsData(),
         model=ResNetModel(depth=None, width=8, stage_sizes=(1, 1)),
         train=TrainConfig(epochs=12, batch_size=64, learning_rate=0.1),
-        evaluation=EvaluationConfig(batch_size=100, attacks=_ATTACKS, shown_strongest=(0.07, 0.12)),
+        evaluation=EvaluationConfig(
+            batch_size=100, attacks=_ATTACKS, shown_worst=(0.07, 0.12), checks=_CHECKS
+        ),
     )
     return _smoke(config) if smoke else config
 
@@ -70,7 +77,11 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
         for attack in config.evaluation.attacks
     )
     evaluation = dataclasses.replace(
-        config.evaluation, batch_size=25, attacks=attacks, shown_strongest=_RADII[:1]
+        config.evaluation,
+        batch_size=25,
+        attacks=attacks,
+        shown_worst=_RADII[:1],
+        checks=SMOKE_CHECKS,
     )
     return dataclasses.replace(
         config,

@@ -10,7 +10,9 @@ hippocampus (Medical Segmentation Decathlon, Task04), small enough for a laptop.
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
+    ChecksConfig,
     Cnn3dModel,
     EvaluationConfig,
     ExperimentConfig,
@@ -48,6 +50,9 @@ _HIPPOCAMPUS = TrainConfig(
 )
 
 
+_CHECKS = ChecksConfig(epsilon=0.03, square_queries=300)
+
+
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
     """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
     if preset == "paper":
@@ -61,7 +66,7 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
             data=VolumesData(normalise="none"),
             model=Cnn3dModel(),
             train=_PAPER,
-            evaluation=EvaluationConfig(batch_size=16, attacks=_ATTACKS),
+            evaluation=EvaluationConfig(batch_size=16, attacks=_ATTACKS, checks=_CHECKS),
         )
     else:
         config = ExperimentConfig(
@@ -76,7 +81,7 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
             data=VolumesData(shape=(48, 64, 48), fit="crop"),
             model=Cnn3dModel(channels=(16, 32, 64), hidden=()),
             train=_HIPPOCAMPUS,
-            evaluation=EvaluationConfig(batch_size=26, attacks=_ATTACKS),
+            evaluation=EvaluationConfig(batch_size=26, attacks=_ATTACKS, checks=_CHECKS),
         )
     return _smoke(config) if smoke else config
 
@@ -91,5 +96,5 @@ def _smoke(config: ExperimentConfig) -> ExperimentConfig:
         ),
         model=Cnn3dModel(channels=(4,), hidden=config.model.hidden[1:]),
         train=dataclasses.replace(config.train, epochs=2, batch_size=8),
-        evaluation=dataclasses.replace(config.evaluation, batch_size=8),
+        evaluation=dataclasses.replace(config.evaluation, batch_size=8, checks=SMOKE_CHECKS),
     )

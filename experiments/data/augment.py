@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.examples import VOID
+from experiments.config import VOID
 
 
 class Draw(NamedTuple):

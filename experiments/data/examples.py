@@ -6,9 +6,6 @@ import numpy as np
 
 from experiments.config import ConfigError
 
-VOID = 255
-"""Label of pixels that count neither in a loss nor in a score."""
-
 
 class DataError(ConfigError):
     """Data on disk is not as described; the message names the file and what is wrong with it."""
@@ -20,7 +17,7 @@ class Examples:
 
     Attributes:
       inputs: (N, ..., C): uint8, standing for value / 255, or float32 in [0, 1].
-      targets: (N,) int32 class labels; or (N, H, W) uint8 labels of pixels, ``VOID`` where
+      targets: (N,) int32 class labels; or (N, H, W) uint8 labels of pixels, 255 (void) where
         there is none.
     """
 

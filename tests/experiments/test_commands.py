@@ -9,6 +9,7 @@ import pytest
 
 from experiments import configs, data
 from experiments.__main__ import main
+from experiments.checks import NAMES
 from experiments.config import Cifar10Data
 from experiments.models.norms import NORMS
 from tests.experiments import commands
@@ -87,6 +88,9 @@ def _check_training(workdir, norm, validated=True):
 
 def _check_results(workdir, config, norm, n, attacks=("clean",)):
     rows = commands.results(workdir)
+    derived = {row["attack"] for row in rows} & {"worst", "convergence"}
+    assert bool(derived) == (len(attacks) > 1)
+    rows = [row for row in rows if row["attack"] not in derived]
     wanted = {"none"} if norm == "group" else set(config["evaluation"]["statistics"])
     assert {row["statistics"] for row in rows} == wanted
     assert {row["attack"] for row in rows} == set(attacks)
@@ -167,10 +171,74 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert losses["clean", 0] < losses["fgsm", 2 / 255] < losses["pgd", 0.1]
     for row in rows:
         assert row["max_norm"] <= row["epsilon"] + 1e-6
+    checks = json.loads((workdir / "checks.json").read_text())
+    assert tuple(check["name"] for check in checks) == NAMES
 
     assert _evaluate(workdir) == 0  # the best weights
     best = max(commands.log(workdir, "validation"), key=lambda line: line["auc"])
     assert f"best weights, of step {best['step']};" in capsys.readouterr().out
+
+
+def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
+    for norm in ("batch", "stein"):
+        arguments = [*DIGITS, "--epochs", "1", "--norm", norm]
+        assert main([*arguments, "--workdir", str(tmp_path / norm)]) == 0
+    capsys.readouterr()
+    more = ["--attacks", "pgd,apgd,square-l2", "--steps", "2", "--queries", "5"]
+    more += ["--epsilon", "0.1", "--statistics", "running,batch", "--test-examples", "30"]
+    more += ["--threat-models", "joint,companion,independent", "--victims", "3"]
+    more += ["--twin", str(tmp_path / "batch")]
+    began = time.monotonic()
+    assert _evaluate(tmp_path / "stein", *more) == 0
+    first = time.monotonic() - began
+    out = capsys.readouterr().out
+    rows = commands.results(tmp_path / "stein")
+    told = {(r["statistics"], r["threat_model"]) for r in rows if r["attack"] == "apgd"}
+    assert told == {
+        ("running", ""),
+        ("batch", "joint"),
+        ("batch", "independent"),
+        ("batch", "companion"),
+    }
+    n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "pgd"}
+    assert n == {"": 30, "joint": 30, "independent": 3, "companion": 3}
+    assert {r["steps"] for r in rows if r["attack"] == "apgd"} == {2}
+    assert {r["norm_order"] for r in rows if r["attack"] == "square-l2"} == {"l2"}
+    transfer = [
+        check
+        for check in json.loads((tmp_path / "stein" / "checks.json").read_text())
+        if check["name"] == "transfer_not_stronger"
+    ]
+    assert [check["statistics"] for check in transfer] == ["running", "batch"]
+    assert all(check["verdict"] != "not applicable" for check in transfer)
+    checks = json.loads((tmp_path / "stein" / "checks.json").read_text())
+    names = [c["name"] for c in checks if c["statistics"] == "running"]
+    assert names == [*NAMES, *(f"{name} (l2)" for name in NAMES)]
+    assert "at the radius 1" in checks[2]["detail"]
+    assert "check: FAIL           batch    batch_dependence: " in out
+
+    # The same again takes everything from the folder.
+    began = time.monotonic()
+    assert _evaluate(tmp_path / "stein", *more) == 0
+    assert commands.results(tmp_path / "stein") == rows
+    assert time.monotonic() - began < first / 2
+
+    # What other commands measured and checked stays, but for another batch size or other images.
+    few = ["--statistics", "running", "--check-examples", "0", "--test-examples", "30"]
+    assert _evaluate(tmp_path / "stein", *few) == 0
+    assert commands.results(tmp_path / "stein") == rows
+    assert json.loads((tmp_path / "stein" / "checks.json").read_text()) == checks
+    assert _evaluate(tmp_path / "stein", *few, "--batch-size", "10") == 0
+    assert {r["attack"] for r in commands.results(tmp_path / "stein")} == {"clean"}
+    assert _evaluate(tmp_path / "stein", *few[:-1], "29") == 0
+    assert {r["n"] for r in commands.results(tmp_path / "stein")} == {29}
+    assert _evaluate(tmp_path / "stein", *few) == 0
+
+    wrong = ["--twin", str(tmp_path / "stein"), "--attacks", "fgsm"]
+    assert _evaluate(tmp_path / "stein", *wrong) == 2
+    assert "is no twin" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "stein"), "--out", str(tmp_path / "report")]) == 0
+    assert "MISSING: batch norm" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -180,8 +248,11 @@ def test_adversarial_training_of_a_segmentation(cityscapes_dir, tmp_path, capsys
     more = ["--set", adversary, "--norm", "batch", "--epochs", "1"]
     assert _train("cityscapes", workdir, cityscapes_dir, *more) == 0
     _check_training(workdir, "batch")
-    assert _evaluate(workdir, "--attacks", "pgd") == 2  # none is configured
-    assert "unknown attack 'pgd'" in capsys.readouterr().err
+    assert _evaluate(workdir, "--attacks", "autoattack") == 2
+    assert "autoattack is for one label per example" in capsys.readouterr().err
+    assert _evaluate(workdir, "--attacks", "segpgd,sea", "--steps", "4") == 0
+    attacks = {row["attack"] for row in commands.results(workdir)}
+    assert attacks == {"clean", "segpgd", "sea", "worst", "convergence"}
 
 
 DIGITS = ["train", "digits", "--smoke"]
@@ -250,6 +321,13 @@ def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
     ("more", "messages"),
     [
         (["--attacks", "fgsm,pdg"], ["unknown attack 'pdg'", "pgd-margin"]),
+        (["--attacks", "segpgd"], ["segpgd is for a label per pixel"]),
+        (["--threat-models", "alone"], ["unknown threat model 'alone'", "companion"]),
+        (["--victims", "0"], ["--victims must be at least 1; got 0"]),
+        (["--batch-size", "0"], ["--batch-size must be at least 1; got 0"]),
+        (["--test-examples", "0"], ["--test-examples must be at least 1; got 0"]),
+        (["--attacks", "pgd", "--steps", "0"], ["--steps must be at least 1; got 0"]),
+        (["--check-examples", "-1"], ["--check-examples must not be negative"]),
         (["--statistics", "running,none"], ["unknown statistics 'none'", "shrunk"]),
         (["--weights", "first"], ["weights must be best or last; got 'first'"]),
         (["--attacks", "fgsm", "--epsilon", "8/0"], ["8/255", "'8/0'"]),

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments.__main__ import main
+from experiments.checks import NAMES
 from experiments.commands import demo
 from experiments.config import ConfigError
 
@@ -46,7 +47,8 @@ def test_smoke_run_writes_everything_and_names_the_folder_last(smoke):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith(str(workdir))
     files = {path.name for path in workdir.iterdir()}
-    expected = {"results.json", "table.csv", "table.md", "accuracy.png", "shrinkage.png"}
+    expected = {"results.json", "checks.json", "table.csv", "table.md"}
+    expected |= {"accuracy.png", "shrinkage.png"}
     assert expected <= files
     assert "\x1b[" not in done.stdout  # plain lines where there is no terminal
 
@@ -60,14 +62,35 @@ def test_smoke_run_writes_everything_and_names_the_folder_last(smoke):
         "pgd-released",
         "pgd",
         "pgd-margin",
+        "worst",
+        "convergence",
     }
     for row in rows:
-        assert row["n"] == 50
+        assert row["n"] == (25 if row["attack"] == "convergence" else 50)
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
         assert row["max_norm"] <= row["epsilon"] + 1e-6
     with (workdir / "table.csv").open() as file:
         names = {line["attack"] for line in csv.DictReader(file)}
-    assert names == {row["attack"] for row in rows} | {"strongest"}
+    assert names == {row["attack"] for row in rows} - {"convergence"}
+
+
+def test_every_check_of_every_source_is_reported(smoke):
+    workdir, done = smoke
+    checks = json.loads((workdir / "checks.json").read_text())
+    by_source = {}
+    for check in checks:
+        by_source.setdefault((check["norm"], check["statistics"]), []).append(check["name"])
+    assert set(by_source) == {("batch", "running"), ("batch", "batch"), ("group", "none")}
+    assert all(tuple(names) == NAMES for names in by_source.values())
+    verdicts = {(c["norm"], c["statistics"], c["name"]): c["verdict"] for c in checks}
+    # A failed check is printed with the result.
+    assert verdicts["batch", "batch", "batch_dependence"] == "FAIL"
+    assert verdicts["batch", "running", "batch_dependence"] == "PASS"
+    assert verdicts["batch", "running", "transfer_not_stronger"] == "not applicable"
+    assert verdicts["group", "none", "transfer_not_stronger"] != "not applicable"
+    for name in NAMES:
+        assert f"| {name} " in done.stdout
+    assert "examples with a changed prediction" in (workdir / "table.md").read_text()
 
 
 def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, monkeypatch):

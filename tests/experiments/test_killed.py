@@ -103,6 +103,30 @@ def test_a_training_killed_again_and_again_ends_bit_for_bit_the_same(whole, env,
     assert rows[0] == rows[1]
 
 
+def test_an_evaluation_that_is_killed_goes_on(whole, env, tmp_path):
+    calm, killed = (commands.copied(whole, tmp_path / name) for name in ("calm", "killed"))
+    for workdir in (calm, killed):  # another test may have evaluated it before
+        (workdir / "results.json").unlink(missing_ok=True)
+        shutil.rmtree(workdir / "evaluation", ignore_errors=True)
+    more = ["--attacks", "fgsm,pgd,square", "--epsilon", "0.1", "--queries", "5"]
+    more += ["--statistics", "running", "--batch-size", "10"]
+    commands.succeeds(["evaluate", calm, *more], env)
+    with commands.started(["evaluate", killed, *more], env) as process:
+        folder = killed / "evaluation"
+        assert commands.until(lambda: list(folder.glob("*pgd*.npz")), process)
+        process.kill()
+        process.wait()
+    assert not (killed / "results.json").exists()
+    done = {path.name: path.read_bytes() for path in folder.glob("*.npz")}
+    assert "running-fgsm-0.1.npz" in done
+    assert "running-square-0.1.npz" not in done
+    commands.succeeds(["evaluate", killed, *more], env)
+    assert commands.results(killed) == commands.results(calm)
+    after = (folder / "running-fgsm-0.1.npz").read_bytes()
+    assert after == done["running-fgsm-0.1.npz"]
+    assert (killed / "checks.json").read_text() == (calm / "checks.json").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["toward_running", "stein"])
 def test_fifteen_kills(norm, env, tmp_path):

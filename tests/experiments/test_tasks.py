@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, roc_auc_score
 
 from experiments import tasks
-from experiments.data.examples import VOID
+from experiments.config import VOID
 from experiments.tasks import Binary, Classification, Segmentation
 
 K = 4

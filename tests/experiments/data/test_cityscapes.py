@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.config import CityscapesData, ConfigError
+from experiments.config import VOID, CityscapesData, ConfigError
 from experiments.data import cityscapes
-from experiments.data.examples import VOID, DataError
+from experiments.data.examples import DataError
 from tests.experiments.data import real
 
 CONFIG = CityscapesData(shape=(4, 8))

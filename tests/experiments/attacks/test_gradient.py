@@ -12,37 +12,23 @@ from experiments.attacks import (
     ShortReachWarning,
     Threat,
     fgsm,
-    gaussian,
     pgd,
+    pgd_scan,
     predict,
-    rademacher,
-    uniform,
 )
 from experiments.evaluate import as_logits_fn
 from experiments.models.norms import in_evaluation, norm_factory
 from experiments.models.resnet import ResNet
-
-EXAMPLES, SIDE, CLASSES = 6, 5, 3
-KEY = jax.random.key(7)
-
-
-def _uniform(*shape):
-    # NumPy's, because JAX's default generator compiles for seconds per shape on a CPU.
-    return jnp.asarray(np.random.default_rng(3).uniform(size=shape), jnp.float32)
-
-
-def _linear(weights, x):
-    return x.reshape(x.shape[0], -1) @ weights
-
-
-def _problem(scale=1.0, low=0.0, high=1.0, seed=0):
-    """A linear model, inputs away from nothing in particular, and labels it gets right."""
-    generator = np.random.default_rng(seed)
-    weights = scale * generator.normal(size=(SIDE * SIDE, CLASSES)).astype(np.float32)
-    x = generator.uniform(low, high, size=(EXAMPLES, SIDE, SIDE, 1)).astype(np.float32)
-    y = np.argmax(x.reshape(EXAMPLES, -1) @ weights, axis=1).astype(np.int32)
-    model = jax.tree_util.Partial(_linear, jnp.asarray(weights))
-    return model, weights.astype(np.float64), jnp.asarray(x), jnp.asarray(y)
+from tests.experiments.attacks.problems import (
+    CLASSES,
+    EXAMPLES,
+    KEY,
+    SIDE,
+    companions,
+    draws,
+    linear,
+    problem,
+)
 
 
 def _reference_gradient(weights, x, y):
@@ -72,7 +58,7 @@ def _reference_pgd(weights, x, y, *, norm, epsilon, steps, step_size):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("steps", "step_size"), [(1, 0.1), (7, 0.05), (20, 0.2)])
 def test_pgd_is_the_reference_step_for_step(norm, steps, step_size):
-    model, weights, x, y = _problem()
+    model, weights, x, y = problem()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ShortReachWarning)
         result = pgd(model, x, y, threat=Threat(norm, 0.2), steps=steps, step_size=step_size)
@@ -83,7 +69,7 @@ def test_pgd_is_the_reference_step_for_step(norm, steps, step_size):
 
 
 def test_fgsm_linf_is_the_closed_form_and_the_best_possible():
-    model, weights, x, y = _problem()
+    model, weights, x, y = problem()
     result = fgsm(model, x, y, threat=Threat("linf", 0.05))
     gradient = _reference_gradient(weights, np.asarray(x, np.float64), np.asarray(y))
     np.testing.assert_allclose(result.x_adv, np.clip(x + 0.05 * np.sign(gradient), 0, 1), atol=1e-6)
@@ -93,7 +79,7 @@ def test_fgsm_linf_is_the_closed_form_and_the_best_possible():
 
 
 def test_fgsm_l2_moves_each_example_by_the_radius():
-    model, weights, x, y = _problem(low=0.3, high=0.7)
+    model, weights, x, y = problem(low=0.3, high=0.7)
     result = fgsm(model, x, y, threat=Threat("l2", 0.25))
     gradient = _reference_gradient(weights, np.asarray(x, np.float64), np.asarray(y))
     unit = gradient / np.sqrt((gradient**2).sum(axis=(1, 2, 3), keepdims=True))
@@ -104,7 +90,7 @@ def test_fgsm_l2_moves_each_example_by_the_radius():
 @pytest.mark.parametrize("scale", [1e-12, 1e-25, 1e-33])
 def test_l2_step_is_not_shortened_by_a_small_gradient(scale):
     # A constant like 1e-12 beside the squared length would make the step vanish.
-    model, _, x, y = _problem(scale=scale, low=0.4, high=0.6)
+    model, _, x, y = problem(scale=scale, low=0.4, high=0.6)
     result = fgsm(model, x, y, threat=Threat("l2", 0.1))
     moved = jnp.sqrt(jnp.sum((result.x_adv - x) ** 2, axis=(1, 2, 3)))
     np.testing.assert_allclose(moved, 0.1, rtol=1e-4)
@@ -115,7 +101,7 @@ def test_l2_step_is_not_shortened_by_a_small_gradient(scale):
 @pytest.mark.parametrize("epsilon", [0.0, 0.03, 0.5, 3.0])
 def test_ball_around_the_original_and_box_are_kept(norm, attack, epsilon):
     # Steps far longer than the radius: a projection around the previous iterate would drift.
-    model, _, x, y = _problem(seed=1)
+    model, _, x, y = problem(seed=1)
     extra = {"steps": 5, "step_size": 2 * epsilon, "random_start": True} if attack is pgd else {}
     result = attack(model, x, y, threat=Threat(norm, epsilon), key=KEY, **extra)
     delta = np.asarray(result.x_adv - x, np.float64).reshape(EXAMPLES, -1)
@@ -129,14 +115,14 @@ def test_ball_around_the_original_and_box_are_kept(norm, attack, epsilon):
 
 
 def test_other_bounds():
-    model, _, x, y = _problem(low=-1.0, high=1.0)
+    model, _, x, y = problem(low=-1.0, high=1.0)
     result = fgsm(model, x, y, threat=Threat("linf", 0.6, bounds=(-1.0, 1.0)))
     assert result.min == pytest.approx(-1)
     assert result.max == pytest.approx(1)
 
 
 def test_random_start_is_in_the_ball_and_comes_from_the_key():
-    model, _, x, y = _problem(low=0.5, high=0.5)
+    model, _, x, y = problem(low=0.5, high=0.5)
     flat = jnp.full((2000, 2, 1, 1), 0.5)
     labels = jnp.zeros((2000,), jnp.int32)
     still = jax.tree_util.Partial(lambda x: jnp.zeros((x.shape[0], 2), x.dtype))
@@ -160,7 +146,7 @@ def test_random_start_is_in_the_ball_and_comes_from_the_key():
 
 
 def test_success_and_margin_loss_for_a_model_that_must_fall():
-    model, _, x, y = _problem()
+    model, _, x, y = problem()
     for loss in ("cross_entropy", "margin"):
         result = pgd(model, x, y, threat=Threat("linf", 1.0), steps=10, loss=loss)
         assert result.success.shape == (EXAMPLES,)
@@ -171,7 +157,7 @@ def test_success_and_margin_loss_for_a_model_that_must_fall():
 
 
 def test_a_very_sure_model_masks_the_cross_entropy_but_not_the_margin():
-    model, _, x, y = _problem(scale=1e4)
+    model, _, x, y = problem(scale=1e4)
     threat = Threat("linf", 0.5)
     assert fgsm(model, x, y, threat=threat).zero_gradients > 0
     sure = fgsm(model, x, y, threat=threat, loss="margin")
@@ -179,40 +165,33 @@ def test_a_very_sure_model_masks_the_cross_entropy_but_not_the_margin():
     assert sure.success.all()
 
 
-def _companions(x):
-    """Logits that hang on the other examples of the batch, as under batch statistics."""
-    flat = x.reshape(x.shape[0], -1)
-    centred = flat - 0.9 * jnp.mean(flat, axis=0, keepdims=True) * 1.5
-    return jnp.stack([centred[:, 0] ** 2 + centred[:, 1], centred[:, 1] ** 2 - centred[:, 2]], 1)
-
-
 def test_gradient_is_that_of_the_whole_batch():
-    x = 0.3 + 0.4 * _uniform(4, 2, 2, 1)
+    x = 0.3 + 0.4 * draws(4, 2, 2, 1)
     y = jnp.array([0, 1, 0, 1])
 
     def total(x):
-        scores = jax.nn.log_softmax(_companions(x))
+        scores = jax.nn.log_softmax(companions(x))
         return -jnp.sum(scores[jnp.arange(4), y])
 
     batch = jax.jit(jax.grad(total))(x)  # jitted: eager operations compile one by one
 
     def alone(image, label):
-        return -jax.nn.log_softmax(_companions(image[None]))[0, label]
+        return -jax.nn.log_softmax(companions(image[None]))[0, label]
 
     single = jax.jit(jax.vmap(jax.grad(alone)))(x, y)
     assert bool(jnp.any(jnp.sign(batch) != jnp.sign(single)))  # else the test shows nothing
-    result = fgsm(_companions, x, y, threat=Threat("linf", 0.1))
+    result = fgsm(companions, x, y, threat=Threat("linf", 0.1))
     np.testing.assert_allclose(result.x_adv, x + 0.1 * jnp.sign(batch), atol=1e-6)
 
 
 def test_success_is_that_of_the_batch_handed_back():
     # With restarts the batch is put together from several runs, which no run ever evaluated.
-    x = _uniform(40, 2, 2, 1)
-    y = jnp.argmax(predict(_companions, x), axis=1)
+    x = draws(40, 2, 2, 1)
+    y = jnp.argmax(predict(companions, x), axis=1)
     result = pgd(
-        _companions, x, y, threat=Threat("linf", 0.1), key=KEY, steps=3, restarts=4, step_size=0.05
+        companions, x, y, threat=Threat("linf", 0.1), key=KEY, steps=3, restarts=4, step_size=0.05
     )
-    again = jnp.argmax(jax.jit(_companions)(result.x_adv), axis=1) != y
+    again = jnp.argmax(jax.jit(companions)(result.x_adv), axis=1) != y
     np.testing.assert_array_equal(result.success, again)
     assert 0 < int(again.sum()) < 40
 
@@ -225,7 +204,7 @@ def test_restarts_never_lose_on_a_model_without_companions():
     def bumpy(x):
         return jnp.sin(x.reshape(x.shape[0], -1) @ hidden) @ out
 
-    x = _uniform(50, 5, 5, 1)
+    x = draws(50, 5, 5, 1)
     y = jnp.argmax(predict(bumpy, x), axis=1)
     settings = {"threat": Threat("linf", 0.02), "key": KEY, "steps": 2, "step_size": 0.01}
     one = pgd(bumpy, x, y, **settings)
@@ -239,9 +218,9 @@ def test_states_and_radii_share_one_compilation():
 
     def counted(weights, x):
         traces.append(1)
-        return _linear(weights, x)
+        return linear(weights, x)
 
-    _, weights, x, y = _problem()
+    _, weights, x, y = problem()
     for scale in (1.0, 2.0, 3.0):
         model = jax.tree_util.Partial(counted, jnp.asarray(scale * weights, jnp.float32))
         for epsilon in (0.1, 0.2):
@@ -260,7 +239,7 @@ def test_an_attack_leaves_the_model_as_it_was(statistics):
         stage_sizes=(1,),
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
     )
-    x = _uniform(4, 6, 6, 1)
+    x = draws(4, 6, 6, 1)
     y = jnp.array([0, 1, 2, 0])
     nnx.jit(lambda model, x: model(x))(model, x)  # running statistics that are not the first ones
     before = jax.tree.map(np.array, nnx.state(model))
@@ -269,7 +248,7 @@ def test_an_attack_leaves_the_model_as_it_was(statistics):
 
 
 def test_an_attack_that_cannot_cross_its_ball_warns():
-    model, _, x, y = _problem()
+    model, _, x, y = problem()
     with pytest.warns(ShortReachWarning, match=r"5 steps of 0\.0039"):
         pgd(model, x, y, threat=Threat("linf", 7.65 / 255), steps=5, step_size=1 / 255)
     with warnings.catch_warnings():
@@ -302,19 +281,25 @@ def test_threat_refuses(arguments, message):
         ({"y": lambda y: y - CLASSES}, r"\[0, 3\)"),
         ({"y": lambda y: y.astype(jnp.float32)}, "integer"),
         ({"y": lambda y: y[:-1]}, "shape"),
-        ({"loss": "hinge"}, "cross_entropy, margin"),
+        ({"loss": "hinge"}, "cross_entropy, margin, dlr"),
         ({"steps": 0}, "at least 1"),
         ({"restarts": 0}, "at least 1"),
         ({"restarts": 3}, "key"),
         ({"random_start": True}, "key"),
         ({"step_size": -0.1}, "step_size"),
+        ({"step_size": 0.1, "relative_step_size": 0.1}, "not both"),
+        ({"schedule": "sine"}, "constant, linear, cosine"),
+        ({"momentum": -1.0}, "momentum"),
+        ({"target": jnp.full(EXAMPLES, CLASSES)}, r"target must lie in \[0, 3\)"),
+        ({"loss": "kl", "target": jnp.zeros(EXAMPLES, int)}, "kl has no target"),
+        ({"loss": "segpgd"}, "label per pixel"),
         ({"logits_fn": lambda x: x}, "shape"),
-        ({"logits_fn": lambda x: x.reshape(x.shape[0], -1)[:, :1]}, "K >= 2"),
+        ({"logits_fn": lambda x: x.reshape(x.shape[0], -1)[:, :1]}, r"\[0, 2\)"),
         ({"logits_fn": "model"}, "callable"),
     ],
 )
 def test_pgd_refuses(change, message):
-    model, _, x, y = _problem()
+    model, _, x, y = problem()
     arguments = {"logits_fn": model, "x": x, "y": y, "threat": Threat("linf", 0.1)}
     for name, value in change.items():
         arguments[name] = value(arguments[name]) if name in "xy" else value
@@ -322,15 +307,74 @@ def test_pgd_refuses(change, message):
         pgd(**arguments)
 
 
-@pytest.mark.parametrize("noise", [gaussian, uniform, rademacher])
-def test_noise_has_the_rms_it_was_asked_for(noise):
-    x = jnp.full((50, 20, 20, 1), 0.5)
-    noisy = noise(KEY, x, 0.3)
-    assert float(jnp.sqrt(jnp.mean((noisy - x) ** 2))) == pytest.approx(0.3, rel=0.02)
-    assert float(jnp.mean(noisy - x)) == pytest.approx(0, abs=0.01)
-    assert noisy.dtype == x.dtype
-    clipped = noise(KEY, x, 3.0, bounds=(0.0, 1.0))
-    assert float(clipped.min()) == 0
-    assert float(clipped.max()) == 1
-    with pytest.raises(ValueError, match="rms"):
-        noise(KEY, x, -1.0)
+def test_targets_schedules_momentum_and_relative_steps():
+    model, weights, x, y = problem(low=0.3, high=0.7)
+    threat = Threat("linf", 0.3)
+    target = (y + 1) % CLASSES
+    aimed = pgd(model, x, y, threat=threat, target=target, steps=10)
+    np.testing.assert_array_equal(
+        aimed.success, jnp.argmax(predict(model, aimed.x_adv), axis=1) == target
+    )
+    assert aimed.success.all()
+    # Towards a target the linear model's gradient is the same all along: one closed form.
+    rows = np.asarray(weights).T.reshape(CLASSES, SIDE, SIDE, 1)
+    one = fgsm(model, x, y, threat=Threat("linf", 0.01), target=target, loss="margin")
+    best = np.array(predict(model, x))
+    best[np.arange(EXAMPLES), target] = -np.inf
+    difference = rows[np.asarray(target)] - rows[best.argmax(axis=1)]
+    np.testing.assert_allclose(one.x_adv, x + 0.01 * np.sign(difference), atol=1e-6)
+
+    still = jax.tree_util.Partial(lambda x: 3 * jnp.stack([x[:, 0, 0, 0], x[:, 1, 0, 0]], axis=1))
+    half, labels = jnp.full((1, 2, 1, 1), 0.5), jnp.array([0])
+
+    def reach(**settings):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShortReachWarning)
+            moved = pgd(still, half, labels, threat=Threat("linf", 0.4), loss="margin", **settings)
+        return float(jnp.abs(moved.x_adv - half).max())
+
+    assert reach(steps=4, step_size=0.01) == pytest.approx(0.04, rel=1e-4)
+    assert reach(steps=4, relative_step_size=0.1) == pytest.approx(0.16, rel=1e-4)
+    assert reach(steps=4, step_size=0.01, schedule="linear") == pytest.approx(0.025, rel=1e-4)
+    assert reach(steps=2, step_size=0.01, schedule="cosine") == pytest.approx(0.015, rel=1e-4)
+    tripled = reach(steps=2, step_size=0.01, schedule=lambda done: 3.0)
+    assert tripled == pytest.approx(0.06, rel=1e-4)
+    # With momentum an alternating gradient averages out, a steady one does not.
+    assert reach(steps=4, step_size=0.01, momentum=1.0) == pytest.approx(0.04, rel=1e-4)
+
+
+def test_momentum_is_that_of_dong_et_al():
+    model, weights, x, y = problem(low=0.3, high=0.7)
+    decay, size, epsilon = 0.7, 0.02, 0.06
+    z, velocity = np.asarray(x, np.float64), 0.0
+    for _ in range(5):
+        gradient = _reference_gradient(weights, z, np.asarray(y))
+        size_of = np.abs(gradient).mean(axis=(1, 2, 3), keepdims=True)
+        velocity = decay * velocity + gradient / size_of
+        z = np.clip(z + size * np.sign(velocity), x - epsilon, x + epsilon)
+    result = pgd(
+        model, x, y, threat=Threat("linf", epsilon), steps=5, step_size=size, momentum=decay
+    )
+    np.testing.assert_allclose(result.x_adv, z, atol=2e-6)
+
+
+def test_kl_needs_a_start_and_moves_the_prediction():
+    model, _, x, y = problem()
+    with pytest.raises(ValueError, match="flat at the clean input"):
+        fgsm(model, x, y, threat=Threat("linf", 0.1), loss="kl")
+    moved = pgd(model, x, y, threat=Threat("linf", 0.3), loss="kl", key=KEY, steps=10)
+    clean, there = jax.nn.log_softmax(predict(model, x)), predict(model, moved.x_adv)
+    away = jnp.sum(jnp.exp(clean) * (clean - jax.nn.log_softmax(there)), axis=1)
+    assert float(away.mean()) > 0.5
+
+
+def test_the_scanned_form_is_the_same_attack():
+    model, _, x, y = problem()
+    threat = Threat("l2", 0.2)
+    inside = jax.jit(lambda x, y: pgd_scan(model, x, y, threat=threat, key=KEY, steps=6))
+    outside = pgd(model, x, y, threat=threat, key=KEY, steps=6)
+    np.testing.assert_allclose(inside(x, y), outside.x_adv, atol=2e-6)
+    with pytest.raises(ValueError, match="at least 1"):
+        pgd_scan(model, x, y, threat=threat, steps=0)
+    with pytest.raises(ValueError, match="dlr needs 3"):
+        pgd_scan(lambda x: model(x)[:, :2], x, y, threat=threat, loss="dlr")

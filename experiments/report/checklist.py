@@ -1,0 +1,48 @@
+"""What the checks of the evaluation found: how often each passed, and every failure in full."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from experiments.record import Check
+
+_VERDICTS = ("PASS", "FAIL", "not applicable")
+
+
+def check_table(checks: Sequence[Check]) -> str:
+    """A Markdown table, which a terminal shows as well: a line per check, counts of verdicts.
+
+    Args:
+      checks: of any number of models.
+    """
+    if not checks:
+        return "No checks of the evaluation were made."
+    names = list(dict.fromkeys(check.name for check in checks))
+    found = Counter((check.name, check.verdict) for check in checks)
+    width = max(len(name) for name in ("check", *names))
+    lines = [
+        f"| {'check':{width}} | " + " | ".join(_VERDICTS) + " |",
+        f"| {'-' * width} | " + " | ".join("-" * (len(v) - 1) + ":" for v in _VERDICTS) + " |",
+    ]
+    for name in names:
+        counts = " | ".join(f"{found[name, v]:{len(v)}}" for v in _VERDICTS)
+        lines.append(f"| {name:{width}} | {counts} |")
+    return "\n".join(lines)
+
+
+def check_paragraphs(checks: Sequence[Check]) -> list[str]:
+    """The table, every failure, and why a check could not be made, in Markdown.
+
+    Args:
+      checks: of any number of models.
+    """
+    parts = [check_table(checks)]
+    for verdict, title in (("FAIL", "Failed:"), ("not applicable", "Not applicable:")):
+        where: dict[str, list[str]] = {}
+        for check in checks:
+            if check.verdict == verdict:
+                place = f"{check.norm}, {check.statistics} statistics, seed {check.seed}"
+                where.setdefault(f"`{check.name}`: {check.detail}", []).append(place)
+        if where:
+            entries = [f"- {what} ({'; '.join(places)})" for what, places in where.items()]
+            parts.append("\n".join([title, "", *entries]))
+    return parts

@@ -1,0 +1,152 @@
+"""The report as one Markdown text: tables, checks, pictures, and what is missing."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.record import Check, Row
+from experiments.report.checklist import check_paragraphs
+from experiments.report.folders import Experiment
+from experiments.report.labels import CONVERGENCE, strength
+from experiments.report.layout import columns_of
+from experiments.report.measures import measure
+from experiments.report.missing import missing_reference
+from experiments.report.summaries import Summary
+from experiments.report.tables import (
+    INTERVALS,
+    Content,
+    difference_caption,
+    markdown_table,
+    pages,
+    value_caption,
+)
+from experiments.scores import WORST
+
+_HOW_TO_READ = (
+    "Strengths stand after the attack's name, in units of the image range [0, 1]: for noise the "
+    "root mean square before clipping, for attacks the radius of the ball. "
+    f"`{WORST}` is the worst of all attacks of that ball, chosen for each example, or for each "
+    "batch where the attacker owns it (joint). With statistics of the test batch, *joint* means "
+    "that the attacker owns the whole batch, *independent* that each example is attacked while its "
+    "batch stays as it is, *companion* that only the others are attacked. *shrunk* are statistics "
+    "of the test batch, shrunk towards the stored ones. `seeds × n`: seeds, and test examples "
+    "per seed."
+)
+
+
+class Figure(NamedTuple):
+    """A picture beside the report.
+
+    Attributes:
+      path: relative to the report.
+      caption: in words.
+    """
+
+    path: str
+    caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """What the report says of one experiment.
+
+    Attributes:
+      experiment: what was measured.
+      summaries: of its rows.
+      files: names of its other files.
+      figures: in this order.
+    """
+
+    experiment: Experiment
+    summaries: Sequence[Summary]
+    files: Sequence[str] = ()
+    figures: Sequence[Figure] = ()
+
+
+def markdown(sections: Sequence[Section]) -> str:
+    """The whole report.
+
+    Args:
+      sections: one for each experiment.
+    """
+    runs = sum(len(section.experiment.places) for section in sections)
+    parts = [f"# Report of {runs} run{'s' if runs != 1 else ''}", _HOW_TO_READ]
+    for section in sections:
+        parts += _section(section)
+    return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    experiment = section.experiment
+    missing = missing_reference(experiment.rows)
+    parts = [
+        f"## {experiment.name} ({experiment.preset})",
+        f"{experiment.dataset[:1].upper()}{experiment.dataset[1:]}. {_seeds(experiment)}",
+        f"**{missing}**" if missing else "",
+        _failures(experiment.checks),
+        _unlike(experiment.rows),
+        *experiment.notes,
+    ]
+    for metric in experiment.metrics:
+        parts += _tables([s for s in section.summaries if s.metric == metric], metric)
+    if section.files:
+        links = ", ".join(f"[{name}]({name})" for name in section.files)
+        parts.append(f"All metrics and numbers: {links}.")
+    for figure in section.figures:
+        parts.append(f"![{figure.caption}]({figure.path})\n\n{figure.caption}")
+    parts += ["### Checks of the evaluation", *check_paragraphs(experiment.checks)]
+    return parts
+
+
+def _unlike(rows: Sequence[Row]) -> str:
+    """Says where worst cases that stand in one column are over different attacks."""
+    over: dict[tuple[str, float], set[str]] = {}
+    for row in rows:
+        if row.attack == WORST:
+            over.setdefault((row.norm_order, row.epsilon), set()).add(row.over)
+    columns = [column for column, sets in over.items() if len(sets) > 1]
+    if not columns:
+        return ""
+    where = ", ".join(f"{strength(epsilon)} ({norm_order})" for norm_order, epsilon in columns)
+    sets = "; ".join(sorted({found for column in columns for found in over[column]}))
+    return (
+        f"**UNLIKE: the worst case at {where} is over different attacks for different rows, so "
+        f"that these cannot be compared: {sets}.**"
+    )
+
+
+def _seeds(experiment: Experiment) -> str:
+    by_norm: dict[str, list[int]] = {}
+    for norm, seed in sorted(experiment.places):
+        by_norm.setdefault(norm, []).append(seed)
+    by_seeds: dict[str, list[str]] = {}
+    for norm, seeds in by_norm.items():
+        by_seeds.setdefault(", ".join(map(str, seeds)), []).append(norm)
+    return (
+        "; ".join(
+            f"{', '.join(norms)}: seed{'s' if ',' in seeds else ''} {seeds}"
+            for seeds, norms in by_seeds.items()
+        )
+        + "."
+    )
+
+
+def _tables(summaries: Sequence[Summary], metric: str) -> list[str]:
+    tabled = [s for s in summaries if s.attack != CONVERGENCE]
+    portions = pages(columns_of(tabled))
+    return [
+        f"### {measure(metric).heading}",
+        f"{value_caption(metric)} {INTERVALS}",
+        *(markdown_table(Content(tabled, portion)) for portion in portions),
+        difference_caption(metric),
+        *(markdown_table(Content(tabled, portion, differences=True)) for portion in portions),
+    ]
+
+
+def _failures(checks: Sequence[Check]) -> str:
+    failed = sum(check.verdict == "FAIL" for check in checks)
+    if not checks:
+        return "**No checks of the evaluation were made.**"
+    return f"**{failed} of {len(checks)} checks of the evaluation FAILED; see below.**" * (
+        failed > 0
+    )

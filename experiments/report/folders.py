@@ -1,0 +1,225 @@
+"""Reads evaluated work folders, and refuses those whose numbers cannot be compared."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydantic
+
+from experiments.config import ConfigError
+from experiments.models.norms import NORMS
+from experiments.record import Check, Row
+from experiments.report.labels import CONVERGENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source
+from experiments.report.measures import of_task
+
+_DESCRIPTIONS = ("dataset", "size", "expected_time")
+_ROWS = pydantic.TypeAdapter(list[Row])
+_CHECKS = pydantic.TypeAdapter(list[Check])
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All runs of one configuration.
+
+    Attributes:
+      name: of the configuration.
+      preset: which of its presets.
+      dataset: in words.
+      metrics: that stand in tables and plots, the first being the most important.
+      rows: of all runs.
+      checks: likewise.
+      places: (norm, seed) -> its work folder.
+      notes: what a reader should know about how the runs differ.
+    """
+
+    name: str
+    preset: str
+    dataset: str
+    metrics: tuple[str, ...]
+    rows: list[Row]
+    checks: list[Check]
+    places: dict[tuple[str, int], Path]
+    notes: list[str]
+
+
+class _Folder(NamedTuple):
+    """One work folder as it was read."""
+
+    root: Path
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    rows: list[Row]
+    checks: list[Check]
+
+
+def read(roots: Sequence[Path]) -> list[Experiment]:
+    """The experiments in work folders of ``evaluate`` or ``demo``, by name.
+
+    Their runs are in the order of norms and seeds, whatever that of the folders.
+
+    Args:
+      roots: the folders, in any order; one that is named twice counts once.
+
+    Raises:
+      ConfigError: a folder without results, files that cannot be read, or numbers that cannot be
+        compared: of other settings, on another number of examples, or of one run twice.
+    """
+    if not roots:
+        raise ConfigError("name at least one work folder of an evaluation")
+    by_name: dict[str, list[_Folder]] = {}
+    for root in {root.resolve(): root for root in roots}.values():
+        folder = _read(root)
+        by_name.setdefault(folder.settings["name"], []).append(folder)
+    return [_merged(sorted(by_name[name], key=_place)) for name in sorted(by_name)]
+
+
+def _read(root: Path) -> _Folder:
+    if not (root / "results.json").exists():
+        raise ConfigError(
+            f"{root} has no results.json; measure it with python -m experiments evaluate {root}"
+        )
+    content = _json(root / "config.json")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{root / 'config.json'} cannot be read: it is not an object")
+    # A training's settings stand beside norm and seed; those of the demo are the whole file.
+    settings = content.get("config", content)
+    wanted = ("name", "preset", "task")
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(n), str) for n in wanted):
+        raise ConfigError(f"{root / 'config.json'} is not the settings of an experiment")
+    rows = _validated(_ROWS, root / "results.json")
+    has_checks = (root / "checks.json").exists()
+    checks = _validated(_CHECKS, root / "checks.json") if has_checks else []
+    _check_rows(root, settings["name"], rows)
+    return _Folder(root, settings, content.get("versions") or {}, rows, checks)
+
+
+def _place(folder: _Folder) -> tuple[int, int]:
+    return min((NORMS.index(row.norm), row.seed) for row in folder.rows)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} has no {path.name}: is it a work folder?") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _validated(adapter: pydantic.TypeAdapter[Any], path: Path) -> Any:
+    try:
+        return adapter.validate_python(_json(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path} cannot be read: {where}: {first['msg']}") from error
+
+
+def _check_rows(root: Path, name: str, rows: Sequence[Row]) -> None:
+    if not rows:
+        raise ConfigError(f"{root / 'results.json'} holds no rows")
+    for row in rows:
+        for value, known in (
+            (row.config, (name,)),
+            (row.norm, NORMS),
+            (row.statistics, tuple(SOURCE_NAMES)),
+            (row.threat_model, THREAT_MODELS),
+        ):
+            if value not in known:
+                raise ConfigError(
+                    f"{root / 'results.json'} has a row of {value!r}; expected "
+                    f"{'one of ' if len(known) > 1 else ''}{', '.join(filter(None, known))}"
+                )
+
+
+def _merged(folders: Sequence[_Folder]) -> Experiment:
+    first = folders[0]
+    for other in folders[1:]:
+        different = list(_differences(first.settings, other.settings))
+        if different:
+            raise ConfigError(
+                f"{first.root} and {other.root} cannot be compared: {'; '.join(different)}. Give "
+                "them to reports of their own"
+            )
+    _check_once(folders)
+    _check_alike(folders)
+    rows = [row for folder in folders for row in folder.rows]
+    present = {row.metric for row in rows}
+    metrics = [m for m in of_task(first.settings["task"]) if m in present]
+    return Experiment(
+        name=first.settings["name"],
+        preset=first.settings["preset"],
+        dataset=first.settings.get("dataset", ""),
+        metrics=tuple(metrics) or tuple(sorted(present)),
+        rows=rows,
+        checks=[check for folder in folders for check in folder.checks],
+        places={(row.norm, row.seed): folder.root for folder in folders for row in folder.rows},
+        notes=_notes(folders),
+    )
+
+
+def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
+    """Where two nested settings differ, in words; descriptions do not count."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in {**one, **other}:
+            if name not in _DESCRIPTIONS:
+                place = f"{where}.{name}".strip(".")
+                yield from _differences(one.get(name), other.get(name), place)
+    elif one != other:
+        yield f"{where} is {one!r} and {other!r}"
+
+
+def _check_once(folders: Sequence[_Folder]) -> None:
+    """The same run twice would count as two seeds."""
+    seen: dict[tuple[Any, ...], Path] = {}
+    for folder in folders:
+        for row in folder.rows:
+            key = (row.metric, row.norm, row.seed, _source(row), _column(row), row.steps)
+            if key in seen:
+                where = f"in {seen[key]} and in {folder.root}"
+                if seen[key] == folder.root:
+                    where = f"twice in {folder.root}"
+                raise ConfigError(
+                    f"norm {row.norm}, seed {row.seed}, {_source(row).name} statistics, "
+                    f"{_column(row).name} stands {where}; each run counts once"
+                )
+            seen[key] = folder.root
+
+
+def _check_alike(folders: Sequence[_Folder]) -> None:
+    """A column is one attack on the same examples, whatever the norm and the seed."""
+    seen: dict[tuple[Any, ...], tuple[Row, Path]] = {}
+    for folder in folders:
+        for row in folder.rows:
+            steps = row.steps if row.attack == CONVERGENCE else None
+            key = (row.metric, _source(row), _column(row), steps)
+            other, place = seen.setdefault(key, (row, folder.root))
+            for name in ("n", "steps", "step_size"):
+                mine, theirs = getattr(row, name), getattr(other, name)
+                if mine != theirs:
+                    what = {"n": "test examples"}.get(name, name)
+                    raise ConfigError(
+                        f"{_column(row).name} with {_source(row).name} statistics was measured "
+                        f"with {theirs} {what} in {place} and {mine} in {folder.root}; evaluate "
+                        "all runs alike"
+                    )
+
+
+def _source(row: Row) -> Source:
+    return Source(row.statistics, row.threat_model)
+
+
+def _column(row: Row) -> Column:
+    return Column(row.attack, row.epsilon, row.norm_order)
+
+
+def _notes(folders: Sequence[_Folder]) -> list[str]:
+    names = dict.fromkeys(name for folder in folders for name in folder.versions)
+    notes = []
+    for name in names:
+        found = sorted({str(folder.versions.get(name, "unknown")) for folder in folders})
+        if len(found) > 1:
+            notes.append(f"The runs were trained with different versions of {name}: {found}.")
+    return notes

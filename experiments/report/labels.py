@@ -1,0 +1,72 @@
+"""What lines and columns of tables are, and what they are called."""
+
+import math
+from typing import NamedTuple
+
+REFERENCE = "batch"
+"""The norm that all others are compared with."""
+
+CLEAN = "clean"
+CONVERGENCE = "convergence"
+"""Name of the attack of rows that differ in the number of its steps: for a plot, not for tables."""
+
+SOURCE_NAMES = {"running": "running", "batch": "test batch", "shrunk": "shrunk", "none": "none"}
+THREAT_MODELS = ("", "joint", "independent", "companion")
+
+
+class Source(NamedTuple):
+    """Whose statistics the norm used and, where examples share them, who attacked whom.
+
+    Attributes:
+      statistics: one of ``SOURCE_NAMES``.
+      threat_model: as in ``Row``.
+    """
+
+    statistics: str
+    threat_model: str = ""
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        base = SOURCE_NAMES[self.statistics]
+        return f"{base} ({self.threat_model})" if self.threat_model else base
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Sorts sources in their usual order."""
+        return (
+            list(SOURCE_NAMES).index(self.statistics),
+            THREAT_MODELS.index(self.threat_model),
+        )
+
+
+class Column(NamedTuple):
+    """What was done to the examples.
+
+    Attributes:
+      attack: ``clean`` or a name.
+      epsilon: its strength in units of the image range.
+      norm_order: of its ball; empty where there is none.
+    """
+
+    attack: str
+    epsilon: float = 0.0
+    norm_order: str = ""
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        if self.attack == CLEAN:
+            return CLEAN
+        is_plain = self.norm_order in ("", "linf") or self.attack.endswith(f"-{self.norm_order}")
+        attack = self.attack if is_plain else f"{self.attack}-{self.norm_order}"
+        return f"{attack} {strength(self.epsilon)}"
+
+
+def strength(epsilon: float) -> str:
+    """An attack's strength as people write it: 0.12, or 8/255."""
+    short = f"{epsilon:.3g}"
+    steps = epsilon * 255
+    if float(short) != epsilon and math.isclose(steps, round(steps), rel_tol=1e-9):
+        return f"{round(steps)}/255"
+    return short

@@ -1,0 +1,167 @@
+"""Seeds merged, and each norm compared with batch norm under the same statistics."""
+
+import dataclasses
+import math
+import statistics as stats
+from collections.abc import Callable, Iterable, Sequence
+
+from experiments.record import Row
+from experiments.report.labels import REFERENCE, Column, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One cell of a table: a norm, a source of statistics, an attack, a metric; all seeds.
+
+    Attributes:
+      config: the experiment's name.
+      metric: what the numbers are.
+      norm: the norm.
+      statistics: the source of its statistics.
+      threat_model: as in ``Row``.
+      attack: ``clean`` or the attack's name.
+      epsilon: the attack's strength in units of the image range.
+      norm_order: of the attack's ball; empty where there is none.
+      steps: the attack's gradient steps.
+      step_size: their absolute size.
+      seeds: how many seeds.
+      n: test examples per seed.
+      mean: over the seeds.
+      std: between the seeds (n - 1 in the divisor); NaN for one seed.
+      lowest: the smallest value of a seed.
+      highest: the largest.
+      ci_low: of one seed, lower end of the 95 % interval over its examples; NaN for several.
+      ci_high: upper end.
+      reference: norm and source that it is compared with; empty for batch norm with running
+        statistics itself.
+      pairs: seeds that the reference was measured with too.
+      difference: to the reference of the same seed, mean; NaN where there is no reference.
+      difference_std: between the seeds; NaN for one seed.
+      difference_low: of one seed, lower end of the paired 95 % interval over the examples; NaN
+        for several, or without results per example.
+      difference_high: upper end.
+    """
+
+    config: str
+    metric: str
+    norm: str
+    statistics: str
+    threat_model: str
+    attack: str
+    epsilon: float
+    norm_order: str
+    steps: int
+    step_size: float
+    seeds: int
+    n: int
+    mean: float
+    std: float
+    lowest: float
+    highest: float
+    ci_low: float
+    ci_high: float
+    reference: str
+    pairs: int
+    difference: float
+    difference_std: float
+    difference_low: float
+    difference_high: float
+
+    @property
+    def column(self) -> Column:
+        """The column that this belongs to."""
+        return Column(self.attack, self.epsilon, self.norm_order)
+
+    @property
+    def source(self) -> Source:
+        """The source of its statistics."""
+        return Source(self.statistics, self.threat_model)
+
+
+Interval = tuple[float, float]
+Paired = Callable[[Row, Row], Interval | None]
+"""The interval of the difference of two rows, from results per example; None without these."""
+
+_Key = tuple[str, str, str, Source, Column, int]
+
+
+def summarise(rows: Iterable[Row], paired: Paired = lambda row, reference: None) -> list[Summary]:
+    """Merges the seeds of each (metric, norm, source, attack), in order of first appearance.
+
+    Args:
+      rows: their order does not matter for the numbers.
+      paired: called with a row and its reference where there is one pair only.
+    """
+    groups: dict[_Key, dict[int, Row]] = {}
+    for row in _joint(list(rows)):
+        groups.setdefault(_key(row), {})[row.seed] = row
+    return [_summary(key, by_seed, groups, paired) for key, by_seed in groups.items()]
+
+
+def _joint(rows: Sequence[Row]) -> list[Row]:
+    """Clean scores that were measured without any attack stand beside those with one."""
+    attacked = {row.statistics for row in rows if row.threat_model == "joint"}
+    return [
+        dataclasses.replace(row, threat_model="joint")
+        if not row.threat_model and row.statistics in attacked
+        else row
+        for row in rows
+    ]
+
+
+def _key(row: Row) -> _Key:
+    source = Source(row.statistics, row.threat_model)
+    column = Column(row.attack, row.epsilon, row.norm_order)
+    return row.config, row.metric, row.norm, source, column, row.steps
+
+
+def _summary(
+    key: _Key, by_seed: dict[int, Row], groups: dict[_Key, dict[int, Row]], paired: Paired
+) -> Summary:
+    config, metric, norm, source, column, steps = key
+    other_norm, other_source = reference_of(norm, source)
+    other = groups.get((config, metric, other_norm, other_source, column, steps), {})
+    pairs = [(row, other[s]) for s, row in by_seed.items() if s in other and other[s].n == row.n]
+    is_itself = (norm, source) == (other_norm, other_source)
+    differences = [row.value - reference.value for row, reference in pairs]
+    values = [row.value for row in by_seed.values()]
+    first = next(iter(by_seed.values()))
+    low, high = (first.ci_low, first.ci_high) if len(values) == 1 else (math.nan, math.nan)
+    interval = paired(*pairs[0]) if len(pairs) == 1 and not is_itself else None
+    return Summary(
+        config=config,
+        metric=metric,
+        norm=norm,
+        **source._asdict(),
+        **column._asdict(),
+        steps=steps,
+        step_size=first.step_size,
+        seeds=len(values),
+        n=first.n,
+        mean=stats.fmean(values),
+        std=_std(values),
+        lowest=min(values),
+        highest=max(values),
+        ci_low=low,
+        ci_high=high,
+        reference="" if is_itself else f"{other_norm}, {other_source.name}",
+        pairs=0 if is_itself else len(pairs),
+        difference=stats.fmean(differences) if differences else math.nan,
+        difference_std=_std(differences),
+        difference_low=interval[0] if interval else math.nan,
+        difference_high=interval[1] if interval else math.nan,
+    )
+
+
+def reference_of(norm: str, source: Source) -> tuple[str, Source]:
+    """What a norm is compared with: batch norm under the same statistics.
+
+    Batch norm itself, and a norm without batch statistics, with batch norm under running ones.
+    """
+    if norm == REFERENCE or source.statistics == "none":
+        return REFERENCE, Source("running")
+    return REFERENCE, source
+
+
+def _std(values: Sequence[float]) -> float:
+    return stats.stdev(values) if len(values) > 1 else math.nan

@@ -1,0 +1,227 @@
+"""Tables for a terminal, Markdown, LaTeX and CSV, all from the same body."""
+
+import csv
+import dataclasses
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table
+
+from experiments.report.labels import CONVERGENCE, REFERENCE, Column
+from experiments.report.layout import lines_of
+from experiments.report.measures import Measure, measure
+from experiments.report.summaries import Summary
+
+WIDTH = 6
+"""Columns of numbers per table in files: more do not fit on a page."""
+
+
+class Content(NamedTuple):
+    """What a table shows.
+
+    Attributes:
+      summaries: of one experiment and metric.
+      columns: in this order.
+      differences: to the reference, instead of values.
+    """
+
+    summaries: Sequence[Summary]
+    columns: Sequence[Column]
+    differences: bool = False
+
+
+def value_caption(metric: str, *, short: bool = False) -> str:
+    """What the numbers of a table of values are; ``short`` where intervals have no room."""
+    what = measure(metric)
+    unit = f" in {what.unit}" if what.unit else ""
+    start = f"{what.heading}{unit}: mean over the seeds ± standard deviation between them"
+    if short:
+        return f"{start}."
+    kind = "Wilson's" if metric == "accuracy" else "bootstrap"
+    return f"{start}; of one seed with its 95 % interval over the test examples ({kind})."
+
+
+def difference_caption(metric: str, *, short: bool = False) -> str:
+    """What the numbers of a table of differences are; ``short`` where intervals have no room."""
+    what = measure(metric)
+    points = ", in percentage points" if what.unit == "%" else f", in {what.unit}" * bool(what.unit)
+    interval = (
+        ", of one seed with the paired 95 % interval over the test examples where these are kept"
+        if metric == "accuracy" and not short
+        else ""
+    )
+    return (
+        f"Difference in {what.title}{points}, paired by seed, mean ± standard deviation{interval}. "
+        "Each norm is compared with batch norm under the same statistics, group norm with batch "
+        "norm under running ones. Batch norm with statistics of the test batch is compared with "
+        "'batch, running': what the source of the statistics does without any shrinkage."
+    )
+
+
+INTERVALS = (
+    "With statistics of the test batch its examples fall together, which intervals over examples "
+    "do not know: there they are too narrow."
+)
+
+
+def value_text(summary: Summary, *, short: bool = False) -> str:
+    """A value with its spread, as ``98.5±0.7`` or, of one seed, ``98.5 [97.0, 99.3]``."""
+    what = measure(summary.metric)
+    text = what.text(summary.mean)
+    if not math.isnan(summary.std):
+        return f"{text}±{what.text(summary.std)}"
+    return text if short else text + _range(what, summary.ci_low, summary.ci_high)
+
+
+def difference_text(summary: Summary, *, short: bool = False) -> str:
+    """A difference with its spread; a dash where a line would be compared with itself."""
+    if not summary.reference:
+        return "–"
+    what = measure(summary.metric)
+    text = what.text(summary.difference, signed=True)
+    if not math.isnan(summary.difference_std):
+        return f"{text}±{what.text(summary.difference_std)}"
+    low, high = summary.difference_low, summary.difference_high
+    return text if short else text + _range(what, low, high, signed=True)
+
+
+def _range(what: Measure, low: float, high: float, *, signed: bool = False) -> str:
+    if math.isnan(low) or math.isnan(high):
+        return ""
+    return f" [{what.text(low, signed=signed)}, {what.text(high, signed=signed)}]"
+
+
+def pages(columns: Sequence[Column], width: int = WIDTH) -> list[list[Column]]:
+    """Columns in portions that fit a page; those of one attack stay together where they can."""
+    found: list[list[Column]] = []
+    families: dict[tuple[str, str], list[Column]] = {}
+    for column in columns:
+        families.setdefault((column.attack, column.norm_order), []).append(column)
+    for family in families.values():
+        for start in range(0, len(family), width):
+            part = family[start : start + width]
+            if found and len(found[-1]) + len(part) <= width:
+                found[-1] += part
+            else:
+                found.append(part)
+    return found
+
+
+def markdown_table(content: Content) -> str:
+    """Columns of text left, of numbers right; without caption."""
+    header = ["norm", "statistics", "seeds × n", *(c.name for c in content.columns)]
+    ruler = ["---", "---", "---:", *("---:" for _ in content.columns)]
+    lines = [header, ruler, *([*left, *texts] for left, texts in _body(content))]
+    escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
+
+
+def latex_table(content: Content) -> str:
+    """A ``tabular`` with booktabs' rules, one block per source of statistics."""
+    header = ["norm", "statistics", "seeds × n", *(c.name for c in content.columns)]
+    lines = [f"\\begin{{tabular}}{{ll{'r' * (1 + len(content.columns))}}}", "\\toprule"]
+    lines.append(_latex_line(header))
+    source = None
+    for left, texts in _body(content):
+        if source != left[1]:
+            lines.append("\\midrule")
+        source = left[1]
+        lines.append(_latex_line([*left, *texts]))
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+
+
+def _latex_line(texts: Sequence[str]) -> str:
+    return " & ".join(latex(text) for text in texts) + r" \\"
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "ε": r"$\varepsilon$",
+    "–": "--",
+}
+
+
+def latex(text: str) -> str:
+    """Text with all that LaTeX would read as a command written out; minus signs are such."""
+    # A line that began with a bracket would be the optional argument of the \\ before it.
+    escaped = "".join(_LATEX.get(sign, sign) for sign in text)
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
+
+
+def terminal_table(content: Content, title: str | None = None) -> Table:
+    """A table for a terminal of 120 columns.
+
+    Args:
+      content: of at most eight columns.
+      title: stands above it, broken at the table's width.
+    """
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        # One space less between many columns, so that the widest differences fit.
+        padding=(0, int(len(content.columns) <= 6), 0, 0),
+    )
+    table.add_column("norm", no_wrap=True)
+    table.add_column("statistics", no_wrap=True)
+    for column in content.columns:
+        # One word a line: a header must not be wider than the numbers below it.
+        words = column.name.replace("-", " ").split()
+        table.add_column("\n".join(words), justify="right", vertical="bottom")
+    threats = {s.threat_model for s in content.summaries} - {""}
+    source = None
+    for left, texts in _body(content, short=True):
+        if source not in (None, left[1]):
+            table.add_section()
+        source = left[1]
+        # The only one there is need not be named at the cost of width.
+        name = source.removesuffix(" (joint)") if threats <= {"joint"} else source
+        table.add_row(left[0], name, *texts, style="bold" if left[0] == REFERENCE else "")
+    return table
+
+
+def _body(content: Content, *, short: bool = False) -> list[tuple[tuple[str, str, str], list[str]]]:
+    """Norm, source and numbers of examples of each line, and its numbers."""
+    found = {(s.norm, s.source, s.column): s for s in content.summaries}
+    write: Callable[..., str] = difference_text if content.differences else value_text
+    body = []
+    for norm, source in lines_of(content.summaries):
+        entries = [found.get((norm, source, column)) for column in content.columns]
+        texts = ["" if entry is None else write(entry, short=short) for entry in entries]
+        sizes = dict.fromkeys(f"{s.seeds} × {s.n}" for s in entries if s is not None)
+        if any(texts):
+            body.append(((norm, source.name, ", ".join(sizes)), texts))
+    return body
+
+
+def csv_table(summaries: Sequence[Summary]) -> str:
+    """Every summary, one a line; empty where a number does not exist.
+
+    Runs that differ in their steps only, for the plot of convergence, are left to the rows.
+    """
+    buffer = io.StringIO()
+    names = [field.name for field in dataclasses.fields(Summary)]
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    for summary in (s for s in summaries if s.attack != CONVERGENCE):
+        values = dataclasses.asdict(summary)
+        writer.writerow(
+            {
+                name: "" if isinstance(value, float) and math.isnan(value) else value
+                for name, value in values.items()
+            }
+        )
+    return buffer.getvalue()

@@ -1,0 +1,147 @@
+"""Rows from per-example results: scores with their intervals, and the worst of several attacks."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from experiments.cells import Cell
+from experiments.config import AttackConfig, Statistics
+from experiments.metrics import Tally, bootstrap_interval, wilson_interval
+from experiments.record import Row
+from experiments.tasks import Task
+
+WORST = "worst"
+"""Name of the attack of rows that take the worst of all attacks of one ball."""
+
+CLEAN = AttackConfig("clean", "gaussian", (0.0,))
+"""No attack at all, in the form of one."""
+
+_ABOUT = ("config", "norm", "seed", "statistics", "threat_model")
+
+
+def rows(task: Task, cell: Cell, metrics: Sequence[str] | None = None) -> list[Row]:
+    """A row for each score that exists.
+
+    Args:
+      task: its scores.
+      cell: the results.
+      metrics: names of the scores that become rows; None is all.
+    """
+    attack, epsilon = _attack(cell), cell.about["epsilon"]
+    more: dict[str, Any] = {"attack": attack.name, "epsilon": epsilon}
+    if attack.has_ball:
+        one_step = attack.kind == "fgsm"
+        size = epsilon if one_step else attack.step_size
+        walks = attack.kind in ("fgsm", "pgd", "segpgd")
+        more |= {
+            "norm_order": attack.norm,
+            "steps": 0 if attack.kind == "square" else attack.steps,
+            # The others find their own.
+            "step_size": (2.5 * epsilon / attack.steps if size is None else size) if walks else 0.0,
+        }
+    return list(_rows(task, cell, metrics, more))
+
+
+def worst_rows(task: Task, done: Sequence[Cell], metrics: Sequence[str] | None = None) -> list[Row]:
+    """Rows for the worst of all attacks in each ball in which there was more than noise.
+
+    Per example the attack under which most of its labels are wrong and, of those, the one of the
+    largest loss: an attack that fails proves nothing.  Where the attacker owns the whole batch
+    (threat model ``joint``), per batch: its examples fall together.
+
+    Args:
+      task: its scores.
+      done: results of one model on the same examples in the same batches.  Those of a threat
+        model that attacks one example at a time may be on some of them; the most are taken.
+      metrics: as in ``rows``.
+    """
+    balls: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in done:
+        about = cell.about
+        if _attack(cell).has_ball:
+            ball = (about["norm_order"], about["epsilon"])
+            balls.setdefault((*ball, about["statistics"], about["threat_model"]), []).append(cell)
+    found: list[Row] = []
+    for (norm, epsilon, *_), of_ball in balls.items():
+        # With --victims some may be on fewer examples than others: those on most of them count.
+        layouts = [tuple(cell.batch) for cell in of_ball]
+        same = [cell for cell in of_ball if tuple(cell.batch) == max(layouts, key=len)]
+        over = ", ".join(sorted(cell.about["attack"] for cell in same))
+        more = {"attack": WORST, "epsilon": epsilon, "norm_order": norm, "over": over}
+        found += _rows(task, _worst(task, same), metrics, more)
+    return found
+
+
+def in_order(done: Sequence[Cell]) -> list[Cell]:
+    """The cells as tables have them: by source of statistics, noise before attacks."""
+
+    def place(cell: Cell) -> tuple[Any, ...]:
+        about = cell.about
+        source = get_args(Statistics).index(about["statistics"])
+        kind = 0 if about["attack"] == CLEAN.name else 1 + _attack(cell).has_ball
+        return source, about["threat_model"], kind, about["attack"], about["epsilon"]
+
+    return sorted(done, key=place)
+
+
+def _attack(cell: Cell) -> AttackConfig:
+    return AttackConfig(epsilons=(), **cell.about["attack_settings"])
+
+
+def _worst(task: Task, of_ball: Sequence[Cell]) -> Cell:
+    first = of_ball[0]
+    wrong = np.stack([task.share_wrong(cell.summary) for cell in of_ball])
+    loss = np.stack([cell.summary["loss"] for cell in of_ball]).astype(np.float64)
+    if first.about["threat_model"] == "joint":
+        batches = [first.batch == place for place in np.unique(first.batch)]
+        for members in batches:
+            wrong[:, members] = wrong[:, members].mean(axis=1, keepdims=True)
+            loss[:, members] = loss[:, members].mean(axis=1, keepdims=True)
+    # The largest share wrong, and of those the largest loss.
+    tied = np.where(wrong == wrong.max(axis=0), loss, -np.inf)
+    choice = np.argmax(tied, axis=0)
+    column = np.arange(len(first))
+
+    def chosen(name: str) -> np.ndarray:
+        return np.stack([cell.summary[name] for cell in of_ball])[choice, column]
+
+    return Cell(
+        about=first.about,
+        summary={name: chosen(name) for name in first.summary},
+        distance=np.stack([cell.distance for cell in of_ball])[choice, column],
+        batch=first.batch,
+    )
+
+
+def _rows(
+    task: Task, cell: Cell, metrics: Sequence[str] | None, more: dict[str, Any]
+) -> Iterator[Row]:
+    common = {name: cell.about[name] for name in _ABOUT}
+    for metric, value in task.scores(cell.summary).items():
+        if (metrics is not None and metric not in metrics) or not math.isfinite(value):
+            continue
+        low, high = _interval(task, cell.summary, metric)
+        yield Row(
+            **common,
+            **more,
+            metric=metric,
+            value=value,
+            n=len(cell),
+            ci_low=low,
+            ci_high=high,
+            max_norm=float(cell.distance.max()),
+            zero_gradients=cell.zero_gradients,
+        )
+
+
+def _interval(task: Task, summary: dict[str, np.ndarray], metric: str) -> tuple[float, float]:
+    """95 %: Wilson's for a share of examples, the bootstrap over examples for all else."""
+    if metric == "accuracy":
+        return wilson_interval(Tally.of(summary["right"]))
+
+    def of(index: np.ndarray) -> float:
+        return task.scores({name: values[index] for name, values in summary.items()})[metric]
+
+    return bootstrap_interval(of, len(summary["loss"]))

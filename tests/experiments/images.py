@@ -1,0 +1,43 @@
+"""Helpers: pictures read back from PNG, and cells to draw."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from experiments.cells import Cell
+
+
+def decoded(png):
+    """(H, W, 3) uint8 of a PNG that is not blank."""
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 200
+    assert pixels.std() > 5
+    return pixels
+
+
+def share(pixels, colour, tolerance=8):
+    """Share of the pixels that have about this colour, as (R, G, B) of 0 to 255."""
+    return float(np.mean(np.all(np.abs(pixels.astype(int) - np.array(colour)) <= tolerance, -1)))
+
+
+def cell(x, x_adv, y, prediction, **about):
+    """A cell of these examples; classification ones are right where the prediction is."""
+    defaults = {
+        "config": "digits",
+        "norm": "stein",
+        "seed": 0,
+        "statistics": "running",
+        "threat_model": "",
+        "attack": "pgd",
+        "epsilon": 8 / 255,
+        "norm_order": "linf",
+        "class_names": [],
+        "settings": "",
+    }
+    shown = {"x": x, "x_adv": x_adv, "y": y, "prediction": prediction}
+    right = (y == prediction).reshape(len(y), -1).all(1)
+    zeros = np.zeros(len(y))
+    return Cell({**defaults, **about}, {"right": right}, zeros, zeros.astype(int), 0, shown)
