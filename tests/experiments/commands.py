@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -73,6 +74,15 @@ def until(condition, process, pause=0.005):
         assert time.monotonic() < deadline, f"waited {DEADLINE} s"
         time.sleep(pause)
     return None
+
+
+def stand_still(process):
+    """Stops a process; returns once every thread of it stands, or the process has ended.
+
+    The signal alone is not enough: it comes back before the threads have seen it.
+    """
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
 def steps(workdir):

@@ -61,7 +61,7 @@ def _kill_within_a_write(workdir, env, **settings):
     """Kills a training with a checkpoint half written; the process stands still meanwhile."""
     with commands.started(_arguments(workdir, **settings), env) as process:
         while commands.until(lambda: commands.unfinished(workdir), process, pause=0):
-            process.send_signal(signal.SIGSTOP)
+            commands.stand_still(process)
             if commands.unfinished(workdir) and _newest(workdir):
                 process.kill()
                 process.wait()
