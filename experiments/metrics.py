@@ -1,12 +1,12 @@
 """Sums and counts that are merged and divided once, and intervals for shares."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata
 
 
 class Tally(NamedTuple):
@@ -71,9 +71,14 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     Returns:
       The share of (positive, negative) pairs in the right order; NaN where one kind is missing.
     """
-    if len(np.unique(positive)) < 2 or not np.all(np.isfinite(scores)):
+    chosen = np.asarray(positive) > 0
+    pairs = int(chosen.sum()) * int((~chosen).sum())
+    if not pairs or not np.all(np.isfinite(scores)):
         return math.nan
-    return float(roc_auc_score(positive, scores))
+    # From ranks (Mann & Whitney 1947): scikit-learn's function takes 20 times as long over its
+    # checks, and the bootstrap asks hundreds of times.
+    ranks = rankdata(scores)[chosen]
+    return float((ranks.sum() - len(ranks) * (len(ranks) + 1) / 2) / pairs)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
@@ -117,34 +122,36 @@ def micro_jaccard(right: np.ndarray, pixels: np.ndarray, batch: int) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
+def bootstrap_intervals(
+    statistics: Callable[[np.ndarray], Mapping[str, float]],
     examples: int,
     *,
     seed: int = 0,
     resamples: int = 500,
     confidence: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile interval (Efron 1979) of a number that is computed from whole examples.
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals (Efron 1979) of numbers that are computed from whole examples.
 
     Args:
-      statistic: of the examples at the given positions, (n,) integers; NaN is left out.
+      statistics: names and numbers, of the examples at the given positions, (n,) integers; a
+        number that is not finite is left out.
       examples: how many there are.
-      seed: of the resampling.
+      seed: of the resampling, which is the same for all numbers.
       resamples: how many.
       confidence: coverage, in (0, 1).
 
     Returns:
-      Lower and upper end; NaN where the statistic never exists.
+      Lower and upper end for each name; NaN where the number never exists.
     """
     generator = np.random.default_rng(seed)
-    values = [
-        statistic(generator.integers(0, examples, examples))
-        for _ in range(resamples if examples else 0)
-    ]
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return math.nan, math.nan
+    found: dict[str, list[float]] = {}
+    for _ in range(resamples if examples else 0):
+        for name, value in statistics(generator.integers(0, examples, examples)).items():
+            found.setdefault(name, []).append(value)
     tail = 100 * (1 - confidence) / 2
-    low, high = np.percentile(finite, [tail, 100 - tail])
-    return float(low), float(high)
+    intervals = {}
+    for name, values in found.items():
+        finite = [value for value in values if math.isfinite(value)]
+        low, high = np.percentile(finite, [tail, 100 - tail]) if finite else (math.nan, math.nan)
+        intervals[name] = (float(low), float(high))
+    return intervals

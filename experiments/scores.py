@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.cells import Cell
 from experiments.config import AttackConfig, Statistics
-from experiments.metrics import Tally, bootstrap_interval, wilson_interval
+from experiments.metrics import Tally, bootstrap_intervals, wilson_interval
 from experiments.record import Row
 from experiments.tasks import Task
 
@@ -119,10 +119,14 @@ def _rows(
     task: Task, cell: Cell, metrics: Sequence[str] | None, more: dict[str, Any]
 ) -> Iterator[Row]:
     common = {name: cell.about[name] for name in _ABOUT}
-    for metric, value in task.scores(cell.summary).items():
-        if (metrics is not None and metric not in metrics) or not math.isfinite(value):
-            continue
-        low, high = _interval(task, cell.summary, metric)
+    scores = {
+        metric: value
+        for metric, value in task.scores(cell.summary).items()
+        if (metrics is None or metric in metrics) and math.isfinite(value)
+    }
+    intervals = _intervals(task, cell.summary, list(scores))
+    for metric, value in scores.items():
+        low, high = intervals[metric]
         yield Row(
             **common,
             **more,
@@ -136,12 +140,17 @@ def _rows(
         )
 
 
-def _interval(task: Task, summary: dict[str, np.ndarray], metric: str) -> tuple[float, float]:
+def _intervals(
+    task: Task, summary: dict[str, np.ndarray], metrics: Sequence[str]
+) -> dict[str, tuple[float, float]]:
     """95 %: Wilson's for a share of examples, the bootstrap over examples for all else."""
-    if metric == "accuracy":
-        return wilson_interval(Tally.of(summary["right"]))
+    found: dict[str, tuple[float, float]] = {}
+    if "accuracy" in metrics:
+        found["accuracy"] = wilson_interval(Tally.of(summary["right"]))
+    if set(metrics) <= set(found):
+        return found
 
-    def of(index: np.ndarray) -> float:
-        return task.scores({name: values[index] for name, values in summary.items()})[metric]
+    def of(index: np.ndarray) -> dict[str, float]:
+        return task.scores({name: values[index] for name, values in summary.items()})
 
-    return bootstrap_interval(of, len(summary["loss"]))
+    return bootstrap_intervals(of, len(summary["loss"])) | found

@@ -184,7 +184,7 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
         arguments = [*DIGITS, "--epochs", "1", "--norm", norm]
         assert main([*arguments, "--workdir", str(tmp_path / norm)]) == 0
     capsys.readouterr()
-    more = ["--attacks", "pgd,apgd,square-l2", "--steps", "2", "--queries", "5"]
+    more = ["--attacks", "apgd,square-l2", "--steps", "2", "--queries", "5"]
     more += ["--epsilon", "0.1", "--statistics", "running,batch", "--test-examples", "30"]
     more += ["--threat-models", "joint,companion,independent", "--victims", "3"]
     more += ["--twin", str(tmp_path / "batch")]
@@ -200,7 +200,7 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
         ("batch", "independent"),
         ("batch", "companion"),
     }
-    n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "pgd"}
+    n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "apgd"}
     assert n == {"": 30, "joint": 30, "independent": 3, "companion": 3}
     assert {r["steps"] for r in rows if r["attack"] == "apgd"} == {2}
     assert {r["norm_order"] for r in rows if r["attack"] == "square-l2"} == {"l2"}

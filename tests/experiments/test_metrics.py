@@ -12,11 +12,17 @@ from sklearn.metrics import jaccard_score
 from experiments.metrics import (
     Tally,
     auc,
-    bootstrap_interval,
+    bootstrap_intervals,
     mean_iou,
     micro_jaccard,
     wilson_interval,
 )
+
+
+def bootstrap_interval(statistic, examples, **settings):
+    """Of a single number."""
+    numbers = bootstrap_intervals(lambda index: {"it": statistic(index)}, examples, **settings)
+    return numbers["it"]
 
 
 def test_tallies_of_unequal_batches_merge_exactly():
@@ -125,4 +131,11 @@ def test_bootstrap_interval_leaves_out_what_is_not_a_number():
     low, high = bootstrap_interval(lambda index: next(numbers), 5, resamples=6, confidence=0.5)
     assert (low, high) == (1.5, 2.5)
     assert np.isnan(bootstrap_interval(lambda index: math.nan, 5, resamples=3)).all()
-    assert np.isnan(bootstrap_interval(lambda index: 1.0, 0)).all()
+    assert bootstrap_intervals(lambda index: {"it": 1.0}, 0) == {}
+
+
+def test_bootstrap_intervals_of_several_numbers_are_those_of_each():
+    values = np.random.default_rng(0).normal(size=50)
+    both = bootstrap_intervals(lambda i: {"mean": values[i].mean(), "top": values[i].max()}, 50)
+    assert both["mean"] == bootstrap_interval(lambda i: values[i].mean(), 50)
+    assert both["top"] == bootstrap_interval(lambda i: values[i].max(), 50)
