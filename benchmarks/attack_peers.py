@@ -14,6 +14,7 @@ Run with ``python -m benchmarks.attack_peers W --data-dir D`` on the work folder
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import importlib
 import importlib.util
@@ -120,9 +121,8 @@ def speed(model: nnx.Module, batch: Images, epsilon: float, rounds: int) -> None
         net, xt, yt = theirs(model), first(x), torch.tensor(np.asarray(y)).long()
         for layout in ("contiguous_format", "channels_last"):
             form = getattr(torch, layout)
-            peer = attack(
-                net.to(memory_format=form), eps=epsilon, alpha=size, steps=steps, random_start=False
-            )
+            own = copy.deepcopy(net).to(memory_format=form)  # ``to`` changes a network in place
+            peer = attack(own, eps=epsilon, alpha=size, steps=steps, random_start=False)
             images = xt.contiguous(memory_format=form)
             runs[f"torchattacks, {layout}"] = functools.partial(peer, images, yt)
     if not missing("foolbox"):
@@ -141,9 +141,8 @@ def speed(model: nnx.Module, batch: Images, epsilon: float, rounds: int) -> None
             run()
             if number:  # the first one compiles
                 times[name].append(time.perf_counter() - began)
-    print(
-        "\n| PGD-10 on 128 images | image-steps/s | speed of steinnorm over it |\n|---|---:|---:|"
-    )
+    print(f"\n| PGD-10 on {len(x)} images | image-steps/s | speed of steinnorm over it |")
+    print("|---|---:|---:|")
     for name, found in times.items():
         ratio = statistics.median(
             them / us for them, us in zip(found, times["steinnorm"], strict=True)

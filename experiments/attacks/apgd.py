@@ -10,13 +10,13 @@ import numpy as np
 from experiments.attacks import geometry
 from experiments.attacks.ball import Ball
 from experiments.attacks.goal import Goal, for_batch, share_reached
-from experiments.attacks.logits import LogitsFn, traced_logits
-from experiments.attacks.losses import check_loss, per_example
+from experiments.attacks.logits import LogitsFn
+from experiments.attacks.look import Look, look
+from experiments.attacks.losses import check_loss
 from experiments.attacks.problem import Problem, check_finite, resolve_batch_dependence
 from experiments.attacks.subsets import Kept, bucket, gather, padded
 from experiments.attacks.threat import AttackResult, Threat
 from experiments.attacks.ticks import OnProgress, Tick
-from experiments.compile import jitted
 
 _TARGETED = {"targeted_dlr": "dlr", "targeted_margin": "margin"}
 _RHO = 0.75  # share of the steps that must increase the loss, else they are halved
@@ -83,22 +83,14 @@ def apgd(
     return problem.result(jnp.asarray(kept.x), vanished)
 
 
-class _Look(NamedTuple):
-    """What the model says at a point; (B,) but for the gradient."""
-
-    loss: jax.Array
-    share: jax.Array
-    gradient: jax.Array
-
-
 class _State(NamedTuple):
     """Of each example: where it is, whence it came, and the best that it has seen."""
 
     at: jax.Array
     before: jax.Array
-    now: _Look
+    now: Look
     best: jax.Array
-    best_look: _Look
+    best_look: Look
     found: jax.Array
     found_share: jax.Array
     found_loss: jax.Array
@@ -117,7 +109,6 @@ class _Run:
         self._loss = loss
         self._aim = aim
         self._ball = Ball.of(problem.threat)
-        self._look = jitted(_look, ("loss", "joint"))
 
     def follow(self, start: jax.Array, kept: Kept, tick: Tick) -> int:
         """Offers what it finds to ``kept``; how many gradients were all zero at the end."""
@@ -152,44 +143,29 @@ class _Run:
                 state, x, goal, aim = gather((state, x, goal, aim), rows)
         check_finite(np.asarray(state.broken)[: len(index)], "losses or gradients")
         kept.offer(index, state.found, state.found_share, state.found_loss)
-        flat = np.asarray(state.now.gradient)[: len(index)].reshape(len(index), -1)
-        return int((~flat.any(axis=1)).sum())
+        return int(np.asarray(state.now.vanished())[: len(index)].sum())
 
-    def _see(self, at: jax.Array, goal: Goal, aim: Goal) -> _Look:
-        return self._look(self._problem.model, at, goal, aim, loss=self._loss, joint=self._joint)
-
-
-def _look(
-    model: jax.tree_util.Partial, x: jax.Array, goal: Goal, aim: Goal, *, loss: str, joint: bool
-) -> _Look:
-    """Loss towards ``aim``, its gradient, and how much of ``goal`` is reached."""
-
-    def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        logits = traced_logits(model, images)
-        losses = per_example(loss, logits, aim)
-        return jnp.sum(losses), (losses, share_reached(logits, goal))
-
-    gradient, (losses, share) = jax.grad(total, has_aux=True)(x)
-    return _Look(for_batch(losses, joint), for_batch(share, joint), gradient)
+    def _see(self, at: jax.Array, goal: Goal, aim: Goal) -> Look:
+        return look(self._problem.model, at, goal, aim, loss=self._loss, joint=self._joint)
 
 
 @jax.jit
-def _begin(at: jax.Array, look: _Look, step: float) -> _State:
-    zero = jnp.zeros_like(look.loss)
+def _begin(at: jax.Array, seen: Look, step: float) -> _State:
+    zero = jnp.zeros_like(seen.loss)
     return _State(
         at=at,
         before=at,
-        now=look,
+        now=seen,
         best=at,
-        best_look=look,
+        best_look=seen,
         found=at,
-        found_share=look.share,
-        found_loss=look.loss,
-        step=jnp.full_like(look.loss, step),
+        found_share=seen.share,
+        found_loss=seen.loss,
+        step=jnp.full_like(seen.loss, step),
         increases=zero,
-        broken=_not_finite(look),
-        best_at_check=look.loss,
-        reduced=jnp.ones(look.loss.shape, bool),
+        broken=seen.not_finite(),
+        best_at_check=seen.loss,
+        reduced=jnp.ones(seen.loss.shape, bool),
     )
 
 
@@ -208,22 +184,22 @@ _move = jax.jit(_move_untraced, static_argnames="norm")
 
 
 @jax.jit
-def _absorb(state: _State, at: jax.Array, look: _Look) -> _State:
-    better = look.loss > state.best_look.loss
-    worse = (look.share > state.found_share) | (
-        (look.share == state.found_share) & (look.loss > state.found_loss)
+def _absorb(state: _State, at: jax.Array, seen: Look) -> _State:
+    better = seen.loss > state.best_look.loss
+    worse = (seen.share > state.found_share) | (
+        (seen.share == state.found_share) & (seen.loss > state.found_loss)
     )
     return state._replace(
         at=at,
         before=state.at,
-        now=look,
+        now=seen,
         best=_where(better, at, state.best),
-        best_look=jax.tree.map(lambda a, b: _where(better, a, b), look, state.best_look),
+        best_look=jax.tree.map(lambda a, b: _where(better, a, b), seen, state.best_look),
         found=_where(worse, at, state.found),
-        found_share=jnp.where(worse, look.share, state.found_share),
-        found_loss=jnp.where(worse, look.loss, state.found_loss),
-        broken=state.broken | _not_finite(look),
-        increases=state.increases + (look.loss > state.now.loss).astype(look.loss.dtype),
+        found_share=jnp.where(worse, seen.share, state.found_share),
+        found_loss=jnp.where(worse, seen.loss, state.found_loss),
+        broken=state.broken | seen.not_finite(),
+        increases=state.increases + (seen.loss > state.now.loss).astype(seen.loss.dtype),
     )
 
 
@@ -241,11 +217,6 @@ def _check(state: _State, enough: float) -> _State:
         best_at_check=best,
         reduced=halve,
     )
-
-
-def _not_finite(look: _Look) -> jax.Array:
-    flat = look.gradient.reshape(look.gradient.shape[0], -1)
-    return ~(jnp.all(jnp.isfinite(flat), axis=1) & jnp.isfinite(look.loss))
 
 
 def _where(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from experiments.attacks.problem import Problem, check_finite, resolve_batch_dep
 from experiments.attacks.subsets import Kept, bucket, gather, padded
 from experiments.attacks.threat import AttackResult, Threat
 from experiments.attacks.ticks import OnProgress, Tick
-from experiments.compile import jitted
+from experiments.compile import compiled
 
 _TELL_EVERY = 25
 # Nearest points lie on the boundary, where rounding in a batch of another size turns a label back.
@@ -170,7 +170,7 @@ class _Run(NamedTuple):
         batch, at = gather((self.batch, start), rows)
         infinite = jnp.full(len(rows), jnp.inf, at.dtype)
         state = _State(at, batch.x, infinite, *jnp.zeros((2, len(rows)), bool))
-        step = jitted(_step, ("norm",))
+        step = compiled(_step, at, ("norm",))
         for number in range(self.steps):
             state = step(self.problem.model, state, batch, self.settings, norm=threat.norm)
             if (number + 1) % _TELL_EVERY == 0:

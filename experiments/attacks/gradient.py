@@ -1,24 +1,27 @@
 """Attacks that follow the gradient: the fast gradient method and projected gradient descent.
 
-One jitted step serves them all; the loop around it runs on the host, because a ``lax`` loop around
-convolutions is several times slower on a CPU (``experiments.attacks.scanned`` has the other form).
+One compiled look at the model and one jitted move serve them all.  The loop around them runs on the
+host, because a ``lax`` loop around convolutions is several times slower on a CPU
+(``experiments.attacks.scanned`` has the other form).
 Radius and step size are traced, so a curve over many of them compiles once.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from experiments.attacks import geometry
 from experiments.attacks.ball import Ball
-from experiments.attacks.goal import Goal, share_reached
-from experiments.attacks.logits import LogitsFn, predict, traced_logits
+from experiments.attacks.goal import share_reached
+from experiments.attacks.logits import LogitsFn, predict
+from experiments.attacks.look import Look, look
 from experiments.attacks.losses import check_loss, needs_reference, per_example
 from experiments.attacks.problem import Problem, check_finite, keep_worse, resolve_batch_dependence
 from experiments.attacks.threat import AttackResult, Threat, warn_of_short_reach
-from experiments.compile import jitted
 
 Schedule = Callable[[float], float]
 """Maps the share of the steps that are done, in [0, 1), to a factor of the step size."""
@@ -70,18 +73,7 @@ def fgsm(
     problem = Problem.of(logits_fn, x, y, threat, target)
     check_loss(loss, problem.classes, problem.label_axes, targeted=target is not None)
     _check_start(loss, random_start=False)
-    step = jitted(_step, ("norm", "loss"))
-    x_adv, _, broken, vanished = step(
-        problem.model,
-        (problem.x, None, jnp.zeros(len(problem.x), bool)),
-        problem.x,
-        problem.goal_for(loss),
-        ball=Ball.of(threat),
-        size=float(threat.epsilon),
-        norm=threat.norm,
-        loss=loss,
-    )
-    check_finite(broken, "gradients")
+    x_adv, vanished = _run(problem, problem.x, [float(threat.epsilon)], loss, momentum=0.0)
     return problem.result(x_adv, int(jnp.sum(vanished)))
 
 
@@ -165,67 +157,39 @@ def _run(
     problem: Problem, start: jax.Array, sizes: list[float], loss: str, momentum: float
 ) -> tuple[jax.Array, jax.Array]:
     """One run from its start; the last point, and which gradients vanished there."""
-    step = jitted(_step, ("norm", "loss"))
     goal, ball = problem.goal_for(loss), Ball.of(problem.threat, momentum)
-    broken = jnp.zeros(len(start), bool)
-    at = (start, jnp.zeros_like(start) if momentum else None, broken)
+    at = _At(start, jnp.zeros_like(start) if momentum else None, jnp.zeros(len(start), bool))
     for number, size in enumerate(sizes):
-        now = goal._replace(progress=number / len(sizes))
-        *at, vanished = step(
-            problem.model,
-            at,
-            problem.x,
-            now,
-            ball=ball,
-            size=size,
-            norm=problem.threat.norm,
-            loss=loss,
-        )
-        at = tuple(at)
-    check_finite(at[2], "gradients")
-    return at[0], vanished
+        seen = look(problem.model, at.x, goal._replace(progress=number / len(sizes)), loss=loss)
+        at, vanished = _move(at, seen, problem.x, ball, size, norm=problem.threat.norm)
+    check_finite(at.broken, "gradients")
+    return at.x, vanished
 
 
-def _step(
-    model: jax.tree_util.Partial,
-    at: tuple[jax.Array, jax.Array | None, jax.Array],
-    x: jax.Array,
-    goal: Goal,
-    *,
-    ball: Ball,
-    size: float,
-    norm: str,
-    loss: str,
-) -> tuple[jax.Array, jax.Array | None, jax.Array, jax.Array]:
-    """One step, projected around ``x``.
+class _At(NamedTuple):
+    """Of each example: where it is, its velocity, and whether a gradient was not finite yet.
 
-    Args:
-      model: as an argument.
-      at: point, velocity (None without momentum), and (B,) whether a gradient was not finite yet.
-      x: the centre of the ball.
-      goal: of the loss.
-      ball: its numbers.
-      size: of the step.
-      norm: of the ball.
-      loss: its name.
-
-    Returns:
-      The three, and (B,) whether the gradient was all zero.
+    There is no velocity without momentum.
     """
 
-    def total(images: jax.Array) -> jax.Array:
-        return jnp.sum(per_example(loss, traced_logits(model, images), goal))
+    x: jax.Array
+    velocity: jax.Array | None
+    broken: jax.Array
 
-    x_adv, velocity, broken = at
-    gradient = jax.grad(total)(x_adv)
-    flat = gradient.reshape(gradient.shape[0], -1)
-    broken = broken | ~jnp.all(jnp.isfinite(flat), axis=1)
-    vanished = jnp.all(flat == 0, axis=1)
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _move(
+    at: _At, seen: Look, x: jax.Array, ball: Ball, size: float, *, norm: str
+) -> tuple[_At, jax.Array]:
+    """One step, projected around ``x``; and which examples' gradients are all zero, (B,) bool."""
+    direction, velocity = seen.gradient, at.velocity
+    flat = direction.reshape(direction.shape[0], -1)
+    broken = at.broken | ~jnp.all(jnp.isfinite(flat), axis=1)
     if velocity is not None:
-        gradient = velocity = ball.momentum * velocity + geometry.with_mean_size_one(gradient)
-    moved = x_adv + size * geometry.ascent(gradient, norm)
-    x_adv = geometry.project(moved, x, norm, ball.epsilon, ball.bounds)
-    return x_adv, velocity, broken, vanished
+        direction = velocity = ball.momentum * velocity + geometry.with_mean_size_one(direction)
+    moved = at.x + size * geometry.ascent(direction, norm)
+    moved = geometry.project(moved, x, norm, ball.epsilon, ball.bounds)
+    return _At(moved, velocity, broken), seen.vanished()
 
 
 def _start(key: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:

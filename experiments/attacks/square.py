@@ -21,7 +21,7 @@ from experiments.attacks.problem import Problem, check_finite, resolve_batch_dep
 from experiments.attacks.subsets import Kept, bucket, gather, padded
 from experiments.attacks.threat import AttackResult, Threat
 from experiments.attacks.ticks import OnProgress, Tick
-from experiments.compile import jitted
+from experiments.compile import compiled
 
 # After how many of 10 000 queries the share of the input that a square covers is halved.
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -129,8 +129,7 @@ class _Run:
         self._problem, self._key, self._joint = problem, key, joint
         self._goal = problem.goal_for(loss)
         self._ball = Ball.of(problem.threat)
-        absorb = jitted(_absorb, ("loss", "joint"))
-        self._absorb = functools.partial(absorb, problem.model, loss=loss, joint=joint)
+        self._loss = loss
 
     def follow(self, schedule: list[tuple[int, ...]], kept: Kept, tick: Tick) -> None:
         """Offers what it finds to ``kept``; a proposal for each entry of the schedule."""
@@ -146,7 +145,8 @@ class _Run:
         shape = _grid(whole.x.shape)
         draws = _uniform(self._key, 0, shape=(len(everything), *_start_draws(shape, norm)))
         start = _start(draws, batch, self._ball, norm=norm)
-        state = self._absorb(_nowhere(batch, self._problem.logits.dtype), start, batch.goal)
+        state = _nowhere(batch, self._problem.logits.dtype)
+        state = self._ask(state, start, batch.goal)
         for query, sides in enumerate(schedule, start=1):
             if query % _LOOK_EVERY == 0 or query == 1:
                 every = (_LOOK_EVERY, len(everything), _draws(shape))
@@ -164,9 +164,14 @@ class _Run:
                 tick(query)
             random = (draws, query % _LOOK_EVERY)
             proposal = _propose(random, batch, state.at, (sides, self._ball), norm=norm)
-            state = self._absorb(state, proposal, batch.goal)
+            state = self._ask(state, proposal, batch.goal)
         check_finite(np.asarray(state.broken)[: len(index)], "logits")
         kept.offer(index, state.found, state.found_share, state.found_loss)
+
+    def _ask(self, state: _State, proposal: jax.Array, goal: Goal) -> _State:
+        absorb = compiled(_absorb, proposal, ("loss", "joint"))
+        model = self._problem.model
+        return absorb(model, state, proposal, goal, loss=self._loss, joint=self._joint)
 
 
 def _nowhere(batch: _Batch, dtype: jnp.dtype) -> _State:
