@@ -22,6 +22,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,7 @@ def main() -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--images", type=int, default=500)
-    parser.add_argument("--epsilon", type=float, default=8 / 255)
+    parser.add_argument("--epsilon", type=lambda text: float(Fraction(text)), default=8 / 255)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", default="agreement,speed,apgd,autoattack")
     parser.add_argument("--everything", action="store_true", help="also every attack on everything")

@@ -137,17 +137,24 @@ def evaluate(  # noqa: PLR0917
         workdir: Work folder of a training.
         data_dir: Folder of the data set; that of the training by default.
         statistics: Sources of the statistics, as running,batch,shrunk; the config's by default.
-        attacks: Attacks and noises, as fgsm,pgd,autoattack; `all` of the config's; none by default.
-        epsilon: Strengths instead of the attacks' own, as 2/255,8/255.
-        threat_models: Where statistics are the test batch's: joint, independent, companion.
+        attacks: Attacks and noises, separated by commas: `all` of the config's; fgsm, pgd,
+            pgd-margin, apgd, apgd-dlr, apgd-margin, apgd-t, fab-t, square, autoattack, segpgd, sea,
+            each also with -l2 behind; gaussian, uniform, rademacher, truncated_gaussian,
+            clipped_cauchy. None by default.
+        epsilon: Radii (of noises: root mean squares) instead of their own, as 2/255,8/255.
+        threat_models: Who attacks where statistics are the test batch's: joint (the attacker owns
+            the batch), independent (one example at a time, its batch stays clean), companion (only
+            the others of an example's batch).
         victims: Examples for independent and companion, which attack one at a time.
         test_examples: Only the first of the test part.
-        batch_size: Test examples per batch; the config's by default.
+        batch_size: Test examples per batch; the config's by default. With the test batch's
+            statistics it is part of the model.
         steps: Gradient steps of the attacks instead of their own.
         queries: Queries of square and autoattack instead of their own.
         weights: best (by validation) or last.
         twin: Work folder of the same training with --norm batch, for the transfer check.
-        check_examples: Test examples for the checks; the config's by default, 0 for no checks.
+        check_examples: Test examples for the checks of the attacks, at most one batch of them; the
+            config's by default, 0 for no checks.
         cache_dir: Folder for decoded data; the user's cache by default.
     """
     from experiments.commands import evaluate as command  # noqa: PLC0415

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from experiments import attacks
-from experiments.attacks import AttackResult, ShortReachWarning, Threat, companions, geometry
+from experiments.attacks import (
+    AttackResult,
+    ShortReachWarning,
+    Threat,
+    companions,
+    geometry,
+    losses,
+)
 from experiments.compile import jitted
 from experiments.config import AttackConfig, ConfigError
 from experiments.tasks import Segmentation, Task
@@ -27,6 +34,8 @@ DEPENDENT = ("batch", "shrunk")
 
 _PER_PIXEL = ("segpgd", "sea")
 _PER_EXAMPLE = ("fab", "autoattack")
+_WITH_LOSS = ("fgsm", "pgd", "apgd")
+_TARGETED = "targeted_"
 _LONG = ("apgd", "fab", "square", "autoattack", "sea")  # those that say how far they are
 
 
@@ -48,7 +57,7 @@ class Attacked(NamedTuple):
 
 
 def check_fits(attack: AttackConfig, task: Task) -> None:
-    """Refuses an attack that does not exist for a task.
+    """Refuses an attack that does not exist for a task, or whose loss does not.
 
     Raises:
       ConfigError: saying which there are.
@@ -61,6 +70,17 @@ def check_fits(attack: AttackConfig, task: Task) -> None:
         )
     if not pixels and attack.kind in _PER_PIXEL:
         raise ConfigError(f"{attack.name} is for a label per pixel; take pgd, apgd or autoattack")
+    if attack.kind not in _WITH_LOSS:
+        return
+    targeted = attack.loss.startswith(_TARGETED)
+    if targeted and pixels:
+        raise ConfigError(f"{attack.name} has targets: it is for one label per example")
+    try:
+        # A single logit is attacked as two.
+        loss, classes = attack.loss.removeprefix(_TARGETED), max(task.outputs, 2)
+        losses.check_loss(loss, classes, 2 if pixels else 0, targeted=targeted)
+    except ValueError as error:
+        raise ConfigError(f"{attack.name}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

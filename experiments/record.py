@@ -39,7 +39,8 @@ class Row:
       metric: what ``value`` is.
       value: the number.
       n: over how many test images.
-      ci_low: lower end of the 95 % Wilson interval over these images.
+      ci_low: lower end of the 95 % interval over these images: Wilson's for an accuracy, the
+        bootstrap's for all else.
       ci_high: upper end.
       norm_order: of the attack's ball, ``linf`` or ``l2``; empty where there is no ball.
       steps: gradient steps; 0 where there are none.

@@ -12,7 +12,7 @@ from experiments.attacks.ball import Ball
 from experiments.attacks.goal import Goal, for_batch, share_reached
 from experiments.attacks.logits import LogitsFn
 from experiments.attacks.look import Look, look
-from experiments.attacks.losses import check_loss
+from experiments.attacks.losses import check_loss, needs_reference
 from experiments.attacks.problem import Problem, check_finite, resolve_batch_dependence
 from experiments.attacks.subsets import Kept, bucket, gather, padded
 from experiments.attacks.threat import AttackResult, Threat
@@ -69,6 +69,8 @@ def apgd(
         raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
     if restarts > 1 and (key is None or start is not None):
         raise ValueError(f"{restarts} restarts from the same point are one; pass a key, no start")
+    if needs_reference(loss) and key is None and start is None:
+        raise ValueError(f"{loss} is flat at the clean input: pass a key for a random start")
     problem = Problem.of(logits_fn, x, y, threat)
     aims, name = _aims(problem, loss, target_classes)
     joint = resolve_batch_dependence(problem, batch_dependent)

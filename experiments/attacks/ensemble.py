@@ -2,7 +2,6 @@
 
 import functools
 import time
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from experiments.attacks.logits import LogitsFn
 from experiments.attacks.problem import Problem, resolve_batch_dependence
 from experiments.attacks.square import square
 from experiments.attacks.subsets import Kept, bucket, padded
-from experiments.attacks.threat import AttackResult, BatchDependenceWarning, Stage, Threat
+from experiments.attacks.threat import AttackResult, Stage, Threat
 
 OnStage = Callable[[str, int, int], None]
 """Called with an attack's name, how many examples it has done, and of how many."""
@@ -65,8 +64,9 @@ def autoattack(
       steps: of APGD and FAB per run.
       queries: of Square.
       target_classes: of APGD and FAB.
-      batch_size: examples per batch of a model without batch dependence; it changes the time, and
-        which random numbers an example gets.
+      batch_size: examples per attacked batch of a model without batch dependence; it changes the
+        time, and which random numbers an example gets.  The clean and the attacked inputs are
+        looked at all at once: give only as many as one forward pass may hold.
       batch_dependent: whether an example's logits change with its companions; None to find out.
       on_progress: called after each batch.
 
@@ -87,14 +87,6 @@ def autoattack(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1; got {batch_size}")
     joint = resolve_batch_dependence(problem, batch_dependent)
-    if joint and batch_dependent is None:
-        warnings.warn(
-            "an example's logits change with its companions: the whole batch is attacked at once "
-            "and kept as a whole.  Pass batch_dependent=True if that is what you want; "
-            "experiments.attacks.companions has the other threat models",
-            BatchDependenceWarning,
-            stacklevel=2,
-        )
     share = share_reached(problem.logits, problem.goal)
     kept = Kept(problem.x, for_batch(share, joint))
     stages, vanished = [], 0

@@ -73,7 +73,7 @@ def fab(
     problem = Problem.of(logits_fn, x, y, threat)
     if problem.label_axes:
         raise ValueError("fab is for one label per example; for a label per pixel take pgd or sea")
-    if resolve_batch_dependence(problem, batch_dependent):
+    if resolve_batch_dependence(problem, batch_dependent, warn=False):
         raise ValueError(
             "fab keeps a smallest distance per example, which says nothing where an example's "
             "logits change with its companions: take apgd or square"

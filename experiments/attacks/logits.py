@@ -85,6 +85,12 @@ def _remade(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 
 def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
     there, here = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(there)
+    if not np.array_equal(finite, np.isfinite(here)):
+        return True
+    there, here = there[finite], here[finite]
+    if not there.size:
+        return False
     return not bool(np.abs(there - here).max() <= share * max(np.abs(there).max(), 1e-6))
 
 

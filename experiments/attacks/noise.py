@@ -1,8 +1,9 @@
 """Random perturbations of a given size, which no gradient guides.
 
 All are called ``noise(key, x, rms, bounds=None)``, take an explicit key and keep the dtype of
-``x``.  With ``bounds`` the result is clipped, which makes the change smaller than ``rms`` where
-``x`` is close to a bound.  All but ``clipped_cauchy`` are sub-Gaussian before any clipping.
+``x``, which is floating and lies in ``bounds`` if there are any (else ``ValueError``).  With
+``bounds`` the result is clipped, which makes the change smaller than ``rms`` where ``x`` is close
+to a bound.  All but ``clipped_cauchy`` are sub-Gaussian before any clipping.
 """
 
 import math
@@ -21,18 +22,18 @@ _CUT_RMS = math.sqrt(1 - 2 * _CUT * _CUT_DENSITY / math.erf(_CUT / math.sqrt(2))
 
 def gaussian(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds normal noise of standard deviation ``rms``, in the units of ``x``."""
-    return _add(x, jax.random.normal(key, x.shape, x.dtype), rms, bounds)
+    return _add(x, lambda: jax.random.normal(key, x.shape, x.dtype), rms, bounds)
 
 
 def uniform(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds uniform noise from [-sqrt(3) * rms, sqrt(3) * rms]."""
     edge = math.sqrt(3.0)
-    return _add(x, jax.random.uniform(key, x.shape, x.dtype, -edge, edge), rms, bounds)
+    return _add(x, lambda: jax.random.uniform(key, x.shape, x.dtype, -edge, edge), rms, bounds)
 
 
 def rademacher(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds +rms or -rms to each value with equal chance: the random relative of FGSM."""
-    return _add(x, jax.random.rademacher(key, x.shape, x.dtype), rms, bounds)
+    return _add(x, lambda: jax.random.rademacher(key, x.shape, x.dtype), rms, bounds)
 
 
 def truncated_gaussian(
@@ -42,8 +43,11 @@ def truncated_gaussian(
 
     The largest change of a value is 2.27 * rms.
     """
-    draw = jax.random.truncated_normal(key, -_CUT, _CUT, x.shape, x.dtype)
-    return _add(x, draw / _CUT_RMS, rms, bounds)
+
+    def draw() -> jax.Array:
+        return jax.random.truncated_normal(key, -_CUT, _CUT, x.shape, x.dtype) / _CUT_RMS
+
+    return _add(x, draw, rms, bounds)
 
 
 def clipped_cauchy(
@@ -60,7 +64,11 @@ def clipped_cauchy(
     """
     if bounds is None:
         raise ValueError("clipped_cauchy needs bounds; without them it has no variance")
-    return _add(x, jax.random.cauchy(key, x.shape, x.dtype) / math.sqrt(2.0), rms, bounds)
+
+    def draw() -> jax.Array:
+        return jax.random.cauchy(key, x.shape, x.dtype) / math.sqrt(2.0)
+
+    return _add(x, draw, rms, bounds)
 
 
 NOISES: dict[str, Callable[..., jax.Array]] = {
@@ -73,8 +81,20 @@ NOISES: dict[str, Callable[..., jax.Array]] = {
 """Name -> noise."""
 
 
-def _add(x: jax.Array, noise: jax.Array, rms: float, bounds: Bounds | None) -> jax.Array:
+def _add(
+    x: jax.Array, draw: Callable[[], jax.Array], rms: float, bounds: Bounds | None
+) -> jax.Array:
     if not (math.isfinite(rms) and rms >= 0):
         raise ValueError(f"rms must be finite and not negative; got {rms}")
-    noisy = x + rms * noise
-    return noisy if bounds is None else jnp.clip(noisy, bounds[0], bounds[1])
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must be floating; got dtype {x.dtype}.  Scale images to [0, 1] first")
+    if bounds is None:
+        return x + rms * draw()
+    low, high = bounds
+    if not low < high:
+        raise ValueError(f"bounds must be (low, high) with low < high; got {bounds}")
+    if not isinstance(x, jax.core.Tracer) and x.size:  # inside jit values cannot be looked at
+        smallest, largest, slack = float(jnp.min(x)), float(jnp.max(x)), 1e-6 * (high - low)
+        if not (smallest >= low - slack and largest <= high + slack):
+            raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
+    return jnp.clip(x + rms * draw(), low, high)

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from experiments.attacks import geometry
-from experiments.attacks.goal import Goal, reached
+from experiments.attacks.goal import Goal, known, reached
 from experiments.attacks.logits import LogitsFn, at_least_single, current, predict
 from experiments.attacks.losses import needs_reference
 from experiments.attacks.threat import (
     AttackResult,
+    BatchDependenceWarning,
     NotFiniteError,
     ProbabilitiesWarning,
     Stage,
@@ -44,9 +46,9 @@ class Problem(NamedTuple):
         cls,
         logits_fn: LogitsFn,
         x: jax.Array,
-        y: jax.Array,
+        y: ArrayLike,
         threat: Threat,
-        target: jax.Array | None = None,
+        target: ArrayLike | None = None,
     ) -> "Problem":
         """Checks the arguments of an attack.
 
@@ -59,9 +61,10 @@ class Problem(NamedTuple):
         x = _inputs(x, threat)
         model, logits = current(logits_fn, x)
         shape = logits.shape
-        y = _labels(jnp.asarray(y), shape, "y", void=True)
+        y = _labels(y, shape, "y", void=True)
         if target is not None:
-            target = _labels(jnp.asarray(target), shape, "target", void=False)
+            target = _labels(target, shape, "target", void=False)
+            _check_target(target, y)
         _check_logits(logits)
         return cls(model, x, Goal(y, target), threat, logits)
 
@@ -162,23 +165,32 @@ def _inputs(x: jax.Array, threat: Threat) -> jax.Array:
     return jnp.clip(at_least_single(x), low, high)
 
 
-def _labels(y: jax.Array, shape: tuple[int, ...], name: str, *, void: bool) -> jax.Array:
+def _check_target(target: jax.Array, y: jax.Array) -> None:
+    """Refuses the right label as a target: the attack would count right answers as its own."""
+    right = int(jnp.sum((target == y) & known(y)))
+    if right:
+        raise ValueError(
+            f"target must differ from y; {right} of {y.size} targets are the right label"
+        )
+
+
+def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) -> jax.Array:
     """Labels that fit logits of that shape, as int32."""
-    if y.shape != shape[:-1] or not jnp.issubdtype(y.dtype, jnp.integer):
+    # Not as a JAX array: that would wrap what does not fit into 32 bits, before anyone looks.
+    y = np.asarray(given)
+    if y.shape != shape[:-1] or not np.issubdtype(y.dtype, np.integer):
         expected = f"integer labels of shape {shape[:-1]}"
         soft = "; soft and one-hot labels are not taken, use jnp.argmax" if y.shape == shape else ""
         raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{soft}")
     classes = shape[-1]
     if void and y.ndim > 1 and classes > VOID:
         raise ValueError(f"label {VOID} is void, so there are at most {VOID} classes per pixel")
-    labels = np.asarray(y)
-    if void and y.ndim > 1:
-        labels = labels[labels != VOID]
+    labels = y[y != VOID] if void and y.ndim > 1 else y
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         or_void = f" or {VOID} (void)" if void and y.ndim > 1 else ""
         got = f"[{labels.min()}, {labels.max()}]"
         raise ValueError(f"{name} must lie in [0, {classes}){or_void}; got labels in {got}")
-    return y.astype(jnp.int32)
+    return jnp.asarray(y.astype(np.int32))
 
 
 def _check_logits(logits: jax.Array) -> None:
@@ -207,7 +219,8 @@ def depends_on_batch(problem: Problem) -> bool:
     """Whether an example's logits change with its companions, of which half become others.
 
     One more forward pass of the same shape, so that nothing compiles anew.  A batch of one has no
-    companions: False.
+    companions: False.  So is what changes logits by less than 1 % of the largest, which bfloat16
+    may do by itself; ``batch_dependence`` measures smaller changes.
     """
     count = len(problem.x)
     half = count // 2
@@ -223,9 +236,25 @@ def depends_on_batch(problem: Problem) -> bool:
     return not bool(np.abs(there - here).max() <= 0.01 * scale)
 
 
-def resolve_batch_dependence(problem: Problem, given: bool | None) -> bool:
-    """``given``, or what ``depends_on_batch`` finds where that is None."""
-    return depends_on_batch(problem) if given is None else given
+def resolve_batch_dependence(problem: Problem, given: bool | None, *, warn: bool = True) -> bool:
+    """``given``, or what ``depends_on_batch`` finds where that is None.
+
+    Warns:
+      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
+    """
+    if given is not None:
+        return given
+    found = depends_on_batch(problem)
+    if found and warn:
+        warnings.warn(
+            "an example's logits change with its companions (a model in training mode, or with "
+            "statistics of the test batch): the whole batch is attacked at once and kept as a "
+            "whole.  Pass batch_dependent=True if that is what you want; "
+            "experiments.attacks.companions has the other threat models",
+            BatchDependenceWarning,
+            stacklevel=3,
+        )
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="joint")

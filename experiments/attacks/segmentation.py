@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -17,7 +16,7 @@ from experiments.attacks.logits import LogitsFn, predict
 from experiments.attacks.losses import check_loss, per_example
 from experiments.attacks.problem import Problem, resolve_batch_dependence
 from experiments.attacks.subsets import Kept, bucket, padded
-from experiments.attacks.threat import AttackResult, BatchDependenceWarning, Stage, Threat
+from experiments.attacks.threat import AttackResult, Stage, Threat
 
 SEA_LOSSES = ("masked_cross_entropy", "segpgd", "js", "masked_spherical")
 """Those of the first version of the paper and of its code in 2023."""
@@ -124,13 +123,6 @@ def sea(
         raise ValueError("sea is for a label per pixel; for one per example take autoattack")
     chosen = _usable(losses, problem)
     joint = resolve_batch_dependence(problem, batch_dependent)
-    if joint and batch_dependent is None:
-        warnings.warn(
-            "an image's logits change with its companions: the whole batch is attacked at once "
-            "and kept as a whole.  Pass batch_dependent=True if that is what you want",
-            BatchDependenceWarning,
-            stacklevel=2,
-        )
     kept = Kept(problem.x, for_batch(share_reached(problem.logits, problem.goal), joint))
     stages, vanished = [], 0
     for loss in chosen:

@@ -64,13 +64,20 @@ class Threat:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
         if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
             raise ValueError(f"epsilon must be finite and not negative; got {self.epsilon}")
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"bounds must be (low, high) with low < high; got {self.bounds}")
+        if len(self.bounds) != 2 or not -math.inf < self.bounds[0] < self.bounds[1] < math.inf:
+            raise ValueError(
+                f"bounds must be finite, (low, high) with low < high; got {self.bounds}"
+            )
 
     @property
     def tolerance(self) -> float:
-        """By how much rounding may take an example out: 1e-6, or of the box where it is wider."""
-        return 1e-6 * max(1.0, self.bounds[1] - self.bounds[0])
+        """By how much rounding may take an example out.
+
+        1e-6, or four times the distance of float32 numbers where inputs are so large that it is
+        more.
+        """
+        largest = np.float32(max(map(abs, (self.epsilon, *self.bounds))))
+        return max(1e-6, 4 * float(np.spacing(largest)))
 
 
 def warn_of_short_reach(sizes: Sequence[float], threat: Threat) -> None:
@@ -93,7 +100,7 @@ class AttackResult(NamedTuple):
     """An attacked batch and what can be checked about it.
 
     Attributes:
-      x_adv: the attacked inputs, shape and dtype of ``x``.
+      x_adv: the attacked inputs, shape and dtype of ``x``, but at least float32.
       success: bool, of the shape of ``y``: the attack has what it wants of this label (an error,
         or the target), for ``x_adv`` evaluated as one batch.  False for void pixels.  With batch
         statistics other companions may change it.

@@ -95,7 +95,7 @@ class Runs:
             raise ValueError("no label of this batch is known: there is nothing to attack")
         self.config = config
         self.twin = Twin() if twin is None else twin
-        self.joint = resolve_batch_dependence(self.problem, target.batch_dependent)
+        self.joint = resolve_batch_dependence(self.problem, target.batch_dependent, warn=False)
         self._starts, self._square, self.key = (jax.random.fold_in(key, n) for n in range(3))
         self._kept: dict[tuple[str, float, int, int], Outcome] = {}
 

@@ -17,6 +17,7 @@ from experiments.config import ChecksConfig, Statistics
 from experiments.data.examples import Examples
 from experiments.evaluate import Labels, as_logits_fn, identity_of, weights_digest
 from experiments.files import write_json
+from experiments.metrics import Tally, wilson_interval
 from experiments.models.norms import in_evaluation
 from experiments.record import Check, Row
 from experiments.step import as_inputs
@@ -128,6 +129,13 @@ class Checker:
     def _curve(self, made: Checks, labels: Labels, source: Statistics, count: int) -> list[Row]:
         metric = "pixel_accuracy" if isinstance(self.task, Segmentation) else "accuracy"
         epsilon = self.config.epsilon
+
+        def interval(value: float) -> tuple[float, float]:
+            # Pixels of an image fall together, so that theirs would be too narrow.
+            if metric == "pixel_accuracy":
+                return value, value
+            return wilson_interval(Tally(round(value * count), count))
+
         return [
             Row(
                 config=labels.config,
@@ -139,8 +147,8 @@ class Checker:
                 metric=metric,
                 value=value,
                 n=count,
-                ci_low=value,
-                ci_high=value,
+                ci_low=interval(value)[0],
+                ci_high=interval(value)[1],
                 norm_order=self.config.norm,
                 steps=steps,
                 step_size=2.5 * epsilon / steps,

@@ -142,7 +142,12 @@ def run(
             markup=False,
         )
     if not checks and evaluation.attacks:
-        console.print("check: none was made, as --check-examples 0 asks", highlight=False)
+        reason = (
+            "--check-examples 0 asks for none"
+            if request.check_examples == 0
+            else "they test attacks of a radius above 0, and none was asked for"
+        )
+        console.print(f"check: none was made: {reason}", highlight=False)
     rows = _all_rows(workdir, task, identity) + [row for found in checked for row in found.curve]
     write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
     write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
@@ -265,6 +270,12 @@ def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Pl
     for source in sources(norm, evaluation.statistics):
         single: list[ThreatModel] = ["joint"]
         chosen = models if source in DEPENDENT and evaluation.attacks else single
+        refused = [attack.name for attack in evaluation.attacks if attack.kind == "fab"]
+        if source in DEPENDENT and refused:
+            raise ConfigError(
+                f"{', '.join(refused)} keeps a smallest distance per example, which says nothing "
+                f"with {source} statistics: name --statistics running, or other attacks"
+            )
         for threat_model in chosen:
             # Noise has no attacker: once is enough.
             attacks = [a for a in evaluation.attacks if threat_model == "joint" or a.has_ball]
@@ -282,9 +293,9 @@ def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Pl
 
 def _attacks(known: Sequence[AttackConfig], request: Request) -> list[AttackConfig]:
     by_attack = {attack.name: attack for attack in known}
-    names = [name.strip() for name in request.attacks.split(",") if name.strip()]
-    if request.attacks == "all":
-        names = list(by_attack)
+    names = []
+    for name in request.attacks.split(","):
+        names += list(by_attack) if name.strip() == "all" else [name.strip()] * bool(name.strip())
     radii = tuple(_epsilon(text) for text in request.epsilons.split(",") if text)
     changes: dict[str, int] = {}
     for field in ("steps", "queries"):

@@ -80,6 +80,9 @@ def _latex(experiment: Experiment, summaries: Sequence[Summary]) -> str:
     missing = report.missing_reference(experiment.rows)
     if missing:
         parts.append(f"% {missing}")
+    failed = report.failed_checks(experiment.checks)
+    if failed:
+        parts.append(f"% {failed}")
     for metric in experiment.metrics:
         tabled = _tabled(summaries, metric)
         for differences in (False, True):

@@ -1,6 +1,6 @@
 """Tables from rows: seeds merged, shrinkage kept apart from the source of the statistics."""
 
-from experiments.report.checklist import check_paragraphs, check_table
+from experiments.report.checklist import check_paragraphs, check_table, failed_checks
 from experiments.report.document import Figure, Section, markdown
 from experiments.report.folders import Experiment, read
 from experiments.report.labels import (
@@ -53,6 +53,7 @@ __all__ = [
     "csv_table",
     "difference_caption",
     "difference_interval",
+    "failed_checks",
     "latex",
     "latex_table",
     "lines_of",

@@ -8,6 +8,18 @@ from experiments.record import Check
 _VERDICTS = ("PASS", "FAIL", "not applicable")
 
 
+def failed_checks(checks: Sequence[Check]) -> str:
+    """How many checks failed, in words; nothing where all were made and none did.
+
+    Args:
+      checks: of any number of models.
+    """
+    failed = sum(check.verdict == "FAIL" for check in checks)
+    if not checks:
+        return "No checks of the evaluation were made"
+    return f"{failed} of {len(checks)} checks of the evaluation FAILED" if failed else ""
+
+
 def check_table(checks: Sequence[Check]) -> str:
     """A Markdown table, which a terminal shows as well: a line per check, counts of verdicts.
 

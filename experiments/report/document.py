@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.record import Check, Row
-from experiments.report.checklist import check_paragraphs
+from experiments.report.checklist import check_paragraphs, failed_checks
 from experiments.report.folders import Experiment
 from experiments.report.labels import CONVERGENCE, strength
 from experiments.report.layout import columns_of
@@ -144,9 +144,5 @@ def _tables(summaries: Sequence[Summary], metric: str) -> list[str]:
 
 
 def _failures(checks: Sequence[Check]) -> str:
-    failed = sum(check.verdict == "FAIL" for check in checks)
-    if not checks:
-        return "**No checks of the evaluation were made.**"
-    return f"**{failed} of {len(checks)} checks of the evaluation FAILED; see below.**" * (
-        failed > 0
-    )
+    failed = failed_checks(checks)
+    return f"**{failed}{'; see below' * bool(checks)}.**" if failed else ""

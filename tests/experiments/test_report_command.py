@@ -164,6 +164,7 @@ def test_a_whole_report(folders, tmp_path, capsys):
     assert {line["metric"] for line in lines} == {"accuracy", "loss"}
     assert "convergence" not in {line["attack"] for line in lines}
     assert r"stein\_mean\_only" in (out / "table.tex").read_text()
+    assert "% 2 of 7 checks of the evaluation FAILED" in (out / "table.tex").read_text()
 
 
 def test_the_order_of_the_folders_does_not_matter(folders, tmp_path):

@@ -138,6 +138,7 @@ def test_restarts_and_start():
     assert bool(jnp.all(again.success | ~many.success))
 
 
+@pytest.mark.filterwarnings("ignore::experiments.attacks.BatchDependenceWarning")
 def test_a_batch_that_hangs_together_is_kept_as_a_whole():
     x = draws(40, 2, 2, 1)
     y = jnp.argmax(predict(companions, x), axis=1)

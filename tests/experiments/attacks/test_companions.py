@@ -250,6 +250,26 @@ def test_expectation_over_companions_is_the_mean_of_probabilities():
     np.testing.assert_allclose(predict(view, x[:1]), expected[:1], atol=2e-6)
 
 
+def test_an_attack_on_the_expectation_holds_in_batches_that_it_never_saw():
+    model, _, x, y = batch_problem(examples=6, features=12)
+    generator = np.random.default_rng(1)
+
+    def sets(count):
+        return jnp.asarray(generator.uniform(0.2, 0.8, size=(count, 5, 12)), jnp.float32)
+
+    seen, unseen = sets(8), sets(32)
+    i, threat = 2, Threat("linf", 0.1)
+    view = expected_over_companions(model, seen, i=i)
+    found = pgd(view, x[i : i + 1], y[i : i + 1], threat=threat, steps=10)
+    assert found.max_norm == pytest.approx(0.1, abs=1e-6)
+
+    def right(image):
+        batches = [jnp.concatenate([s[:i], image[None], s[i:]]) for s in unseen]
+        return np.mean([int(predict(model, batch)[i].argmax()) == int(y[i]) for batch in batches])
+
+    assert right(found.x_adv[0]) < right(x[i]) - 0.3
+
+
 def test_label_maps_and_single_logits():
     def per_pixel(x):
         return 8 * (x - jnp.mean(x, axis=(0, 1, 2), keepdims=True))  # (B, H, W, 1)

@@ -11,6 +11,7 @@ from flax import nnx
 from experiments.attacks import (
     ShortReachWarning,
     Threat,
+    apgd,
     fgsm,
     pgd,
     pgd_scan,
@@ -184,6 +185,7 @@ def test_gradient_is_that_of_the_whole_batch():
     np.testing.assert_allclose(result.x_adv, x + 0.1 * jnp.sign(batch), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::experiments.attacks.BatchDependenceWarning")
 def test_success_is_that_of_the_batch_handed_back():
     # With restarts the batch is put together from several runs, which no run ever evaluated.
     x = draws(40, 2, 2, 1)
@@ -229,8 +231,11 @@ def test_states_and_radii_share_one_compilation():
     assert len(traces) == 2  # the step and the scoring
 
 
-@pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_an_attack_leaves_the_model_as_it_was(statistics):
+# "training": the statistics of every batch that the attack looks at would be recorded.
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd])
+@pytest.mark.parametrize("statistics", ["running", "batch", "training"])
+@pytest.mark.filterwarnings("ignore::experiments.attacks.BatchDependenceWarning")
+def test_an_attack_leaves_the_model_as_it_was(statistics, attack):
     model = ResNet(
         norm_factory("batch"),
         channels_in=1,
@@ -243,7 +248,9 @@ def test_an_attack_leaves_the_model_as_it_was(statistics):
     y = jnp.array([0, 1, 2, 0])
     nnx.jit(lambda model, x: model(x))(model, x)  # running statistics that are not the first ones
     before = jax.tree.map(np.array, nnx.state(model))
-    fgsm(as_logits_fn(in_evaluation(model, statistics)), x, y, threat=Threat("linf", 0.1))
+    view = model if statistics == "training" else in_evaluation(model, statistics)
+    settings = {} if attack is fgsm else {"steps": 2}
+    attack(as_logits_fn(view), x, y, threat=Threat("linf", 0.1), **settings)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, nnx.state(model)))
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from experiments.attacks import (
+    AttackResult,
     BatchDependenceWarning,
     LeftThreatError,
     NotFiniteError,
@@ -119,6 +120,12 @@ def test_a_model_left_in_training_mode_is_found_out():
     assert depends_on_batch(Problem.of(training, x, y, THREAT))
     with pytest.warns(BatchDependenceWarning, match="logits change with its companions"):
         autoattack(training, x, y, threat=THREAT, key=KEY, steps=2, queries=2)
+    for attack, settings in ((apgd, {"steps": 2}), (square, {"queries": 2})):
+        with pytest.warns(BatchDependenceWarning, match="training mode"):
+            attack(training, x, y, threat=THREAT, key=KEY, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            attack(training, x, y, threat=THREAT, key=KEY, batch_dependent=True, **settings)
     evaluated = as_logits_fn(in_evaluation(model, "running"))
     assert not depends_on_batch(Problem.of(evaluated, x, y, THREAT))
     assert depends_on_batch(Problem.of(as_logits_fn(in_evaluation(model, "batch")), x, y, THREAT))
@@ -259,3 +266,56 @@ def test_attacks_inside_jit_say_what_to_use():
             pgd_scan(model, x, change.pop("y", y), threat=THREAT, **change)
     with pytest.raises(ValueError, match="must be numbers"):
         Threat("linf", "8/255")
+
+
+def test_labels_that_32_bits_cannot_hold_are_refused():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with pytest.raises(ValueError, match=r"y must lie in \[0, 3\); got labels in \[4294967296"):
+        pgd(lambda x: x @ weights, x, y + 2**32, threat=THREAT, steps=1, step_size=0.1)
+    with pytest.raises(ValueError, match="target must lie in"):
+        pgd(lambda x: x @ weights, x, y, threat=THREAT, target=y + 2**32, steps=1, step_size=0.1)
+
+
+def test_the_right_label_is_no_target():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with pytest.raises(ValueError, match="1 of 3 targets are the right label"):
+        fgsm(lambda x: x @ weights, x, y, threat=THREAT, target=np.array([0, 2, 1]))
+
+
+def test_logits_that_are_not_finite_are_no_randomness():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NotFiniteError, match="clean examples"):
+            fgsm(lambda x: (x @ weights).at[0, 0].set(jnp.nan), x, y, threat=THREAT)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "excess"),
+    [((0.0, 1.0), 2e-6), ((-1.0, 1.0), 2e-6), ((0.0, 255.0), 1e-4), ((-1e5, 1e5), 0.1)],
+)
+def test_what_leaves_the_ball_is_void_in_boxes_of_any_size(bounds, excess):
+    threat = Threat("linf", 0.01, bounds)
+    result = AttackResult(jnp.zeros((1, 1)), jnp.zeros(1), 0.01 + excess, 0.0, 0.0, 0, 0)
+    with pytest.raises(LeftThreatError, match="left its ball"):
+        result.check(threat)
+    result._replace(max_norm=0.01).check(threat)
+
+
+def test_a_box_without_an_end_is_refused():
+    for bounds in ((-np.inf, np.inf), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="bounds must be finite"):
+            Threat("linf", 0.1, bounds)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_box_far_from_zero(norm):
+    threat = Threat(norm, 0.05, (1000.0, 1001.0))
+    x = 1000 + draws(4, 3, 3, 1)
+    weights = draws(9, 3)
+    y = jnp.array([0, 1, 2, 0])
+    model = lambda x: (x.reshape(4, 9) - 1000) @ weights  # noqa: E731
+    assert pgd(model, x, y, threat=threat, steps=3).max_norm > 0.04

@@ -226,6 +226,7 @@ def test_keys_reproduce_and_restarts_help(norm):
     assert bool(jnp.all(once(1, restarts=4).success | ~once(1).success))
 
 
+@pytest.mark.filterwarnings("ignore::experiments.attacks.BatchDependenceWarning")
 def test_what_is_kept_of_a_batch_that_hangs_together_never_gets_better_for_it():
     # Examples taken from several proposals make a batch that no query ever saw.
     x = draws(40, 2, 2, 1)
