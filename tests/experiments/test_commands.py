@@ -171,6 +171,10 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert losses["clean", 0] < losses["fgsm", 2 / 255] < losses["pgd", 0.1]
     for row in rows:
         assert row["max_norm"] <= row["epsilon"] + 1e-6
+    curve = [r for r in rows if r["attack"] == "convergence"]
+    assert curve
+    assert all(0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1 for r in curve)
+    assert all(r["ci_high"] - r["ci_low"] > 0.2 for r in curve)  # 8 volumes
     checks = json.loads((workdir / "checks.json").read_text())
     assert tuple(check["name"] for check in checks) == NAMES
 
@@ -202,10 +206,6 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
     assert n == {"": 30, "joint": 30, "independent": 3, "companion": 3}
     assert {r["steps"] for r in rows if r["attack"] == "apgd"} == {2}
     assert {r["norm_order"] for r in rows if r["attack"] == "square-l2"} == {"l2"}
-    curve = [r for r in rows if r["attack"] == "convergence"]
-    assert curve
-    assert all(r["ci_low"] <= r["value"] <= r["ci_high"] for r in curve)
-    assert all(r["ci_high"] - r["ci_low"] > 0.05 for r in curve)  # 30 images
     transfer = [
         check
         for check in json.loads((tmp_path / "stein" / "checks.json").read_text())
@@ -237,12 +237,6 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
     assert {r["n"] for r in commands.results(tmp_path / "stein")} == {29}
     assert _evaluate(tmp_path / "stein", *few) == 0
 
-    gaussian = ["--test-examples", "29", "--attacks", "gaussian"]
-    # What cannot be measured is refused before anything is; what is not checked is said.
-    assert _evaluate(tmp_path / "stein", "--attacks", "fab-t", "--statistics", "batch") == 2
-    assert "name --statistics running" in capsys.readouterr().err
-    assert _evaluate(tmp_path / "stein", *few[:2], *gaussian) == 0
-    assert "none was made: they test attacks of a radius above 0" in capsys.readouterr().out
     wrong = ["--twin", str(tmp_path / "stein"), "--attacks", "fgsm"]
     assert _evaluate(tmp_path / "stein", *wrong) == 2
     assert "is no twin" in capsys.readouterr().err
@@ -331,6 +325,7 @@ def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
     [
         (["--attacks", "fgsm,pdg"], ["unknown attack 'pdg'", "pgd-margin"]),
         (["--attacks", "segpgd"], ["segpgd is for a label per pixel"]),
+        (["--attacks", "pgd,fab-t"], ["fab-t keeps", "name --statistics running"]),
         (["--threat-models", "alone"], ["unknown threat model 'alone'", "companion"]),
         (["--victims", "0"], ["--victims must be at least 1; got 0"]),
         (["--batch-size", "0"], ["--batch-size must be at least 1; got 0"]),
@@ -352,6 +347,15 @@ def test_mistakes_in_evaluation_are_one_line(more, messages, trained, capsys):
         assert message in error
     assert error.count("\n") == 1
     assert not (trained / "results.json").exists()
+
+
+def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):
+    workdir = commands.copied(trained, tmp_path / "work")
+    few = ["--test-examples", "9", "--statistics", "running"]
+    assert _evaluate(workdir, *few, "--attacks", "gaussian") == 0
+    assert "none was made: they test attacks of a radius above 0" in capsys.readouterr().out
+    assert _evaluate(workdir, *few, "--attacks", "fgsm", "--check-examples", "0") == 0
+    assert "none was made: --check-examples 0 asks for none" in capsys.readouterr().out
 
 
 def test_evaluation_of_a_folder_without_a_training(trained, tmp_path, capsys):
