@@ -1,7 +1,9 @@
 """Our attacks against other implementations on the same network, weights and images.
 
 Run with ``python -m benchmarks.attack_peers W --data-dir D`` on the work folder of a training of
-``cifar10`` (a norm with running statistics).  Needs peers that are no dependencies:
+``cifar10`` (a norm with running statistics); ``speed`` alone also runs without one, as
+``python -m benchmarks.attack_peers --width 64 --images 64 --parts speed``, on a ResNet-9 and images
+drawn at random.  Needs peers that are no dependencies:
 ``pip install torch==2.13.0 torchattacks foolbox`` and, for the original AutoAttack,
 ``pip install pyautoattack``; what is missing is left out with a message.
 
@@ -37,7 +39,8 @@ from experiments import data
 from experiments.attacks import Threat, apgd, autoattack, fab, fgsm, pgd, predict, square
 from experiments.commands.weights import load_weights
 from experiments.evaluate import as_logits_fn
-from experiments.models.norms import in_evaluation
+from experiments.models.norms import in_evaluation, norm_factory
+from experiments.models.resnet import ResNet, of_depth
 from experiments.runfolder import read_settings
 from experiments.tasks import by_name
 
@@ -54,6 +57,23 @@ def load(workdir: Path, data_dir: Path, count: int) -> tuple[nnx.Module, Images]
     part = dataset.test.take(np.arange(count))
     images = np.asarray(part.inputs, np.float32) / 255
     return in_evaluation(model, "running"), (jnp.asarray(images), jnp.asarray(part.targets))
+
+
+def drawn(width: int, count: int) -> tuple[nnx.Module, Images]:
+    """An untrained ResNet-9 of that width in evaluation, and images with labels, all random."""
+    block, stages = of_depth(9)
+    model = ResNet(
+        norm_factory("batch"),
+        channels_in=3,
+        outputs=10,
+        width=width,
+        block=block,
+        stage_sizes=stages,
+        rngs=nnx.Rngs(0),
+    )
+    images = jax.random.uniform(jax.random.key(0), (count, 32, 32, 3))
+    labels = jax.random.randint(jax.random.key(1), (count,), 0, 10)
+    return in_evaluation(model, "running"), (images, labels)
 
 
 def missing(*names: str) -> bool:
@@ -215,16 +235,24 @@ def every(logits_fn: Any, x: jax.Array, y: jax.Array, threat: Threat, key: jax.A
 def main() -> None:
     """Prints what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("workdir", type=Path, nargs="?")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--width", type=int, help="an untrained network instead of a workdir")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--epsilon", type=lambda text: float(Fraction(text)), default=8 / 255)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", default="agreement,speed,apgd,autoattack")
     parser.add_argument("--everything", action="store_true", help="also every attack on everything")
     arguments = parser.parse_args()
-    model, batch = load(arguments.workdir, arguments.data_dir, arguments.images)
     parts = arguments.parts.split(",")
+    if arguments.width is not None:
+        if parts != ["speed"]:
+            parser.error("an untrained network tells the speed only: add --parts speed")
+        model, batch = drawn(arguments.width, arguments.images)
+    elif arguments.workdir is None or arguments.data_dir is None:
+        parser.error("name a work folder and --data-dir, or --width N --parts speed")
+    else:
+        model, batch = load(arguments.workdir, arguments.data_dir, arguments.images)
     if "agreement" in parts:
         agreement(model, batch, arguments.epsilon)
     if "speed" in parts:

@@ -9,7 +9,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -19,6 +19,30 @@ SHOWN = 8
 """How many of the first images are kept as they were attacked, for pictures."""
 
 _SUMMARY, _SHOWN = "summary/", "shown/"
+
+
+class Values(NamedTuple):
+    """What the attacked inputs consist of.
+
+    Attributes:
+      min: the smallest value.
+      max: the largest value.
+      nan_count: how many values are not finite.
+    """
+
+    min: float
+    max: float
+    nan_count: int
+
+    @classmethod
+    def of(cls, inputs: np.ndarray) -> "Values":
+        """Those of a batch (k, ...)."""
+        return cls(float(inputs.min()), float(inputs.max()), int((~np.isfinite(inputs)).sum()))
+
+    def merged(self, other: "Values") -> "Values":
+        """Those of two batches together."""
+        low, high = min(self.min, other.min), max(self.max, other.max)
+        return Values(low, high, self.nan_count + other.nan_count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +58,7 @@ class Cell:
         ``experiments.tasks``.
       distance: (N,) change of each example, in ``norm_order``; 0 where there is no ball.
       batch: (N,) number of the test batch that the example was in.
+      values: of the inputs as they were attacked.
       zero_gradients: examples whose gradient was all zero in the attack's last step.
       shown: of the first examples, ``x`` and ``x_adv`` (k, ..., C) float32 in [0, 1], ``y`` and
         ``prediction`` (k,) or (k, H, W) integers, the prediction being that for ``x_adv``.
@@ -43,6 +68,7 @@ class Cell:
     summary: dict[str, np.ndarray]
     distance: np.ndarray
     batch: np.ndarray
+    values: Values
     zero_gradients: int = 0
     shown: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -71,6 +97,7 @@ class Cell:
             summary=joined,
             distance=np.concatenate([self.distance, more.distance]),
             batch=np.concatenate([self.batch, more.batch]),
+            values=self.values.merged(more.values),
             zero_gradients=self.zero_gradients + more.zero_gradients,
             shown=shown,
         )
@@ -78,9 +105,11 @@ class Cell:
     def save(self, workdir: Path) -> Path:
         """Writes the file of this cell, whole or not at all; its path."""
         buffer = io.BytesIO()
+        numbers = {"zero_gradients": self.zero_gradients, "values": self.values._asdict()}
         np.savez_compressed(
             buffer,
-            about=np.array(json.dumps({**self.about, "zero_gradients": self.zero_gradients})),
+            about=np.array(json.dumps(self.about)),
+            numbers=np.array(json.dumps(numbers)),
             distance=self.distance,
             batch=self.batch,
             **{_SUMMARY + name: value for name, value in self.summary.items()},  # type: ignore[arg-type]
@@ -103,16 +132,17 @@ def load(path: Path) -> Cell | None:
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        about = json.loads(str(arrays["about"]))
+        numbers = json.loads(str(arrays["numbers"]))
         return Cell(
-            about={name: value for name, value in about.items() if name != "zero_gradients"},
+            about=json.loads(str(arrays["about"])),
             summary=_under(_SUMMARY, arrays),
             distance=arrays["distance"],
             batch=arrays["batch"],
-            zero_gradients=about["zero_gradients"],
+            values=Values(**numbers["values"]),
+            zero_gradients=numbers["zero_gradients"],
             shown=_under(_SHOWN, arrays),
         )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 import steinnorm
 from experiments import attacks, cells, scores
 from experiments.attacked import DEPENDENT, Opponent, ThreatModel, check_fits
-from experiments.cells import Cell
+from experiments.cells import Cell, Values
 from experiments.compile import jitted
 from experiments.config import AttackConfig, Statistics
 from experiments.data.batches import Batch, in_order
@@ -236,6 +236,7 @@ class _Measure:
             summary={name: np.asarray(v)[:count] for name, v in summary.items()},
             distance=np.asarray(found.distance)[:count],
             batch=np.full(count, place),
+            values=Values.of(np.asarray(found.inputs)),
             zero_gradients=min(found.zero_gradients, count),
             shown={
                 "x": np.asarray(x[:shown]),

@@ -46,6 +46,9 @@ class Row:
       steps: gradient steps; 0 where there are none.
       step_size: absolute; 0 where there are no steps.
       max_norm: the largest change of an image that was found, in ``norm_order``.
+      min: the smallest value of the images as they were attacked; None where that was not kept.
+      max: the largest.
+      nan_count: how many values are not finite.
       zero_gradients: images whose gradient was all zero in the last step.
       threat_model: of a model whose answer for an image hangs on its batch: ``joint`` (the
         attacker owns the batch), ``independent`` (each image attacked, its batch fixed) or
@@ -68,6 +71,9 @@ class Row:
     steps: int = 0
     step_size: float = 0.0
     max_norm: float = 0.0
+    min: float | None = None
+    max: float | None = None
+    nan_count: int | None = None
     zero_gradients: int = 0
     threat_model: str = ""
     over: str = ""

@@ -1,12 +1,13 @@
 """Rows from per-example results: scores with their intervals, and the worst of several attacks."""
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
-from experiments.cells import Cell
+from experiments.cells import Cell, Values
 from experiments.config import AttackConfig, Statistics
 from experiments.metrics import Tally, bootstrap_intervals, wilson_interval
 from experiments.record import Row
@@ -112,6 +113,7 @@ def _worst(task: Task, of_ball: Sequence[Cell]) -> Cell:
         summary={name: chosen(name) for name in first.summary},
         distance=np.stack([cell.distance for cell in of_ball])[choice, column],
         batch=first.batch,
+        values=functools.reduce(Values.merged, (cell.values for cell in of_ball)),
     )
 
 
@@ -136,6 +138,7 @@ def _rows(
             ci_low=low,
             ci_high=high,
             max_norm=float(cell.distance.max()),
+            **cell.values._asdict(),
             zero_gradients=cell.zero_gradients,
         )
 

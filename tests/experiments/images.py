@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from experiments.cells import Cell
+from experiments.cells import Cell, Values
 
 
 def decoded(png):
@@ -40,4 +40,12 @@ def cell(x, x_adv, y, prediction, **about):
     shown = {"x": x, "x_adv": x_adv, "y": y, "prediction": prediction}
     right = (y == prediction).reshape(len(y), -1).all(1)
     zeros = np.zeros(len(y))
-    return Cell({**defaults, **about}, {"right": right}, zeros, zeros.astype(int), 0, shown)
+    return Cell(
+        {**defaults, **about},
+        {"right": right},
+        zeros,
+        zeros.astype(int),
+        Values(0.0, 1.0, 0),
+        0,
+        shown,
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from experiments import cells
-from experiments.cells import SHOWN, Cell
+from experiments.cells import SHOWN, Cell, Values
 
 ABOUT = {
     "config": "digits",
@@ -27,6 +27,7 @@ def _cell(count, place, first=0):
         summary={"right": numbers % 2 == 0, "loss": numbers / 2},
         distance=numbers * 0.01,
         batch=np.full(count, place),
+        values=Values(0.1 * place, 0.5 + 0.1 * place, place),
         zero_gradients=1,
         shown={"x": np.repeat(numbers[:, None], 3, axis=1), "y": numbers},
     )
@@ -42,6 +43,7 @@ def test_a_cell_grows_and_comes_back(tmp_path):
     found = cells.load(path)
     assert found.about == ABOUT
     assert (len(found), found.batches, found.zero_gradients) == (13, 3, 3)
+    assert found.values == Values(0.0, 0.7, 3)
     assert found.is_complete
     assert not _cell(5, 0).is_complete
     np.testing.assert_array_equal(found.summary["loss"], np.arange(13) / 2)

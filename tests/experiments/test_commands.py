@@ -171,6 +171,8 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert losses["clean", 0] < losses["fgsm", 2 / 255] < losses["pgd", 0.1]
     for row in rows:
         assert row["max_norm"] <= row["epsilon"] + 1e-6
+        if row["attack"] != "convergence":
+            assert (row["min"] >= 0, row["max"] <= 1, row["nan_count"]) == (True, True, 0)
     curve = [r for r in rows if r["attack"] == "convergence"]
     assert curve
     assert all(0 <= r["ci_low"] <= r["value"] <= r["ci_high"] <= 1 for r in curve)

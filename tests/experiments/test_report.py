@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from experiments import configs, report
-from experiments.cells import Cell
+from experiments.cells import Cell, Values
 from experiments.config import ConfigError
 from experiments.files import write_json
 from experiments.models.norms import NORMS, sources
@@ -250,7 +250,7 @@ def _cell(row, right, **more):
     names = ("config", "norm", "seed", "statistics", "threat_model", "attack", "epsilon")
     about = {name: getattr(row, name) for name in (*names, "norm_order")}
     zeros = np.zeros(len(right))
-    return Cell({**about, **more}, {"right": right}, zeros, zeros.astype(int))
+    return Cell({**about, **more}, {"right": right}, zeros, zeros.astype(int), Values(0.0, 1.0, 0))
 
 
 def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.cells import Cell
+from experiments.cells import Cell, Values
 from experiments.config import AttackConfig
 from experiments.metrics import Tally, wilson_interval
 from experiments.scores import CLEAN, in_order, rows, worst_rows
@@ -40,12 +40,14 @@ def _cell(right, loss, attack=PGD, *, threat_model="", epsilon=0.1, batch=None, 
         },
         distance=np.full(len(right), distance),
         batch=np.zeros(len(right), int) if batch is None else np.array(batch),
+        values=Values(0.1, 0.8, 0),
     )
 
 
 def test_rows_state_the_attack_and_its_interval():
     values = [1, 0, 1, 1], [0.1, 2, 0.2, 0.3]
     accuracy, loss = rows(TASK, _cell(*values))
+    assert (accuracy.min, accuracy.max, accuracy.nan_count) == (0.1, 0.8, 0)
     assert (accuracy.metric, accuracy.value, accuracy.n) == ("accuracy", 0.75, 4)
     assert (accuracy.ci_low, accuracy.ci_high) == wilson_interval(Tally(3, 4))
     assert (accuracy.norm_order, accuracy.steps) == ("linf", 5)
