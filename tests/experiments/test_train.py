@@ -199,8 +199,21 @@ def test_adversarial_training_makes_the_model_more_robust(problem):
         return kernel[0] / kernel.sum()
 
     assert share(attacked) > share(clean)
-    # The attack itself records nothing: as many updates as steps, so the same warm-up of means.
-    assert np.isfinite(np.asarray(attacked.model.norm.mean[...])).all()
+
+
+def test_looking_for_an_attack_records_nothing(problem):
+    # An attack that changes nothing leaves every weight and running average as it would be.
+    inputs = problem.train.inputs / 20 + 0.5
+    scaled = dataclasses.replace(problem, train=Examples(inputs, problem.train.targets))
+    nothing = AdversaryConfig(epsilon=1e-12, steps=3, random_start=False)
+    clean, _ = _train(scaled)
+    attacked, _ = _train(scaled, dataclasses.replace(CONFIG, adversary=nothing))
+    for found, expected in (
+        (_weights(attacked), _weights(clean)),
+        (attacked.model.norm.mean[...], clean.model.norm.mean[...]),
+        (attacked.model.norm.var[...], clean.model.norm.var[...]),
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", ["toward_running", "group"])
