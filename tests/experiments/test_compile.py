@@ -76,6 +76,9 @@ def test_the_fast_form_is_used_where_it_may():
     def nan(x):
         return x.at[7, 0, 0, 0].set(jnp.nan)
 
+    def off_by_little(x):
+        return 1e-12 * x  # as gradients of a model that is very sure
+
     right = _Compared(plain, fast)
     right(x), right(x)
     assert calls == ["plain", "fast", "fast"]
@@ -87,6 +90,8 @@ def test_the_fast_form_is_used_where_it_may():
         for _ in range(2):
             np.testing.assert_array_equal(careful(x), x)
     assert calls == ["plain", "wrong", "plain", "plain", "plain"]
+    sure = _Compared(lambda x: 2e-12 * x, off_by_little)
+    np.testing.assert_allclose(sure(x), 2e-12)
 
 
 def test_infinities_may_be_the_same():
