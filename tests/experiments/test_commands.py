@@ -411,7 +411,7 @@ def test_help_answers_at_once(command):
         ("volumes", "hippocampus", "hippocampus"),
         pytest.param("cityscapes", "camvid", "camvid", marks=pytest.mark.slow),
         # Half a minute to decode.
-        pytest.param("cifar10", "strong", "cifar10", marks=pytest.mark.slow),
+        pytest.param("cifar10", "strong", "tfds", marks=pytest.mark.slow),
     ],
 )
 def test_real_data(config, preset, name, tmp_path):
@@ -421,5 +421,5 @@ def test_real_data(config, preset, name, tmp_path):
     resolved = _check_training(workdir, "stein")
     assert _evaluate(workdir, "--statistics", "running") == 0
     resolved["evaluation"]["statistics"] = ["running"]
-    n = {"hippocampus": 52, "camvid": 233, "cifar10": 32}[name]
+    n = {"hippocampus": 52, "camvid": 233, "tfds": 32}[name]
     _check_results(workdir, resolved, "stein", n=n)
