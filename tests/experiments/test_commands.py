@@ -190,23 +190,23 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
         arguments = [*DIGITS, "--epochs", "1", "--norm", norm]
         assert main([*arguments, "--workdir", str(tmp_path / norm)]) == 0
     capsys.readouterr()
-    more = ["--attacks", "apgd,square-l2", "--steps", "2", "--queries", "5"]
+    more = ["--attacks", "pgd,square-l2", "--steps", "2", "--queries", "5"]
     more += ["--epsilon", "0.1", "--statistics", "running,batch", "--test-examples", "30"]
     more += ["--threat-models", "joint,companion,independent", "--victims", "3"]
     more += ["--twin", str(tmp_path / "batch")]
     assert _evaluate(tmp_path / "stein", *more) == 0
     out = capsys.readouterr().out
     rows = commands.results(tmp_path / "stein")
-    told = {(r["statistics"], r["threat_model"]) for r in rows if r["attack"] == "apgd"}
+    told = {(r["statistics"], r["threat_model"]) for r in rows if r["attack"] == "pgd"}
     assert told == {
         ("running", ""),
         ("batch", "joint"),
         ("batch", "independent"),
         ("batch", "companion"),
     }
-    n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "apgd"}
+    n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "pgd"}
     assert n == {"": 30, "joint": 30, "independent": 3, "companion": 3}
-    assert {r["steps"] for r in rows if r["attack"] == "apgd"} == {2}
+    assert {r["steps"] for r in rows if r["attack"] == "pgd"} == {2}
     assert {r["norm_order"] for r in rows if r["attack"] == "square-l2"} == {"l2"}
     transfer = [
         check
