@@ -52,8 +52,8 @@ def compiled(
     """``jitted(function)``, or where the inputs are worth it a faster form with the same results.
 
     The fast form is compiled with ``compiler_options``.  At the first call with arguments of some
-    shape both forms run, and the fast one is taken if all that they return is the same but for
-    rounding, in every example.
+    shape both forms run, the fast one twice, and it is taken if all that they return is the same
+    but for rounding, in every example.
 
     Args:
       function: as in ``jitted``; returns arrays (B, ...), and is to take static arguments by name.
@@ -80,8 +80,11 @@ class _Compared:
             return self._chosen[signature](*arrays, **static)
         if len(self._chosen) == _REMEMBERED:  # models that nobody uses any more are let go
             self._chosen.clear()
-        expected, found = self._plain(*arrays, **static), self._fast(*arrays, **static)
-        same = jax.tree.all(jax.tree.map(_same, found, expected))
+        # Before and after: memory that nobody wrote may still hold what the plain form left there.
+        before = self._fast(*arrays, **static)
+        expected = self._plain(*arrays, **static)
+        found = self._fast(*arrays, **static)
+        same = all(jax.tree.all(jax.tree.map(_same, one, expected)) for one in (before, found))
         self._chosen[signature] = self._fast if same else self._plain
         return found if same else expected
 

@@ -293,9 +293,9 @@ def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Pl
 
 def _attacks(known: Sequence[AttackConfig], request: Request) -> list[AttackConfig]:
     by_attack = {attack.name: attack for attack in known}
-    names = []
-    for name in request.attacks.split(","):
-        names += list(by_attack) if name.strip() == "all" else [name.strip()] * bool(name.strip())
+    names: list[str] = []
+    for name in filter(None, map(str.strip, request.attacks.split(","))):
+        names += by_attack if name == "all" else [name]
     radii = tuple(_epsilon(text) for text in request.epsilons.split(",") if text)
     changes: dict[str, int] = {}
     for field in ("steps", "queries"):

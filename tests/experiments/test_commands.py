@@ -1,6 +1,7 @@
 """The commands train, evaluate and list, on small data in the real formats and on the real sets."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from experiments import configs, data
 from experiments.__main__ import main
 from experiments.checks import NAMES
 from experiments.config import Cifar10Data
+from experiments.configs import attacks
 from experiments.models.norms import NORMS
 from tests.experiments import commands
 from tests.experiments.data import real
@@ -358,6 +360,13 @@ def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):
     assert "none was made: they test attacks of a radius above 0" in capsys.readouterr().out
     assert _evaluate(workdir, *few, "--attacks", "fgsm", "--check-examples", "0") == 0
     assert "none was made: --check-examples 0 asks for none" in capsys.readouterr().out
+
+
+def test_help_names_every_attack(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    text = set(re.split(r"[\s,;.:│]+", capsys.readouterr().out))
+    assert set(attacks.names()) <= text
 
 
 def test_evaluation_of_a_folder_without_a_training(trained, tmp_path, capsys):
