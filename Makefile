@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench bench-accelerators clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,8 +43,25 @@ format: $(DEV)  ## Rewrite files in the project's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(TEST)  ## Time and memory of SteinBatchNorm against flax.linen.BatchNorm.
+bench: $(TEST)  ## Time, memory and compile time of SteinBatchNorm against Flax and PyTorch.
 	$(BIN)/python -m benchmarks.step_time
+
+# An environment of its own: the compilers of accelerators (libtpu, CUDA) are large, and for one
+# benchmark only. Its JAX and Flax are those of the main environment.
+ACCELERATORS := .venv-accelerators
+version_of = $$($(BIN)/python -c 'from importlib.metadata import version; print(version("$(1)"))')
+
+$(ACCELERATORS)/.installed: $(EXPERIMENTS)
+	$(PYTHON) -m venv $(ACCELERATORS)
+	$(ACCELERATORS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[experiments]' "jax[tpu]==$(call version_of,jax)" "flax==$(call version_of,flax)"
+	$(ACCELERATORS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  "jax-cuda12-plugin==$(call version_of,jax)" "jax-cuda12-pjrt==$(call version_of,jax)" \
+	  nvidia-cuda-nvcc-cu12
+	@touch $@
+
+bench-accelerators: $(ACCELERATORS)/.installed  ## What programs compiled for a TPU and an H100 do.
+	$(ACCELERATORS)/bin/python -m benchmarks.accelerators
 
 clean:  ## Remove the virtual environment and the caches.
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from experiments.compile import compiler_options
 from experiments.config import TrainConfig
 from experiments.data.batches import Batch
 from experiments.tasks import Summary, Task, mean_loss
+from steinnorm.nnx import ShrinkageFactor
 
 Factors = dict[str, dict[str, jax.Array]]
 """Layer -> ``mean_factor`` and ``variance_factor``, scalars; 1 = untouched, 0 = the target."""
@@ -163,7 +164,7 @@ def _train_step(
     def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State, Factors]]:
         # Copies, because the statistics are written inside the trace of the gradient.
         model = nnx.merge(graphdef, params, state.rest, copy=True)
-        run = nnx.capture(lambda model, x: model(x), nnx.Intermediate)
+        run = nnx.capture(lambda model, x: model(x), ShrinkageFactor)
         outputs, sown = run(model, inputs)
         loss = mean_loss(task, outputs, batch.targets)
         return loss, (outputs, split(model)[2], _factors(sown))

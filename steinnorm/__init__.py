@@ -28,6 +28,7 @@ from steinnorm.shrinkage import stein as stein
 from steinnorm.shrinkage import stein_mean_only as stein_mean_only
 from steinnorm.shrinkage import toward_running as toward_running
 from steinnorm.statistics import BatchStatistics as BatchStatistics
+from steinnorm.statistics import Moments as Moments
 from steinnorm.statistics import batch_statistics as batch_statistics
 
 __version__ = "0.1.0"

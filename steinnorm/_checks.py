@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -14,6 +13,8 @@ from jax.typing import ArrayLike
 from steinnorm._numerics import promote_types
 
 Axes = int | Iterable[int]
+Where = str | Iterable[str] | Callable[[str], bool] | None
+"""Which layers of a model: all, those at or under a path, or those that a function says."""
 
 
 def channel_array(name: str, value: ArrayLike) -> jax.Array:
@@ -87,18 +88,18 @@ def strength(value: ArrayLike) -> ArrayLike:
     return float(value) if _is_known(value) else value  # type: ignore[arg-type]
 
 
-def fraction(value: float) -> float:
+def fraction(value: ArrayLike) -> ArrayLike:
     """Returns the share of the largest dominating constant.
 
     Raises:
       ValueError: the fraction is outside (0, 1] (seen only where its value is known).
     """
-    if _is_known(value) and not 0 < float(value) <= 1:
+    if _is_known(value) and not 0 < float(value) <= 1:  # type: ignore[arg-type]
         raise ValueError(
             f"fraction must be in (0, 1], a share of the largest constant for which dominance "
             f"is proved; got {value}."
         )
-    return float(value) if _is_known(value) else value
+    return float(value) if _is_known(value) else value  # type: ignore[arg-type]
 
 
 def momentum(value: float) -> None:
@@ -114,14 +115,37 @@ def momentum(value: float) -> None:
         )
 
 
-def epsilon(value: float) -> None:
-    """Checks the number added to a variance.
+def epsilon(value: ArrayLike, shape: tuple[int, ...] = ()) -> ArrayLike:
+    """Returns the number, or one a channel, that is added to a variance.
+
+    Args:
+      value: a scalar, or an array in the shape of the features; may be traced.
+      shape: the shape of the features.
 
     Raises:
-      ValueError: epsilon is negative or not finite.
+      ValueError: epsilon is negative or not finite (seen only where its value is known), or of
+        another shape.
     """
-    if _is_known(value) and not (math.isfinite(value) and value >= 0):
+    if jnp.shape(value) not in ((), shape):
+        raise ValueError(
+            f"epsilon must be a scalar or have the shape of the features, {shape}; "
+            f"got shape {jnp.shape(value)}."
+        )
+    if _is_known(value) and not np.all(np.isfinite(value) & (np.asarray(value) >= 0)):
         raise ValueError(f"epsilon must be finite and at least 0; got {value}.")
+    return value
+
+
+def feature_shape(name: str, value: ArrayLike | None, shape: tuple[int, ...]) -> None:
+    """Checks that per-channel values have the shape of the features.
+
+    Raises:
+      ValueError: they do not.
+    """
+    if value is not None and np.shape(value) != shape:
+        raise ValueError(
+            f"{name} must have the shape of the features, {shape}; got {np.shape(value)}."
+        )
 
 
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
@@ -176,10 +200,8 @@ def mask_array(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
       ValueError: the mask cannot be broadcast to ``shape``.
     """
     array = jnp.asarray(mask, dtype=bool)
-    try:
-        fits = np.broadcast_shapes(array.shape, shape) == shape
-    except ValueError:
-        fits = False
+    sizes = zip(reversed(array.shape), reversed(shape), strict=False)  # may be symbols (jax.export)
+    fits = array.ndim <= len(shape) and all(m in (1, size) for m, size in sizes)
     if not fits:
         raise ValueError(
             f"mask must be broadcastable to the input's shape {shape}; got shape {array.shape}. "
@@ -190,3 +212,41 @@ def mask_array(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
 
 def _is_known(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
+
+
+class Paths:
+    """Which layers of a model are meant; remembers those that it was asked about.
+
+    Args:
+      where: None for all; a path, or several, for the layers at and under them; or a function from
+        a path, names with slashes between them, to a bool.
+    """
+
+    def __init__(self, where: Where):
+        self._where = (where,) if isinstance(where, str) else where
+        if not (self._where is None or callable(self._where)):
+            self._where = tuple(path.strip("/") for path in self._where)
+        self._asked: list[str] = []
+        self._found = False
+
+    def holds(self, path: str) -> bool:
+        """Returns whether the layer at ``path`` is meant."""
+        self._asked.append(path)
+        if self._where is None:
+            held = True
+        elif callable(self._where):
+            held = bool(self._where(path))
+        else:
+            held = any(f"{path}/".startswith(f"{p}/") for p in self._where)
+        self._found |= held
+        return held
+
+    def check(self, kind: str) -> None:
+        """Checks that a layer was found, unless none was asked for.
+
+        Raises:
+          ValueError: none was; the message lists those that there are.
+        """
+        if not self._found and self._where != ():
+            there = ", ".join(repr(path) for path in self._asked) or "none"
+            raise ValueError(f"where={self._where!r} names no {kind}; the model has: {there}.")

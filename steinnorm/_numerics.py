@@ -34,6 +34,7 @@ def largest_magnitude(x: jax.Array) -> jax.Array:
     return jnp.where(magnitude >= jnp.finfo(x.dtype).tiny, magnitude, 1)
 
 
+@jax.custom_jvp
 def geometric_mean(x: jax.Array) -> jax.Array:
     """Geometric mean of non-negative ``x``, shape (C,), through logarithms.
 
@@ -41,8 +42,50 @@ def geometric_mean(x: jax.Array) -> jax.Array:
     the mean of their logarithms does not. Zero, with gradient zero, if any entry is zero.
     """
     positive = x >= jnp.finfo(x.dtype).tiny
-    mean_log = jnp.mean(jnp.log(jnp.where(positive, x, 1)))
-    return jnp.where(jnp.all(positive), jnp.exp(mean_log), 0)
+    # One logarithm of almost minus infinity is enough to make the exponential zero.
+    return jnp.exp(jnp.mean(jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -1e30)))
+
+
+@geometric_mean.defjvp
+def _geometric_mean_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    mean = geometric_mean(x)
+    return mean, mean * jnp.mean(dx / jnp.where(mean > 0, x, 1))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def shrunk_by_spread(x: jax.Array, kept: float) -> jax.Array:
+    """Returns f x, with f = 1 - (1 - kept) D / sum(x^2), D the sum of squares about the average.
+
+    With sum(x^2) = D + C xbar^2 this is kept + (1 - kept) C xbar^2 / sum(x^2): a sum of positive
+    terms, where the usual form cancels to a relative error of 1e-4 in float32 at C = 4096. Zero,
+    with the gradient of x itself, where all of ``x``, shape (C,), is zero.
+    """
+    return _spread_factor(x, kept)[0] * x
+
+
+def _spread_factor(x: jax.Array, kept: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the factor, x in units of its largest magnitude, and the factor's slope by it."""
+    t = x / largest_magnitude(x)
+    squares = jnp.sum(jnp.square(t))
+    some = squares > 0
+    squares = jnp.where(some, squares, 1)
+    average = jnp.mean(t)
+    pull = x.size * average / squares
+    factor = kept + (1 - kept) * jnp.where(some, average * pull, 1)
+    return factor, t, (1 - kept) * 2 * average / squares * (1 - pull * t)
+
+
+@shrunk_by_spread.defjvp
+def _shrunk_by_spread_jvp(
+    kept: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    factor, t, gradient = _spread_factor(x, kept)
+    # d factor = sum(gradient dx) / largest, and x / largest is t.
+    return factor * x, factor * dx + jnp.sum(gradient * dx) * t
 
 
 def promote_types(*dtypes: Any) -> Any:

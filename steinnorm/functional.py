@@ -7,29 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
 from steinnorm._numerics import promote_types
-from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve, toward_running
+from steinnorm._sharding import placed_as_features, placed_like, select
+from steinnorm.rules import SampleMean
+from steinnorm.shrinkage import Shrinkage, resolve, toward_running
 from steinnorm.statistics import (
-    SAVED_STATISTICS,
     AxisName,
     BatchStatistics,
+    Moments,
     batch_statistics,
 )
 
 __all__ = [
     "TEST_STATISTICS",
     "Normalised",
-    "rule_in_use",
     "stein_batch_norm",
 ]
 
@@ -46,19 +45,21 @@ class Normalised(NamedTuple):
       running: the running statistics after this call; unchanged in inference.
       batch: the batch's own statistics, or None where only running ones were used.
       used: the mean and variance that ``y`` was normalised with.
+      shrinkage: the rule that made them of ``batch``, or None where only running ones were used.
     """
 
     y: jax.Array
-    running: RunningStatistics | None
+    running: Moments | None
     batch: BatchStatistics | None
-    used: RunningStatistics
+    used: Moments
+    shrinkage: Shrinkage | None = None
 
 
 def stein_batch_norm(
     x: ArrayLike,
     scale: jax.Array | None = None,
     bias: jax.Array | None = None,
-    running: RunningStatistics | None = None,
+    running: Moments | None = None,
     *,
     use_running_average: bool = False,
     shrinkage: str | Shrinkage = "stein",
@@ -66,7 +67,7 @@ def stein_batch_norm(
     axis: _checks.Axes = -1,
     mask: ArrayLike | None = None,
     momentum: float = 0.99,
-    epsilon: float = 1e-5,
+    epsilon: ArrayLike = 1e-5,
     dtype: Any = None,
     axis_name: AxisName | None = None,
     axis_index_groups: Any = None,
@@ -123,144 +124,150 @@ def stein_batch_norm(
       Array([-1.,  1.], dtype=float32)
     """
     x = _checks.inexact_input(x)
-    rule = resolve(shrinkage)
-    _checks.momentum(momentum)
-    _checks.epsilon(epsilon)
-    _checks.one_of("test_statistics", test_statistics, TEST_STATISTICS)
+    rule = _rule_in_use(resolve(shrinkage), use_running_average, test_statistics)
     features = _checks.feature_axes(axis, x.ndim)
-    feature_shape = tuple(x.shape[f] for f in features)
+    shape = tuple(x.shape[f] for f in features)
+    _checks.momentum(momentum)
+    _checks.one_of("test_statistics", test_statistics, TEST_STATISTICS)
+    epsilon = _checks.epsilon(epsilon, shape)
     for name, value in (("scale", scale), ("bias", bias), *_named(running)):
-        _check_feature_shape(name, value, feature_shape)
-    inference = use_running_average
-    if running is None and (inference or rule.toward_running):
+        _checks.feature_shape(name, value, shape)
+    if running is None and (use_running_average or rule.toward_running):
         raise ValueError(
             "running must be given in inference and with a shrinkage towards the running "
             "statistics: RunningStatistics(mean=jnp.zeros(C), variance=jnp.ones(C)) to start with."
         )
-    out_dtype = _result_dtype(dtype, x, scale, bias)
-    if inference and test_statistics == "running":
-        assert running is not None
-        y = _affine(x, *_coefficients(running, running, scale, bias, epsilon), features)
-        return Normalised(y.astype(out_dtype), running, None, running)
-    rule = rule_in_use(rule, inference=inference, test_statistics=test_statistics)
+    dtypes = (a.dtype for a in (x, scale, bias) if a is not None)
     settings = _Settings(
-        rule=rule,
         features=features,
-        epsilon=epsilon,
         dtype=dtype,
+        out_dtype=promote_types(*dtypes) if dtype is None else dtype,
         rounded=not force_float32_reductions,
         axis_name=axis_name,
-        axis_index_groups=_hashable(axis_index_groups),
+        groups=_hashable(axis_index_groups),
         use_fast_variance=use_fast_variance,
     )
-    y, batch, used, valid = _normalise_by_batch(x, scale, bias, running, mask, settings=settings)
-    if running is not None and not inference:
-        recorded = RunningStatistics(batch.mean, batch.variance) if rule.toward_running else used
-        if not force_float32_reductions:
-            low = promote_types(dtype or x.dtype, x.dtype)
-            recorded = RunningStatistics(
-                recorded.mean.astype(low), recorded.variance.astype(jnp.finfo(low).dtype)
-            )
-        running = _update(running, recorded, valid, momentum)
-    return Normalised(y.astype(out_dtype), running, batch, used)
+    given = running
+    scale, bias, running, epsilon = jax.tree.map(
+        lambda a: placed_as_features(a, x, features), (scale, bias, running, epsilon)
+    )
+    if use_running_average and test_statistics == "running":
+        assert running is not None
+        a, d = _coefficients(running, running, scale, bias, epsilon)
+        return Normalised(_scaled_and_shifted(settings, x, a, d), given, None, running, None)
+    y, batch, used = _normalise(
+        x, scale, bias, running, mask=mask, rule=rule, epsilon=epsilon, settings=settings
+    )
+    if running is None or use_running_average:
+        return Normalised(y, given, batch, used, rule)
+    recorded = Moments(batch.mean, batch.variance) if rule.toward_running else used
+    recorded = settings.round(recorded, x.dtype)
+    # An empty batch leaves them alone. Only a mask, or a shape without values, can make one.
+    some = batch.count > 0 if _may_be_empty(x, mask) else None
+    updated = _update(running, recorded, some, momentum)
+    return Normalised(y, jax.tree.map(placed_like, updated, given), batch, used, rule)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
     """What is fixed when the layer is compiled."""
 
-    rule: Shrinkage
     features: tuple[int, ...]
-    epsilon: float
     dtype: Any
+    out_dtype: Any
     rounded: bool
     axis_name: AxisName | None
-    axis_index_groups: Any
+    groups: Any
     use_fast_variance: bool
 
+    def wide(self, per_channel: jax.Array, ndim: int) -> jax.Array:
+        """Adds axes of size 1, so that per-channel values broadcast over the input."""
+        return lax.expand_dims(per_channel, [i for i in range(ndim) if i not in self.features])
 
-# Compiled, for the sake of those who call layers outside jit; inlined into an outer jit.
-@functools.partial(jax.jit, static_argnames="settings", inline=True)
-def _normalise_by_batch(x: jax.Array, *others: Any, settings: _Settings) -> Any:
-    """:func:`_forward`, with only per-channel values kept for the backward pass."""
-    forward: Callable[..., Any] = functools.partial(_forward, settings=settings)
-    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
-        save = jax.checkpoint_policies.save_only_these_names(SAVED_STATISTICS)
-        forward = jax.checkpoint(forward, policy=save)
-    return forward(x, *others)
+    def round(self, moments: Moments, dtype: Any) -> Moments:
+        """Rounds to the input's dtype where reductions are not forced to be float32."""
+        if not self.rounded:
+            return moments
+        low = promote_types(self.dtype or dtype, dtype)
+        return Moments(moments.mean.astype(low), moments.variance.astype(jnp.finfo(low).dtype))
 
 
-def _forward(
+# Compiled, for the sake of those who call layers outside jit. Inside a jit, layers of one shape
+# share what has been traced here.
+@functools.partial(jax.jit, static_argnames="settings")
+def _normalise(
     x: jax.Array,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    running: RunningStatistics | None,
-    mask: ArrayLike | None,
+    running: Moments | None,
     *,
+    mask: ArrayLike | None,
+    rule: Shrinkage,
+    epsilon: ArrayLike,
     settings: _Settings,
-) -> tuple[jax.Array, BatchStatistics, RunningStatistics, jax.Array | None]:
+) -> tuple[jax.Array, BatchStatistics, Moments]:
     """Statistics, shrinkage, normalisation.
 
     Returns:
-      y, the batch's own statistics, those that were used, and which channels had a valid value.
+      y, the batch's own statistics, and those that were used.
     """
-    rule = settings.rule
-    raw = batch_statistics(
+    batch = batch_statistics(
         x,
         axis=settings.features,
         mask=mask,
         axis_name=settings.axis_name,
-        axis_index_groups=settings.axis_index_groups,
+        axis_index_groups=settings.groups,
         use_fast_variance=settings.use_fast_variance,
         noise=rule.needs_noise,
         dtype=settings.dtype,
+        reference=None if running is None else running.mean,
+        epsilon=epsilon,
     )
-    if settings.rounded:
-        to = promote_types(settings.dtype or x.dtype, x.dtype)
-        raw = raw._replace(
-            mean=raw.mean.astype(to).astype(raw.mean.dtype),
-            variance=raw.variance.astype(jnp.finfo(to).dtype).astype(raw.variance.dtype),
-        )
-    batch, valid = raw, None
-    if mask is not None:
+    rounded = settings.round(Moments(batch.mean, batch.variance), x.dtype)
+    own = Moments(
+        rounded.mean.astype(batch.mean.dtype), rounded.variance.astype(batch.variance.dtype)
+    )
+    batch = batch._replace(mean=own.mean, variance=own.variance)
+    stand_in = _stand_in(running, like=own)
+    if _may_be_empty(x, mask):
         # Channels without a valid value: stand-ins that shrink and normalise to finite values.
-        valid = jnp.broadcast_to(raw.count > 0, raw.mean.shape)
-        stand_in = running or RunningStatistics(
-            jnp.zeros_like(raw.mean), jnp.ones_like(raw.variance)
-        )
-        batch = raw._replace(
-            mean=jnp.where(valid, raw.mean, stand_in.mean.astype(raw.mean.dtype)),
-            variance=jnp.where(valid, raw.variance, stand_in.variance.astype(raw.variance.dtype)),
-        )
-    shrunk = _shrink(rule, batch, running)
-    if valid is not None:
-        shrunk = RunningStatistics(
-            jnp.where(valid, shrunk.mean, batch.mean),
-            jnp.where(valid, shrunk.variance, batch.variance),
-        )
-    shrunk = jax.tree.map(lambda a: checkpoint_name(a, SAVED_STATISTICS), shrunk)
-    own = RunningStatistics(batch.mean, batch.variance)
-    a, d = _coefficients(
-        shrunk, own, scale, bias, settings.epsilon, straight_through=rule.straight_through
-    )
-    a, d = checkpoint_name(a, SAVED_STATISTICS), checkpoint_name(d, SAVED_STATISTICS)
-    return _affine(x, a, d, settings.features), raw, shrunk, valid
+        some = batch.count > 0
+        own = jax.tree.map(functools.partial(select, some), own, stand_in)
+        used = _shrink(rule, batch._replace(**own._asdict()), stand_in, epsilon)
+        used = jax.tree.map(functools.partial(select, some), used, own)
+    else:
+        used = _shrink(rule, batch, stand_in, epsilon)
+    a, d = _coefficients(used, own, scale, bias, epsilon, straight_through=rule.straight_through)
+    return _scaled_and_shifted(settings, x, a, d), batch, used
+
+
+def _may_be_empty(x: jax.Array, mask: ArrayLike | None) -> bool:
+    """Whether there may be channels without a value: only with a mask, or in a batch of nothing."""
+    return mask is not None or 0 in x.shape
+
+
+def _stand_in(running: Moments | None, like: Moments) -> Moments:
+    """Returns the running statistics, or what they are at first."""
+    if running is None:
+        return Moments(jnp.zeros_like(like.mean), jnp.ones_like(like.variance))
+    return jax.tree.map(lambda r, b: r.astype(b.dtype), running, like)
 
 
 def _shrink(
-    rule: Shrinkage, batch: BatchStatistics, running: RunningStatistics | None
-) -> RunningStatistics:
-    """Applies the two rules to statistics laid out as (C,), whatever the feature axes."""
+    rule: Shrinkage, batch: BatchStatistics, running: Moments, epsilon: ArrayLike
+) -> Moments:
+    """Applies the two rules to statistics laid out as (C,), whatever the feature axes.
+
+    A channel whose variance does not exceed epsilon keeps its sample mean, unless the rule shrinks
+    towards the running statistics: what another rule left of the mean, epsilon would magnify to
+    up to 1/sqrt(epsilon) of it, where the formula without an epsilon has no value.
+    """
     shape = batch.mean.shape
 
     def flat(a: jax.Array) -> jax.Array:
-        return a if a.ndim == 0 else a.reshape(-1)
+        return a if a.ndim < 2 else a.reshape(-1)
 
-    target = running or RunningStatistics(jnp.zeros_like(batch.mean), jnp.ones_like(batch.variance))
-    target = jax.tree.map(
-        lambda a, b: flat(a).astype(b.dtype), target, RunningStatistics(batch.mean, batch.variance)
-    )
-    flattened = jax.tree.map(flat, batch)
+    flattened, target = jax.tree.map(flat, (batch, running))
     estimates = []
     for what, estimate in (("mean", rule.mean), ("variance", rule.variance)):
         value = estimate(flattened, target)
@@ -270,21 +277,25 @@ def _shrink(
                 f"{target.mean.shape}, one value per channel; got {jnp.shape(value)}."
             )
         estimates.append(value.reshape(shape))
-    return RunningStatistics(*estimates)
+    mean, variance = estimates
+    if not (rule.toward_running or isinstance(rule.mean, SampleMean)):
+        mean = jnp.where(batch.variance > jnp.asarray(epsilon, variance.dtype), mean, batch.mean)
+    return Moments(mean, variance)
 
 
 def _coefficients(
-    used: RunningStatistics,
-    own: RunningStatistics,
+    used: Moments,
+    own: Moments,
     scale: jax.Array | None,
     bias: jax.Array | None,
-    epsilon: float,
+    epsilon: ArrayLike,
     *,
     straight_through: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The a and d of y = x a + d, per channel."""
     affine = [p for p in (scale, bias) if p is not None]
     dtype = promote_types(used.mean.dtype, *(p.dtype for p in affine))
+    epsilon = jnp.asarray(epsilon, used.variance.dtype)
     used_inverse = lax.rsqrt(used.variance + epsilon)
     if straight_through:
         # x_hat = (x - own mean) / own deviation, then r x_hat + s with r and s held constant:
@@ -304,42 +315,61 @@ def _coefficients(
     return a, d
 
 
-def _affine(x: jax.Array, a: jax.Array, d: jax.Array, features: tuple[int, ...]) -> jax.Array:
+def _scaled_and_shifted(settings: _Settings, x: jax.Array, a: jax.Array, d: jax.Array) -> jax.Array:
+    """:func:`_scale_and_shift`, which for its gradient keeps x itself and no other such array."""
+    return jax.checkpoint(functools.partial(_scale_and_shift, settings), prevent_cse=False)(x, a, d)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _scale_and_shift(settings: _Settings, x: jax.Array, a: jax.Array, d: jax.Array) -> jax.Array:
+    """Returns x a + d in the result's dtype."""
     dtype = promote_types(x.dtype, a.dtype)
-    shape = [x.shape[i] if i in features else 1 for i in range(x.ndim)]
-    return x.astype(dtype) * a.reshape(shape).astype(dtype) + d.reshape(shape).astype(dtype)
+    a, d = (settings.wide(p.astype(dtype), x.ndim) for p in (a, d))
+    return (x.astype(dtype) * a + d).astype(settings.out_dtype)
+
+
+@_scale_and_shift.defjvp
+def _scale_and_shift_jvp(
+    settings: _Settings, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Differentiates x a + d; the compiler may not see that it is the same a in both directions.
+
+    It would otherwise write out the one broadcast that both use, an array of the size of x, where
+    reductions are library calls (XLA's CPU backend).
+    """
+    x, a, _ = primals
+    dx, da, dd = tangents
+    dtype = promote_types(x.dtype, a.dtype)
+    a, da, dd = (
+        settings.wide(p.astype(dtype), x.ndim) for p in (lax.optimization_barrier(a), da, dd)
+    )
+    slope = dx.astype(dtype) * a + x.astype(dtype) * da + dd
+    return _scale_and_shift(settings, *primals), slope.astype(settings.out_dtype)
 
 
 def _update(
-    running: RunningStatistics,
-    recorded: RunningStatistics,
-    valid: jax.Array | None,
-    momentum: float,
-) -> RunningStatistics:
+    running: Moments, recorded: Moments, some: jax.Array | None, momentum: float
+) -> Moments:
+    """Moves the running statistics towards the recorded ones, in channels that had values."""
+
     def average(old: jax.Array, new: jax.Array) -> jax.Array:
         dtype = promote_types(old.dtype, new.dtype)
         updated = momentum * old.astype(dtype) + (1 - momentum) * new.astype(dtype)
-        return updated if valid is None else jnp.where(valid, updated, old.astype(dtype))
+        return updated if some is None else select(some, updated, old.astype(dtype))
 
-    return RunningStatistics(*map(average, running, recorded))
+    return Moments(*map(average, running, recorded))
 
 
-def rule_in_use(shrinkage: str | Shrinkage, *, inference: bool, test_statistics: str) -> Shrinkage:
-    """Returns the shrinkage that a call applies.
+def _rule_in_use(rule: Shrinkage, inference: bool, test_statistics: str) -> Shrinkage:
+    """Returns the rule that a call applies.
 
-    Args:
-      shrinkage: the layer's.
-      inference: whether it is inference.
-      test_statistics: with "shrunk", inference always shrinks towards the running statistics.
-
-    Returns:
-      In inference, a shrinkage with the true gradient: one that is straight through serves the
-      training, and would lead an attack on the finished model astray.
+    In inference it has the true gradient: one that is straight through serves the training, and
+    would lead an attack on the finished model astray.
     """
     if not inference:
-        return resolve(shrinkage)
-    shrunk = test_statistics == "shrunk"
-    rule = toward_running(single_example="running") if shrunk else resolve(shrinkage)
+        return rule
+    if test_statistics == "shrunk":
+        rule = toward_running(single_example="running")
     return dataclasses.replace(rule, straight_through=False)
 
 
@@ -347,20 +377,7 @@ def _hashable(groups: Any) -> Any:
     return None if groups is None else tuple(tuple(group) for group in groups)
 
 
-def _named(running: RunningStatistics | None) -> list[tuple[str, jax.Array]]:
+def _named(running: Moments | None) -> list[tuple[str, jax.Array | None]]:
     if running is None:
         return []
     return [("running.mean", running.mean), ("running.variance", running.variance)]
-
-
-def _check_feature_shape(name: str, value: jax.Array | None, shape: tuple[int, ...]) -> None:
-    if value is not None and jnp.shape(value) != shape:
-        raise ValueError(
-            f"{name} must have the shape of the features, {shape}; got {jnp.shape(value)}."
-        )
-
-
-def _result_dtype(dtype: Any, *arrays: jax.Array | None) -> Any:
-    if dtype is not None:
-        return dtype
-    return promote_types(*(a.dtype for a in arrays if a is not None))

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.module import merge_param
-from jax.nn import initializers
 
-from steinnorm import _checks, functional, telemetry
-from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
+from steinnorm import _checks, functional
+from steinnorm.shrinkage import Shrinkage, resolve
+from steinnorm.shrinkage_factors import shrinkage_factors
+from steinnorm.statistics import Moments
 
-__all__ = ["BatchNorm", "SteinBatchNorm"]
+__all__ = ["BatchNorm", "SteinBatchNorm", "freeze"]
+
+_frozen: contextvars.ContextVar[tuple[_checks.Paths, bool] | None] = contextvars.ContextVar(
+    "steinnorm_frozen", default=None
+)
 
 
-class SteinBatchNorm(nn.Module):
+class SteinBatchNorm(nn.BatchNorm):
     """Batch normalisation with shrunk statistics; every field of ``flax.linen.BatchNorm`` and two.
 
     The variables are Flax's: ``params`` scale and bias, ``batch_stats`` mean and var. A checkpoint
@@ -72,27 +80,13 @@ class SteinBatchNorm(nn.Module):
       ((8, 4), ['batch_stats'])
     """
 
-    use_running_average: bool | None = None
-    axis: int | tuple[int, ...] = -1
-    momentum: float = 0.99
-    epsilon: float = 1e-5
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    use_bias: bool = True
-    use_scale: bool = True
-    bias_init: Any = initializers.zeros
-    scale_init: Any = initializers.ones
-    axis_name: str | tuple[str, ...] | None = None
-    axis_index_groups: Any = None
-    use_fast_variance: bool = True
-    force_float32_reductions: bool = True
     shrinkage: str | Shrinkage = "stein"
     test_statistics: functional.TestStatistics = "running"
 
     def __post_init__(self) -> None:
         resolve(self.shrinkage)
         _checks.momentum(self.momentum)
-        _checks.epsilon(self.epsilon)
+        _checks.epsilon(self.epsilon, jnp.shape(self.epsilon))
         _checks.one_of("test_statistics", self.test_statistics, functional.TEST_STATISTICS)
         super().__post_init__()
 
@@ -118,6 +112,9 @@ class SteinBatchNorm(nn.Module):
         inference = merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        paths, affine = _frozen.get() or (None, False)
+        frozen = paths is not None and paths.holds("/".join(self.path))
+        inference = inference or frozen
         shape = tuple(jnp.shape(x)[a] for a in _checks.feature_axes(self.axis, jnp.ndim(x)))
         running_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, running_dtype)
@@ -130,10 +127,10 @@ class SteinBatchNorm(nn.Module):
         bias = (
             self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         )
+        if frozen and affine:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
         initializing = self.is_initializing()
-        if initializing and len(shape) == jnp.ndim(x):
-            inference = True  # one example, whose batch axis (axis_name) need not exist yet
-        before = RunningStatistics(mean.value, var.value)
+        before = Moments(mean.value, var.value)
         result = functional.stein_batch_norm(
             x,
             scale,
@@ -154,14 +151,22 @@ class SteinBatchNorm(nn.Module):
         )
         if not inference and not initializing and result.running is not None:
             mean.value, var.value = result.running
-        if result.batch is not None and self.is_mutable_collection("intermediates"):
-            rule = functional.rule_in_use(
-                self.shrinkage, inference=inference, test_statistics=self.test_statistics
-            )
-            factors = telemetry.shrinkage_factors(result, rule, before)
+        if result.batch is not None and self._is_named("intermediates"):
+            factors = shrinkage_factors(result, before)
             self.sow("intermediates", "mean_factor", factors.mean)
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y
+
+    def _is_named(self, collection: str) -> bool:
+        """Whether the caller asked for a collection by its name.
+
+        Whoever makes everything mutable wants what the model has, not a state that grows: a step
+        that returns it would compile again at each call.
+        """
+        mutable = None if self.scope is None else self.scope.mutable
+        if isinstance(mutable, str):
+            return mutable == collection
+        return not isinstance(mutable, bool | nn.module.DenyList | None) and collection in mutable
 
 
 class BatchNorm(SteinBatchNorm):
@@ -181,3 +186,40 @@ class BatchNorm(SteinBatchNorm):
       >>> list(Net().init(jax.random.key(0), jnp.ones((2, 4)))["params"])
       ['BatchNorm_0']
     """
+
+
+@contextlib.contextmanager
+def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[None]:
+    """Makes layers keep their running statistics, and use them, in training too.
+
+    For fine-tuning with small batches, or on data that should not move the statistics. It acts on
+    the :class:`SteinBatchNorm` layers that are called inside the ``with`` block. What jit has
+    compiled does not change any more, so write the block inside the function that is compiled.
+
+    Args:
+      where: which layers: all by default; a path such as ``"encoder/Block_0"``, or several, for all
+        layers at and under them; or a function from a layer's path to a bool.
+      affine: whether ``scale`` and ``bias`` of these layers get no gradient either. An optimiser
+        with weight decay moves parameters without a gradient: leave them out with its mask.
+
+    Raises:
+      ValueError: at the end of the block, if no such layer was called; the message lists those that
+        were.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> layer = SteinBatchNorm(use_running_average=False)
+      >>> x = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> variables = layer.init(jax.random.key(1), x)
+      >>> with freeze():
+      ...     y, updated = layer.apply(variables, x, mutable=["batch_stats"])
+      >>> bool(jnp.all(updated["batch_stats"]["mean"] == 0))
+      True
+    """
+    paths = _checks.Paths(where)
+    token = _frozen.set((paths, affine))
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
+    paths.check("SteinBatchNorm")

@@ -6,20 +6,27 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
-from steinnorm import _checks, functional, telemetry
-from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
+from steinnorm import _checks, functional
+from steinnorm._nnx_modules import map_modules
+from steinnorm.shrinkage import Shrinkage, resolve
+from steinnorm.shrinkage_factors import shrinkage_factors
+from steinnorm.statistics import Moments
 
-__all__ = ["SteinBatchNorm", "convert", "revert"]
+__all__ = ["ShrinkageFactor", "SteinBatchNorm", "convert", "freeze", "revert"]
 
 M = TypeVar("M", bound=nnx.Module)
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class ShrinkageFactor(nnx.Intermediate):
+    """How much a layer shrank its means, or variances: captured by those who name this type."""
 
 
 class SteinBatchNorm(nnx.BatchNorm):
@@ -31,7 +38,7 @@ class SteinBatchNorm(nnx.BatchNorm):
     needs no shrinkage. ``shrinkage="none"`` is Flax's layer, but that running statistics stay
     float32 in inference with a smaller ``dtype``.
 
-    How much was shrunk can be read: under ``nnx.capture(..., nnx.Intermediate)`` each call sows
+    How much was shrunk can be read: under ``nnx.capture(..., ShrinkageFactor)`` each call sows
     ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
     not computed.
 
@@ -105,7 +112,7 @@ class SteinBatchNorm(nnx.BatchNorm):
     ):
         resolve(shrinkage)
         _checks.momentum(momentum)
-        _checks.epsilon(epsilon)
+        _checks.epsilon(epsilon, jnp.shape(epsilon))
         _checks.one_of("test_statistics", test_statistics, functional.TEST_STATISTICS)
         super().__init__(
             num_features,
@@ -127,8 +134,11 @@ class SteinBatchNorm(nnx.BatchNorm):
             bias_metadata=bias_metadata,
             scale_metadata=scale_metadata,
         )
-        self.shrinkage = shrinkage
+        numbers = jax.tree.leaves(shrinkage)  # a traced one makes the rule part of the state
+        is_state = any(isinstance(number, jax.Array) for number in numbers)
+        self.shrinkage = nnx.data(shrinkage) if is_state else shrinkage
         self.test_statistics = test_statistics
+        self.frozen: Literal["no", "statistics", "all"] = "no"  # see freeze()
 
     def __call__(
         self,
@@ -152,6 +162,8 @@ class SteinBatchNorm(nnx.BatchNorm):
           ValueError: ``x`` has other features than the layer, or the mode was given nowhere.
         """
         inference = self.use_running_average if use_running_average is None else use_running_average
+        if self.frozen != "no":
+            inference = True
         if inference is None:
             raise ValueError(
                 "SteinBatchNorm was not told whether to use running averages. Either\n"
@@ -165,14 +177,13 @@ class SteinBatchNorm(nnx.BatchNorm):
                 f"SteinBatchNorm was built for num_features={self.num_features}; got an input of "
                 f"shape {jnp.shape(x)} with {math.prod(shape)} features along axis {self.axis}."
             )
-        before = RunningStatistics(self.mean[...], self.var[...])
-        x, mean, var, scale, bias = self.promote_dtype(
-            (x, *before, *(None if p is None else p[...] for p in (self.scale, self.bias))),
-            dtype=self.dtype,
-        )
-        if not jnp.finfo(mean.dtype).bits < jnp.finfo(before.mean.dtype).bits:
-            before = RunningStatistics(mean, var)
-        running, scale, bias = jax.tree.map(lambda a: a.reshape(shape), (before, scale, bias))
+        affine = [None if p is None else p[...] for p in (self.scale, self.bias)]
+        if self.frozen == "all":
+            affine = jax.lax.stop_gradient(affine)
+        x, mean, var, scale, bias = self._promoted(x, self.mean[...], self.var[...], *affine)
+        per_channel = jax.tree.map(lambda a: a.reshape(shape), (mean, var, scale, bias))
+        mean, var, scale, bias = per_channel
+        running = Moments(mean, var)
         result = functional.stein_batch_norm(
             x,
             scale,
@@ -196,14 +207,22 @@ class SteinBatchNorm(nnx.BatchNorm):
                 lambda a: jax.lax.stop_gradient(a).reshape(-1), result.running
             )
         # Without a capture `sow` would create attributes, and computing the factors cost time.
-        if result.batch is not None and hasattr(self, "__captures__"):
-            rule = functional.rule_in_use(
-                self.shrinkage, inference=inference, test_statistics=self.test_statistics
-            )
-            factors = telemetry.shrinkage_factors(result, rule, running)
-            self.sow(nnx.Intermediate, "mean_factor", factors.mean)
-            self.sow(nnx.Intermediate, "variance_factor", factors.variance)
+        captured = (type(v) for v in getattr(self, "__captures__", ()))
+        if result.batch is not None and ShrinkageFactor in captured:
+            factors = shrinkage_factors(result, running)
+            self.sow(ShrinkageFactor, "mean_factor", factors.mean)
+            self.sow(ShrinkageFactor, "variance_factor", factors.variance)
         return result.y
+
+    def _promoted(self, *arrays: Any) -> tuple[Any, ...]:
+        """Promotes as Flax's layer does, but for what would lose digits by it.
+
+        The result is rounded to ``dtype`` in the end; rounding what it is computed from, a running
+        mean of 1000.3 to bfloat16, would lose it.
+        """
+        promoted = self.promote_dtype(arrays, dtype=self.dtype)
+        pairs = zip(arrays, promoted, strict=True)
+        return tuple(b if a is None or _is_rounded(b, a) else a for b, a in pairs)
 
     def set_view(
         self,
@@ -220,6 +239,12 @@ class SteinBatchNorm(nnx.BatchNorm):
         if test_statistics is not None:
             _checks.one_of("test_statistics", test_statistics, functional.TEST_STATISTICS)
             self.test_statistics = test_statistics
+
+
+def _is_rounded(before: Any, after: jax.Array) -> bool:
+    dtype = jnp.result_type(before)
+    is_exact = jnp.issubdtype(dtype, jnp.inexact)  # integers have to become something
+    return is_exact and jnp.finfo(after.dtype).bits < jnp.finfo(dtype).bits
 
 
 def convert(
@@ -284,12 +309,54 @@ def revert(model: M) -> M:
     return _swap(model, SteinBatchNorm, lambda layer: _rebuild(layer, nnx.BatchNorm))
 
 
+def freeze(model: M, where: _checks.Where = None, *, affine: bool = False) -> M:
+    """Makes layers keep their running statistics, and use them, in training too.
+
+    For fine-tuning with small batches, or on data that should not move the statistics.
+    ``model.train()`` does not thaw a layer, ``freeze(model, [])`` does all.
+
+    Args:
+      model: any NNX module with :class:`SteinBatchNorm` layers (``convert(model, "none")`` makes
+        them of Flax's); left as it is.
+      where: which layers: all by default; a path such as ``"encoder/blocks/0"``, or several, for
+        all layers at and under them; or a function from a layer's path to a bool.
+      affine: whether ``scale`` and ``bias`` of these layers get no gradient either. An optimiser
+        with weight decay moves parameters without a gradient: leave them out with its mask.
+
+    Returns:
+      A new model with variables of its own, as in :func:`convert`. Layers that ``where`` does not
+      name are thawed.
+
+    Raises:
+      TypeError: the model is no NNX module.
+      ValueError: there is no layer to freeze; the message lists those that there are.
+
+    Example:
+      >>> from flax import nnx
+      >>> model = nnx.Sequential(SteinBatchNorm(4, rngs=nnx.Rngs(0)))
+      >>> freeze(model).layers[0].frozen
+      'statistics'
+    """
+    chosen = _checks.Paths(where)
+
+    def visit(path: str, node: Any) -> Any:
+        if isinstance(node, SteinBatchNorm):
+            node.frozen = ("all" if affine else "statistics") if chosen.holds(path) else "no"
+        return node
+
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"model must be a flax.nnx.Module; got {type(model).__name__}.")
+    result = map_modules(visit, nnx.clone(model))
+    chosen.check("SteinBatchNorm")
+    return result
+
+
 def _swap(model: M, old: type[nnx.BatchNorm], replace: Callable[[Any], nnx.BatchNorm]) -> M:
     if not isinstance(model, nnx.Module):
         raise TypeError(f"model must be a flax.nnx.Module; got {type(model).__name__}.")
     swapped = 0
 
-    def visit(path: tuple[Any, ...], node: Any) -> Any:
+    def visit(path: str, node: Any) -> Any:
         nonlocal swapped
         if type(node) is old:
             swapped += 1
@@ -297,13 +364,13 @@ def _swap(model: M, old: type[nnx.BatchNorm], replace: Callable[[Any], nnx.Batch
         ours = isinstance(node, SteinBatchNorm)  # itself a subclass of nnx.BatchNorm
         if isinstance(node, old) and (old is SteinBatchNorm or not ours):
             warnings.warn(
-                f"left {'/'.join(map(str, path)) or 'the model'} as it is: {type(node).__name__} "
+                f"left {path or 'the model'} as it is: {type(node).__name__} "
                 f"is a subclass of {old.__name__}, and what it adds would be lost",
-                stacklevel=4,
+                stacklevel=2,
             )
         return node
 
-    result = nnx.recursive_map(visit, nnx.clone(model))
+    result = map_modules(visit, nnx.clone(model))
     if not swapped:
         raise ValueError(f"{type(model).__name__} holds no {old.__name__} to swap.")
     return result

@@ -1,39 +1,43 @@
-"""Batch statistics: mean, biased variance and count of every channel, on one device or many.
-
-How the numbers are made:
-
-1. The batch is cut into *parts*: one part per device with ``axis_name``; otherwise as many equal
-   parts of the example axis as there are devices, so that under ``jit`` with sharded inputs every
-   part lies on one device.
-2. Each part is reduced by itself: its mean first, then the squares about that mean. A mean of
-   1e4 with a standard deviation of 1 loses nothing, where E[x^2] - E[x]^2 would lose everything.
-3. The parts' counts, means and sums of squares are brought together by **one** all-reduce, in
-   which each part adds its numbers into a slot of its own, and combined exactly (Chan, Golub &
-   LeVeque 1979). Parts of unequal size, empty ones included, and masks give what a single device
-   would give.
-"""
+"""Batch statistics: mean, biased variance and count of every channel, on one device or many."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
 from steinnorm._numerics import promote_types
+from steinnorm._sharding import placed_as_features, select
+from steinnorm._sums import (
+    AxisName,
+    Plan,
+    Sums,
+    real,
+    shift_and_variance,
+    sums_about,
+)
 
-__all__ = ["SAVED_STATISTICS", "BatchStatistics", "batch_statistics"]
+__all__ = ["AxisName", "BatchStatistics", "Moments", "batch_statistics"]
 
-AxisName = str | tuple[str, ...]
+_SAVED = "steinnorm_statistics"  # the name of what the backward pass keeps
 
-SAVED_STATISTICS = "steinnorm_statistics"
-"""Name under which per-channel values are kept for the backward pass (``jax.checkpoint``)."""
+
+class Moments(NamedTuple):
+    """A mean and a variance for each channel: running ones, or those that a layer used.
+
+    Attributes:
+      mean: shape (C,); running means are zeros at first.
+      variance: shape (C,); running variances are ones at first.
+    """
+
+    mean: jax.Array
+    variance: jax.Array
 
 
 class BatchStatistics(NamedTuple):
@@ -45,7 +49,8 @@ class BatchStatistics(NamedTuple):
       count: number of values behind each channel, over all devices and with the mask taken into
         account; a scalar, or (C,) where the mask differs between channels.
       mean_noise: sampling variance of ``mean``, shape (C,), or None where it was not asked for.
-      variance_noise: sampling variance of ``variance``, shape (C,), or None.
+        0 where it cannot be told, with fewer than two ``examples``.
+      variance_noise: sampling variance of ``variance``, likewise.
       examples: number of examples with at least one valid value, shape () or (C,), or None.
     """
 
@@ -67,37 +72,46 @@ def batch_statistics(
     use_fast_variance: bool = True,
     noise: bool = False,
     dtype: Any = None,
+    reference: ArrayLike | None = None,
+    epsilon: ArrayLike = 0.0,
 ) -> BatchStatistics:
     """Computes mean, biased variance and count of every channel.
+
+    The batch is read once, and several devices make one all-reduce. A second one follows in two
+    cases. Where a mean lies more than four standard deviations from its ``reference``, the squares
+    are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves. On
+    GPUs, where such a decision would stop the host, the reference is sampled from the batch first.
 
     Pixels of one image are correlated, so variance / N understates the noise of a channel's mean
     by far. With ``noise=True`` the sampling variances are estimated from the spread *between
     examples* instead (cluster-robust, Liang & Zeger 1986): with t_b the sum of x - mean over
     example b and w_b that of (x - mean)^2 - variance, they are B/(B-1) sum_b t_b^2 / N^2 and
-    B/(B-1) sum_b w_b^2 / N^2; infinite with fewer than two examples.
+    B/(B-1) sum_b w_b^2 / N^2.
 
     Args:
       x: input of any rank >= 1, of a real or complex floating dtype (integers become float32).
       axis: the feature axis, or several; all other axes are averaged over. The first of those
-        is the example axis.
+        is the example axis. Where all axes are features, ``x`` is one example.
       mask: which values count, broadcastable to ``x``; values outside may be anything, NaN too.
       axis_name: name of the mapped axis (pmap, shard_map, vmap) to combine over. Under ``jit``
         with sharded inputs leave it None: the statistics are global already.
       axis_index_groups: groups of indices within that axis, as in ``jax.lax.psum``.
-      use_fast_variance: True combines the devices' parts with one all-reduce of 3 * C numbers per
-        device. False reduces the global mean first and the squares about it second: two
-        all-reduces of C numbers, for axes of hundreds of devices.
+      use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
-        intermediates. ``use_fast_variance=False`` has no effect then.
+        intermediates, and an all-reduce of 5 * C numbers (7 * C with a mask) instead of 2 * C.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
+      reference: a guess of the means, such as running means, in the shape of the features; zeros
+        by default. It decides what is read twice, not the result.
+      epsilon: what will be added to the variances, scalar or in the shape of the features; errors
+        small beside it are left.
 
     Returns:
       The statistics, in float32 (float64 stays).
 
     Raises:
       TypeError: ``x`` is not numeric.
-      ValueError: an axis out of range or none left to average over; a mask of the wrong shape;
-        noise of a complex input.
+      ValueError: an axis out of range; a mask or reference of the wrong shape; noise of a complex
+        input.
 
     Example:
       >>> import jax.numpy as jnp
@@ -109,234 +123,135 @@ def batch_statistics(
     features = _checks.feature_axes(axis, x.ndim)
     if noise and jnp.iscomplexobj(x):
         raise ValueError(f"noise=True needs a real input; got dtype {x.dtype}.")
-    x = x.astype(promote_types(x.dtype if dtype is None else dtype, jnp.float32))
     valid = None if mask is None else _checks.mask_array(mask, x.shape)
-    if len(features) == x.ndim:
-        if axis_name is None:
-            raise ValueError(
-                f"axis {axis} names every axis of an input of rank {x.ndim}; at least one axis "
-                "must be left to compute statistics over (a batch axis), or axis_name be given."
-            )
-        # One example a device: a batch axis of one.
+    shape = tuple(x.shape[f] for f in features)
+    if reference is not None:
+        _checks.feature_shape("reference", reference, shape)
+    if len(features) == x.ndim:  # one example, or one a device
         x, valid = x[None], None if valid is None else valid[None]
         features = tuple(f + 1 for f in features)
-    if not use_fast_variance and not noise:
-        return _in_two_reductions(x, features, valid, axis_name, axis_index_groups)
-    parts = _reduce_parts(x, features, valid, 1 if axis_name is not None else None, noise)
-    parts = _gather_parts(parts, axis_name, axis_index_groups)
-    parts = checkpoint_name(parts, SAVED_STATISTICS)
-    return _combine_parts(parts, one_count=_is_shared(valid, features))
+    computing = promote_types(x.dtype if dtype is None else dtype, x.dtype, jnp.float32)
+    plan = Plan(
+        axes=tuple(a for a in range(x.ndim) if a not in features),
+        dtype=computing,
+        by_example=noise,
+        two_passes=not use_fast_variance,
+        axis_name=axis_name,
+        groups=axis_index_groups,
+    )
+    start = jnp.zeros(shape, computing) if reference is None else jnp.asarray(reference, computing)
+    small = jnp.asarray(epsilon, jnp.finfo(computing).dtype)
+    start, small = (placed_as_features(a, x, features) for a in (start, small))
+    compute: Callable[..., BatchStatistics] = functools.partial(_statistics, plan)
+    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
+        # A backward pass keeps x itself and per-channel values. The barriers that prevent_cse would
+        # add make it keep a float32 copy of a bfloat16 input as well.
+        save = jax.checkpoint_policies.save_only_these_names(_SAVED)
+        compute = jax.checkpoint(compute, policy=save, prevent_cse=False)
+    return compute(x, valid, start, small)
 
 
-def _reduce_parts(
-    x: jax.Array,
-    features: tuple[int, ...],
-    valid: jax.Array | None,
-    n_parts: int | None,
-    noise: bool,
-) -> jax.Array:
-    """Reduces each part of the examples by itself.
-
-    Returns:
-      Shape (parts, fields, *features): count, mean, sum of squares about the part's own mean.
-      For noise also the number of examples, and sums over the examples of the products of (n_b,
-      t_b, r_b): the values of example b, the sum of their deviations from the part's mean, and
-      that of their squares less n_b times the part's variance. No more is needed to move both
-      noises from the part's mean and variance to those of the whole batch.
-    """
-    example = _reduction_axes(x.ndim, features)[0]
-    if n_parts is None:
-        n_parts = _parts_for_devices(x, example)
-    x = _split_axis(x, example, n_parts)
-    valid = None if valid is None else _split_axis(valid, example, n_parts)
-    features = tuple(f + 1 if f > example else f for f in features)
-    axes = tuple(a for a in _reduction_axes(x.ndim, features) if a != example)
-
-    # With noise the sums are kept by example at first; otherwise one sum goes over all.
-    inner = axes[1:] if noise else axes
-    n, sums = _count(x, inner, valid), _sum(x, inner, valid)
-    if noise:
-        n = jnp.broadcast_to(n, sums.shape)
-    count, total = (jnp.sum(a, axes, keepdims=True) for a in (n, sums))
-    mean = total / jnp.maximum(count, 1).astype(x.dtype)
-    inner_squares = _squares_about(mean, x, inner, valid, n=n, sums=sums)
-    squares = jnp.sum(inner_squares, axes, keepdims=True)
-    fields = [count, mean, squares]
-    if noise:
-        t = sums - n * mean
-        r = inner_squares - n * (squares / jnp.maximum(count, 1))
-        products = (jnp.minimum(n, 1), n * n, n * t, n * r, t * t, t * r, r * r)
-        fields += [jnp.sum(a, axes, keepdims=True) for a in products]
-
-    def parts_first(field: jax.Array) -> jax.Array:
-        field = jnp.broadcast_to(field, mean.shape).astype(mean.dtype)
-        return jnp.squeeze(jnp.moveaxis(field, example, 0), tuple(a + (a < example) for a in axes))
-
-    return jnp.stack([parts_first(field) for field in fields], axis=1)
-
-
-def _parts_for_devices(x: jax.Array, example: int) -> int:
-    """How many equal parts of the example axis there are, so that each lies on one device.
-
-    With explicit sharding the type says how the axis is cut. Otherwise that is not known while
-    tracing, but a number of parts that the number of shards divides is enough; it does where the
-    mesh holds all devices, or a number of them that divides all.
-    """
-    sharding = jax.typeof(x).sharding
-    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
-        names = sharding.spec[example] or ()
-        return math.prod(
-            sharding.mesh.shape[n] for n in ((names,) if isinstance(names, str) else names)
-        )
-    return math.gcd(x.shape[example], jax.device_count())
-
-
-def _gather_parts(parts: jax.Array, axis_name: AxisName | None, groups: Any) -> jax.Array:
-    """Brings all parts to every device by one all-reduce over slots, one slot a part.
-
-    A sum over slots that are zero but for one entry is exact, so this gathers. It is an
-    all-reduce rather than an all-gather because its result is known to be the same on every
-    device, which `shard_map` checks for running statistics.
-    """
-    if axis_name is not None:
-        own = jnp.arange(lax.axis_size(axis_name)) == lax.axis_index(axis_name)
-        own = own.reshape((-1,) + (1,) * (parts.ndim - 1))
-        return lax.psum(jnp.where(own, parts, 0), axis_name, axis_index_groups=groups)
-    n_parts = parts.shape[0]
-    if n_parts == 1:
-        return parts
-    own = jnp.eye(n_parts, dtype=bool).reshape((n_parts, n_parts) + (1,) * (parts.ndim - 1))
-    return jnp.sum(jnp.where(own, parts[:, None], 0), axis=0)
-
-
-def _combine_parts(parts: jax.Array, one_count: bool) -> BatchStatistics:
-    """Combines parts of any size exactly (Chan, Golub & LeVeque 1979); drops the parts' axis."""
-    fields = [parts[:, i] for i in range(parts.shape[1])]
-    counts, means, squares = _real(fields[0]), fields[1], _real(fields[2])
-
-    def total(field: jax.Array) -> jax.Array:
-        return jnp.sum(field, axis=0, keepdims=True)
-
-    def finish(field: jax.Array, shared: bool = False) -> jax.Array:
-        if not shared:
-            return jnp.squeeze(field, 0)
-        return jnp.max(field, initial=0)  # all channels have the same
-
-    count = total(counts)
-    weights = counts / jnp.maximum(count, 1)
-    mean = total(weights.astype(means.dtype) * means)
-    shift = means - mean
-    variance = total(squares + counts * _abs_squared(shift)) / jnp.maximum(count, 1)
-    statistics = BatchStatistics(finish(mean), finish(variance), finish(count, one_count))
-    if len(fields) == 3:
-        return statistics
-
-    nn, nt, nr, tt, tr, rr = fields[4:]
-    # Example b's sums about the whole batch's mean and variance are t_b + shift n_b and
-    # r_b + 2 shift t_b + excess n_b.
-    excess = jnp.square(shift) + squares / jnp.maximum(counts, 1) - variance
-    t_squared = tt + 2 * shift * nt + jnp.square(shift) * nn
-    w_squared = rr + 4 * shift * (shift * tt + tr + excess * nt) + excess * (excess * nn + 2 * nr)
-    examples = total(fields[3])
-    correction = examples / jnp.maximum(examples - 1, 1)
-
-    def sampling_variance(per_example: jax.Array) -> jax.Array:
-        noise = correction * total(per_example) / jnp.square(jnp.maximum(count, 1))
-        return finish(jnp.where(examples > 1, jnp.maximum(noise, 0), jnp.inf))
-
-    return statistics._replace(
-        mean_noise=sampling_variance(t_squared),
-        variance_noise=sampling_variance(w_squared),
-        examples=finish(examples, one_count),
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _statistics(
+    plan: Plan, x: jax.Array, valid: jax.Array | None, reference: jax.Array, epsilon: jax.Array
+) -> BatchStatistics:
+    sums, about = sums_about(plan, x, valid, reference, epsilon)
+    count = jnp.maximum(sums["count"], 1)
+    shift, variance = shift_and_variance(sums)
+    some = sums["count"] > 0
+    result = BatchStatistics(
+        mean=select(some, about + shift),
+        variance=variance,
+        count=_shared(sums["count"], variance),
+    )
+    if not plan.by_example:
+        return result
+    squares = _squares_of_examples(sums, shift, variance)
+    examples = sums["examples"]
+    correction = examples / jnp.maximum(examples - 1, 1) / jnp.square(count)
+    mean_noise, variance_noise = (
+        select(examples > 1, correction * jnp.maximum(a, 0)) for a in squares
+    )
+    return result._replace(
+        mean_noise=mean_noise,
+        variance_noise=variance_noise,
+        examples=_shared(examples, variance),
     )
 
 
-def _in_two_reductions(
-    x: jax.Array,
-    features: tuple[int, ...],
-    valid: jax.Array | None,
-    axis_name: AxisName | None,
-    groups: Any,
-) -> BatchStatistics:
-    """The global mean first, then the squares about it: one all-reduce each."""
-    axes = _reduction_axes(x.ndim, features)
+def _squares_of_examples(
+    sums: Sums, shift: jax.Array, variance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the sums over examples of t_b^2 and w_b^2, about the mean and the variance.
 
-    def everywhere(a: jax.Array) -> jax.Array:
-        if axis_name is None:
-            return a
-        return lax.psum(a, axis_name, axis_index_groups=groups)
-
-    local_count, local_sum = _count(x, axes, valid), _sum(x, axes, valid)
-    count = jnp.broadcast_to(local_count, local_sum.shape).astype(x.dtype)
-    total, count = checkpoint_name(everywhere(jnp.stack([local_sum, count])), SAVED_STATISTICS)
-    count = _real(count)
-    mean = total / jnp.maximum(count, 1).astype(x.dtype)
-    squares = everywhere(_squares_about(mean, x, axes, valid, n=local_count, sums=local_sum))
-    squares = checkpoint_name(squares, SAVED_STATISTICS)
-    mean, count, squares = (jnp.squeeze(a, axes) for a in (mean, count, squares))
-    variance = squares / jnp.maximum(count, 1)
-    if _is_shared(valid, features):
-        count = jnp.max(count, initial=0)
-    return BatchStatistics(mean, variance, count)
-
-
-def _sum(x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None) -> jax.Array:
-    return jnp.sum(x if valid is None else jnp.where(valid, x, 0), axes, keepdims=True)
-
-
-def _squares_about(
-    mean: jax.Array,
-    x: jax.Array,
-    axes: tuple[int, ...],
-    valid: jax.Array | None,
-    *,
-    n: jax.Array,
-    sums: jax.Array,
-) -> jax.Array:
-    """Sum over ``axes`` of |x - mean|^2; ``n`` and ``sums`` are those of the values summed over.
-
-    The large sum is about a centre that is constant under differentiation. Where it goes over all
-    that the mean is of, it does not depend on the centre to first order, and the backward pass is
-    spared a reduction over x. The second term moves the centre to the mean: its value is zero, its
-    derivatives are what is missing. The centre has a name so that the backward pass keeps it
-    rather than the centred input.
+    Of values about a reference example b has the sum t and the sum of squares w; about the mean,
+    ``shift`` away, and less the variance these are t - shift n and w - 2 shift t + excess n.
     """
-    centre = checkpoint_name(lax.stop_gradient(mean), SAVED_STATISTICS)
-    deviation = x - centre if valid is None else jnp.where(valid, x - centre, 0)
-    squares = jnp.sum(_abs_squared(deviation), axes, keepdims=True)
-    shift, n = mean - centre, n.astype(x.dtype)
-    return squares - _real(jnp.conj(shift) * (2 * (sums - n * centre) - n * shift))
+    tt, tw, ww, nn, nt, nw = (sums[name] for name in ("tt", "tw", "ww", "nn", "nt", "nw"))
+    excess = jnp.square(shift) - variance
+    t_squared = tt - 2 * shift * nt + jnp.square(shift) * nn
+    w_squared = ww + 4 * shift * (shift * tt - tw - excess * nt) + excess * (excess * nn + 2 * nw)
+    return t_squared, w_squared
 
 
-def _count(x: jax.Array, axes: tuple[int, ...], valid: jax.Array | None) -> jax.Array:
-    """Number of valid values over ``axes``, which stay as axes of size 1; real."""
-    dtype = jnp.finfo(x.dtype).dtype
-    if valid is None:
-        return jnp.full((1,) * x.ndim, math.prod(x.shape[a] for a in axes), dtype)
-    # An axis that the mask leaves at size 1 counts in full.
-    repeats = math.prod(x.shape[a] for a in axes if valid.shape[a] == 1)
-    return repeats * jnp.sum(valid, axes, keepdims=True, dtype=dtype)
+def _shared(count: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns one count where it serves all channels, otherwise one a channel."""
+    return count.reshape(()) if count.size == 1 else jnp.broadcast_to(count, like.shape)
 
 
-def _is_shared(valid: jax.Array | None, features: tuple[int, ...]) -> bool:
-    """Whether all channels have the same valid values, so that one count serves them all."""
-    return valid is None or all(valid.shape[f] == 1 for f in features)
+@_statistics.defjvp
+def _statistics_jvp(
+    plan: Plan, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[BatchStatistics, BatchStatistics]:
+    """Differentiates the definitions of mean and variance rather than the sums behind them.
+
+    What the sums are about, and whether they are made twice, has no effect on the result. Only per-
+    channel values are kept from the forward pass, under a name.
+    """
+    x, valid, *_ = primals
+    result = _statistics(plan, *primals)
+    result = jax.tree.map(lambda a: checkpoint_name(a, _SAVED), result)
+    dx = tangents[0].astype(plan.dtype)
+    centred = x.astype(plan.dtype) - plan.wide(result.mean)
+    if valid is not None:
+        dx, centred = select(valid, dx), select(valid, centred)
+    sums = {
+        "mean": jnp.sum(dx, plan.axes),
+        "variance": 2 * jnp.sum(real(centred * jnp.conj(dx)), plan.axes),
+    }
+    count = jnp.maximum(result.count, 1)
+    slopes = {n: a / count.astype(a.dtype) for n, a in plan.everywhere(sums).items()}
+    tangent = jax.tree.map(jnp.zeros_like, result)._replace(**slopes)
+    if plan.by_example:
+        noise = functools.partial(_noise_about, plan, valid=valid, counts=result)
+        along = (tangents[0], slopes["mean"], slopes["variance"])
+        _, noises = jax.jvp(noise, (x, result.mean, result.variance), along)
+        tangent = tangent._replace(mean_noise=noises[0], variance_noise=noises[1])
+    return result, tangent
 
 
-def _split_axis(a: jax.Array, axis: int, n_parts: int) -> jax.Array:
-    """Cuts one axis into (parts, size / parts); an axis of size 1 that broadcasts stays so."""
-    size = a.shape[axis]
-    cut = (n_parts, size // n_parts) if size % n_parts == 0 else (1, size)
-    return a.reshape((*a.shape[:axis], *cut, *a.shape[axis + 1 :]))
-
-
-def _reduction_axes(ndim: int, features: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a for a in range(ndim) if a not in features)
-
-
-def _abs_squared(x: jax.Array) -> jax.Array:
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-
-
-def _real(x: jax.Array) -> jax.Array:
-    return x.real if jnp.iscomplexobj(x) else x
+def _noise_about(
+    plan: Plan,
+    x: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    *,
+    valid: jax.Array | None,
+    counts: BatchStatistics,
+) -> tuple[jax.Array, jax.Array]:
+    """The two noises as defined, given mean and variance: what is differentiated."""
+    centred = x.astype(plan.dtype) - plan.wide(mean)
+    excess = jnp.square(centred) - plan.wide(variance)
+    if valid is not None:
+        centred, excess = select(valid, centred), select(valid, excess)
+    inner = plan.axes[1:]
+    sums = {
+        name: jnp.sum(jnp.square(jnp.sum(a, inner, keepdims=True)), plan.axes)
+        for name, a in (("mean", centred), ("variance", excess))
+    }
+    sums = plan.everywhere(sums)
+    examples = counts.examples
+    assert examples is not None
+    correction = examples / jnp.maximum(examples - 1, 1) / jnp.square(jnp.maximum(counts.count, 1))
+    known = jnp.where(examples > 1, correction, 0)
+    return known * sums["mean"], known * sums["variance"]

@@ -181,7 +181,7 @@ def sample_variances(channels: int, count: int, spread: float) -> Variances:
     v = rng.standard_gamma((count - 1) / 2, size=shape) * (2 * truth / count)
     v = np.maximum(v, 1e-300)  # a Gamma(1/2) number may round to zero, which empties G
     scaled = count / (count + 1) * v
-    # The rule is linear in `fraction`, and test_estimators checks both values: one call will do.
+    # The rule is linear in `fraction`, and tests/estimators checks both values: one call will do.
     whole = vectorised("stein_variance")(v, count)
     return Variances(truth, v, scaled, whole, scaled + 0.5 * (whole - scaled))
 

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from steinnorm import shrinkage as rules
-from steinnorm.nnx import SteinBatchNorm, convert, revert
+from steinnorm.nnx import ShrinkageFactor, SteinBatchNorm, convert, revert
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_several_feature_axes(axis, key):
 class TestTelemetry:
     def test_factors_are_sown_in_a_capture(self, x):
         layer = SteinBatchNorm(5, rngs=nnx.Rngs(0))
-        _, sown = nnx.capture(layer, nnx.Intermediate)(x)
+        _, sown = nnx.capture(layer, ShrinkageFactor)(x)
         factors = nnx.to_pure_dict(sown)
         assert 0.5 <= factors["mean_factor"][0] <= 1  # 3/(C+1) is the least at C = 5
         assert factors["variance_factor"][0].shape == ()

@@ -137,7 +137,7 @@ def test_equal_arguments_give_equal_shrinkages():
     assert hash(rules.by_name("ridge", strength=0.1)) == hash(rules.ridge(0.1))
     assert copy.deepcopy(rules.toward_running()) == rules.toward_running()
     for rule in (rules.stein(0.5), rules.none(), rules.toward_running("running")):
-        assert pickle.loads(pickle.dumps(rule)) is rule
+        assert pickle.loads(pickle.dumps(rule)) == rule
 
 
 def test_a_changed_rule_is_copied_with_its_change():

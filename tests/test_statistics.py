@@ -79,11 +79,12 @@ def test_noise_agrees_with_the_reference(shape, axis, mask_shape, x64):
     np.testing.assert_allclose(np.broadcast_to(got.examples, want.examples.shape), want.examples)
 
 
-def test_noise_of_one_example_is_infinite():
+def test_noise_of_one_example_is_zero_and_the_examples_say_so():
     x, _ = draw((1, 4, 4, 3), None)
     got = statistics(x.astype(np.float32), noise=True)
-    assert np.all(np.isinf(got.mean_noise))
-    assert np.all(np.isinf(got.variance_noise))
+    np.testing.assert_array_equal(got.mean_noise, np.zeros(3))
+    np.testing.assert_array_equal(got.variance_noise, np.zeros(3))
+    assert got.examples == 1
 
 
 def test_cluster_noise_sees_what_pixel_noise_does_not():
@@ -106,6 +107,28 @@ def test_large_offset(shape, use_fast_variance):
     want = reference.batch_statistics(x)
     np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
     np.testing.assert_allclose(got.mean, want.mean, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("as_users_compile")
+@pytest.mark.parametrize("noise", [False, True])
+def test_the_reference_decides_what_is_read_not_the_result(noise):
+    x = draw((16, 5, 5, 3), None)[0].astype(np.float32)
+    mask = np.arange(16).reshape(16, 1, 1, 1) % 3 > 0
+    want = reference.batch_statistics(x, mask=mask)
+    for guess in (None, [2.0, 2.0, 2.0], [1e3, -50.0, 2.0], [np.nan, np.inf, -1e30]):
+        got = batch_statistics(x, mask=mask, noise=noise, reference=guess)
+        # A few roundings of the reference, which is 300 standard deviations away at most.
+        np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5, atol=5e-4)
+        np.testing.assert_allclose(got.variance, want.variance, rtol=2e-4)
+        if noise:
+            np.testing.assert_allclose(got.mean_noise, want.mean_noise, rtol=1e-3)
+            np.testing.assert_allclose(got.variance_noise, want.variance_noise, rtol=1e-3)
+
+
+def test_where_all_axes_are_features_it_is_one_example():
+    got = batch_statistics(jnp.array([[1.0, 2.0]]), axis=(0, 1))
+    np.testing.assert_array_equal(got.mean, [[1.0, 2.0]])
+    np.testing.assert_array_equal(got.variance, [[0.0, 0.0]])
 
 
 def test_count_has_one_value_unless_the_mask_differs_between_channels():
@@ -175,7 +198,7 @@ def test_derivatives_against_differences(options, x64, key):
     ("arguments", "error", "message"),
     [
         ({"axis": 2}, ValueError, r"axis 2 is out of range for an input of rank 2"),
-        ({"axis": (0, 1)}, ValueError, r"names every axis"),
+        ({"reference": np.ones(3)}, ValueError, r"shape of the features, \(2,\); got \(3,\)"),
         ({"axis": 1.0}, TypeError, r"axis must be an integer"),
         ({"mask": np.ones(3, bool)}, ValueError, r"broadcastable to the input's shape \(4, 2\)"),
         ({"mask": np.ones((1, 4, 2), bool)}, ValueError, r"got shape \(1, 4, 2\)"),

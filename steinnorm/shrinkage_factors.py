@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from steinnorm._numerics import safe_divide
 from steinnorm.functional import Normalised
-from steinnorm.shrinkage import RunningStatistics, Shrinkage, resolve
+from steinnorm.statistics import Moments
 
 __all__ = ["ShrinkageFactors", "shrinkage_factors"]
 
@@ -24,18 +24,15 @@ class ShrinkageFactors(NamedTuple):
     variance: jax.Array
 
 
-def shrinkage_factors(
-    result: Normalised, shrinkage: str | Shrinkage, running: RunningStatistics | None
-) -> ShrinkageFactors:
+def shrinkage_factors(result: Normalised, running: Moments | None = None) -> ShrinkageFactors:
     """Returns the least-squares factors of the shrunk statistics on the batch's own.
 
     Both are measured from the target: zero, or ``running`` for a shrinkage towards it. For
     :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor.
 
     Args:
-      result: what :func:`stein_batch_norm` returned for a batch.
-      shrinkage: the shrinkage that was used, or its name.
-      running: the running statistics before that call.
+      result: what :func:`~steinnorm.stein_batch_norm` returned for a batch.
+      running: the running statistics before that call; only a shrinkage towards them needs them.
 
     Returns:
       The two factors, real scalars.
@@ -43,18 +40,21 @@ def shrinkage_factors(
     Raises:
       ValueError: the result holds no batch statistics.
     """
-    if result.batch is None:
-        raise ValueError("no batch statistics were used, so nothing was shrunk")
-    toward = resolve(shrinkage).toward_running and running is not None
+    if result.batch is None or result.shrinkage is None:
+        raise ValueError(
+            "expected the result of a call that used batch statistics; this one used running "
+            "statistics, so nothing was shrunk."
+        )
+    toward = result.shrinkage.toward_running and running is not None
+    targets = running if toward and running is not None else (None, None)
 
     def factor(used: jax.Array, own: jax.Array, target: jax.Array | None) -> jax.Array:
-        if toward and target is not None:
+        if target is not None:
             used, own = used - target, own - target
         return safe_divide(
             jnp.sum(used * own.conj()).real, jnp.sum(own * own.conj()).real, otherwise=1.0
         )
 
-    targets = running or (None, None)
     return ShrinkageFactors(
         factor(result.used.mean, result.batch.mean, targets[0]),
         factor(result.used.variance, result.batch.variance, targets[1]),

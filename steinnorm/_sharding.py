@@ -1,0 +1,68 @@
+"""Where arrays lie, as far as their types say: meshes with explicit axes (``jax.set_mesh``).
+
+Elsewhere XLA decides, and these functions do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+A = TypeVar("A", bound=jax.Array | None)
+
+__all__ = ["is_explicit", "placed_as_features", "placed_like", "select", "sharded_axes"]
+
+
+def is_explicit(x: jax.Array) -> bool:
+    """Returns whether the type of ``x`` says where it lies."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def sharded_axes(x: jax.Array) -> frozenset[int]:
+    """Returns the axes of which the type says that they lie on several devices."""
+    spec = jax.typeof(x).sharding.spec
+    return frozenset(axis for axis, names in enumerate(spec) if names is not None)
+
+
+def placed_as_features(value: A, x: jax.Array, features: Sequence[int]) -> A:
+    """Lays per-channel values out over devices as the channels of ``x`` are.
+
+    Args:
+      value: in the shape of the features; or a scalar, or None, which stay as they are.
+      x: the batch.
+      features: its feature axes.
+    """
+    if value is None or jnp.ndim(value) == 0 or not is_explicit(x):
+        return value
+    sharding = jax.typeof(x).sharding
+    spec = PartitionSpec(*(sharding.spec[f] for f in features))
+    return jax.reshard(jnp.asarray(value), NamedSharding(sharding.mesh, spec))
+
+
+def placed_like(value: jax.Array, other: jax.Array) -> jax.Array:
+    """Lays ``value`` out over its devices as ``other`` is, an array of the same rank."""
+    if not is_explicit(value):
+        return value
+    spec = jax.typeof(other).sharding.spec  # of nothing but None where it is on one device
+    return jax.reshard(value, NamedSharding(jax.typeof(value).sharding.mesh, spec))
+
+
+def select(condition: jax.Array, yes: jax.Array, no: ArrayLike = 0) -> jax.Array:
+    """Does what ``jnp.where`` does, in the shape and place of ``yes``.
+
+    With explicit axes ``jnp.where`` refuses a condition that lies elsewhere than the values.
+    """
+    if not is_explicit(yes):
+        return jnp.where(condition, yes, no)
+
+    def like_yes(a: jax.Array) -> jax.Array:
+        axes = range(yes.ndim - a.ndim, yes.ndim)
+        return lax.broadcast_in_dim(a, yes.shape, axes, out_sharding=jax.typeof(yes).sharding)
+
+    return lax.select(like_yes(condition), yes, like_yes(jnp.asarray(no, yes.dtype)))
