@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -156,8 +157,16 @@ def start_compilers() -> None:
         sys.exit(f"libtpu did not start; it allows one process at a time on a machine: {error}")
 
 
+def not_measured(missing: Sequence[Case]) -> str:
+    """Returns a paragraph that names the programs for which there is no figure."""
+    if not missing:
+        return ""
+    names = sorted({f"{case.part} {case.subject} {case.variant}" for case in missing})
+    return f"\nNot measured at this commit: {', '.join(names)}.\n"
+
+
 def main() -> None:
-    """Measures, prints the tables, and writes them when all is known."""
+    """Measures, prints the tables, and writes those of what is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="some of: %(default)s")
     parser.add_argument("--quick", action="store_true", help="a small subset; writes no document")
@@ -175,11 +184,10 @@ def main() -> None:
     complete = [case for part in PARTS for case in plan(part, quick=False)]
     missing = [case for case in complete if case.key not in results]
     print("\n" + document(cases, results))
-    if not missing:
-        write_text(arguments.write, document(complete, results))
-        print(f"written to {arguments.write}")
-    elif not arguments.quick:
-        print(f"{arguments.write} is not written: {len(missing)} programs are not measured yet")
+    if not arguments.quick:
+        measured = [case for case in complete if case.key in results]
+        write_text(arguments.write, document(measured, results) + not_measured(missing))
+        print(f"written to {arguments.write}; {len(missing)} programs are not measured yet")
     if failures:
         sys.exit(f"{failures} programs could not be compiled; run again to try them again")
 

@@ -16,7 +16,14 @@ from jax.typing import ArrayLike
 
 A = TypeVar("A", bound=jax.Array | None)
 
-__all__ = ["is_explicit", "placed_as_features", "placed_like", "select", "sharded_axes"]
+__all__ = [
+    "is_explicit",
+    "placed_as_features",
+    "placed_like",
+    "placed_on",
+    "select",
+    "sharded_axes",
+]
 
 
 def is_explicit(x: jax.Array) -> bool:
@@ -43,6 +50,16 @@ def placed_as_features(value: A, x: jax.Array, features: Sequence[int]) -> A:
     sharding = jax.typeof(x).sharding
     spec = PartitionSpec(*(sharding.spec[f] for f in features))
     return jax.reshard(jnp.asarray(value), NamedSharding(sharding.mesh, spec))
+
+
+def placed_on(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """Lays a mask out over devices as ``x`` is, but for the axes along which it broadcasts."""
+    if not is_explicit(x):
+        return mask
+    sharding = jax.typeof(x).sharding
+    sizes = zip(sharding.spec, mask.shape, x.shape, strict=True)
+    spec = PartitionSpec(*(names if m == size else None for names, m, size in sizes))
+    return jax.reshard(mask, NamedSharding(sharding.mesh, spec))
 
 
 def placed_like(value: jax.Array, other: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ How the numbers are made:
 1. Values are taken relative to a *reference* that every device knows by itself: the running mean,
    or zero. The sum of the values and that of their squared distances from the reference come out
    of one read of the batch; a TPU makes them while it writes the batch.
-2. One all-reduce brings the devices' sums together. It does not grow with the number of devices, and
+2. One all-reduce brings the sums of all devices together. It does not grow with their number, and
    shards of any size, empty ones included, give what a single device would give.
 3. Squares about a reference many standard deviations away have lost the digits that the variance
    needs (Chan, Golub & LeVeque 1983). Where that is so, which all devices see in the same sums,
@@ -40,6 +40,8 @@ Sums = dict[str, jax.Array]
 # 1e-3 of epsilon, are accepted before the squares are summed again.
 _FAR_IN_VARIANCES = 16.0
 _FAR_IN_EPSILONS = 1e4
+# A variance of so many roundings of what was subtracted is none.
+_ROUNDINGS = 16
 # The repeat goes through the batch in at least so many parts: XLA sets memory aside, and counts
 # bytes, for one part, and does so where the repeat never runs too.
 _LEAST_PARTS = 10
@@ -129,10 +131,17 @@ def sums_about(
 
 
 def shift_and_variance(sums: Sums) -> tuple[jax.Array, jax.Array]:
-    """Returns how far the means lie from the reference, and the biased variances."""
+    """Returns how far the means lie from the reference, and the biased variances.
+
+    What is within the roundings of the difference is 0: that of a constant channel, on which a
+    geometric mean of all variances depends.
+    """
     count = jnp.maximum(sums["count"], 1)
     shift = sums["sum"] / count.astype(sums["sum"].dtype)
-    return shift, jnp.maximum(sums["squares"] / count - abs_squared(shift), 0)
+    removed = abs_squared(shift)
+    variance = sums["squares"] / count - removed
+    roundings = _ROUNDINGS * float(jnp.finfo(variance.dtype).eps)
+    return shift, select(~(variance <= roundings * removed), variance)  # NaN stays NaN
 
 
 def _read(
@@ -261,6 +270,12 @@ def _repeat_if_far(
         centred = _block_by_parts(plan, x, valid, mean, like=block, repeat=far)
         products = _products(plan, centred, masked=valid is not None)
         products = plan.everywhere({n: products[n] for n in names if n in products})
+        # The mean is known to a few roundings of what it was made of. A constant channel's squares
+        # about it are of that size, and nothing else.
+        largest = jnp.maximum(jnp.abs(reference), jnp.abs(mean))
+        roundings = 2 * float(jnp.finfo(variance.dtype).eps) * largest
+        nothing = products["squares"] <= sums["count"] * jnp.square(roundings)
+        products["squares"] = select(~nothing, products["squares"])
         return {n: _complete(plan, x, products | {"sum": 0 * shift})[n] for n in names}
 
     repeated = lax.cond(far, again, lambda: {n: sums[n] for n in names})

@@ -85,6 +85,10 @@ def stein_batch_norm(
     stored beside it. Forward mode and higher derivatives work. The rounding error of y is that of
     x * a, about 1e-7 |mean| / deviation in float32, where the deviation is at least sqrt(epsilon).
 
+    A channel whose variance does not exceed epsilon keeps its sample mean. What a rule other than
+    ``toward_running`` leaves of a (nearly) constant channel's mean would be divided by
+    sqrt(epsilon): 1 would come out as 250. Elsewhere the rules' formulas hold as they are.
+
     Args:
       x: input of any rank, real or (with shrinkage "none") complex.
       scale: gamma, in the shape of the features, or None for 1.
@@ -99,9 +103,10 @@ def stein_batch_norm(
         that is evaluated, whatever a shrinkage does in training.
       axis: the feature axis, or several.
       mask: which values count, broadcastable to ``x``. Channels with no valid value are
-        normalised with the running statistics and leave them unchanged.
+        normalised with the running statistics and leave them unchanged, as does an empty batch.
       momentum: in [0, 1].
-      epsilon: added to the variance; the square of the units of ``x``.
+      epsilon: added to the variance; a scalar or one for each channel, in the square of the units
+        of ``x``; may be traced.
       dtype: dtype of ``y``; by default that of ``x``, ``scale`` and ``bias`` together.
       axis_name: mapped axis to combine statistics over (pmap, shard_map, vmap); see
         :func:`~steinnorm.batch_statistics`.

@@ -38,13 +38,15 @@ class SteinBatchNorm(nn.BatchNorm):
 
     How much was shrunk can be read: with ``mutable=["intermediates"]`` each call sows
     ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
-    not computed.
+    not computed. Gradients accumulated over micro-batches use the statistics of each by itself, and
+    the running ones move at each; where that is too noisy, :func:`freeze` them or use
+    ``shrinkage="toward_running"``.
 
     Attributes:
       use_running_average: True in inference, False in training; here or in the call.
       axis: the feature axis, or several.
       momentum: share of the running value that an update keeps, in [0, 1].
-      epsilon: added to the variance.
+      epsilon: added to the variance; a scalar or one for each channel, may be traced.
       dtype: dtype of the result (default: that of input and parameters together).
       param_dtype: dtype of ``scale`` and ``bias``.
       use_bias: whether to add a learned bias.
@@ -54,8 +56,9 @@ class SteinBatchNorm(nn.BatchNorm):
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
         with sharded inputs, where statistics are global already).
       axis_index_groups: groups of indices of that axis.
-      use_fast_variance: True for one all-reduce of 3 * C numbers per device, False for two of C;
-        both are accurate, with a mean of 1e4 and a standard deviation of 1 too.
+      use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
+        where a mean is far from its running value; False finds the mean first, in a read and an
+        all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
       force_float32_reductions: False rounds statistics to the input's dtype and keeps running
         values in ``param_dtype``.
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a

@@ -35,8 +35,8 @@ class SteinBatchNorm(nnx.BatchNorm):
     The variables are Flax's: parameters ``scale`` and ``bias``, batch statistics ``mean`` and
     ``var``. A state of ``flax.nnx.BatchNorm`` loads into this layer and the other way round, with
     the same inference: the running statistics hold what the layer normalised with, so inference
-    needs no shrinkage. ``shrinkage="none"`` is Flax's layer, but that running statistics stay
-    float32 in inference with a smaller ``dtype``.
+    needs no shrinkage. ``shrinkage="none"`` is Flax's layer, but that a smaller ``dtype`` rounds
+    the result only, not what it is computed from.
 
     How much was shrunk can be read: under ``nnx.capture(..., ShrinkageFactor)`` each call sows
     ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
@@ -48,7 +48,7 @@ class SteinBatchNorm(nnx.BatchNorm):
         ``model.train()``, by ``nnx.view`` or in the call.
       axis: the feature axis, or several (then ``num_features`` is the product of their sizes).
       momentum: share of the running value that an update keeps, in [0, 1].
-      epsilon: added to the variance.
+      epsilon: added to the variance; a scalar or one for each channel, may be traced.
       dtype: dtype of the result (default: that of input and parameters together).
       param_dtype: dtype of ``scale`` and ``bias``.
       use_bias: whether to add a learned bias.
@@ -58,10 +58,11 @@ class SteinBatchNorm(nnx.BatchNorm):
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
         with sharded inputs, where statistics are global already).
       axis_index_groups: groups of indices of that axis.
-      use_fast_variance: True for one all-reduce of 3 * C numbers per device, False for two of C;
-        both are accurate, with a mean of 1e4 and a standard deviation of 1 too.
-      promote_dtype: function from (x, mean, var, scale, bias) and dtype to the promoted five; of
-        its results the mean and variance are used only where they are at least float32.
+      use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
+        where a mean is far from its running value; False finds the mean first, in a read and an
+        all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
+      promote_dtype: function from (x, mean, var, scale, bias) and dtype to the promoted five; what
+        it rounds to a smaller dtype is used as it was.
       rngs: rng streams, for the parameters.
       bias_metadata: metadata of the bias.
       scale_metadata: metadata of the scale.

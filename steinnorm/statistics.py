@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from steinnorm import _checks
 from steinnorm._numerics import promote_types
-from steinnorm._sharding import placed_as_features, select
+from steinnorm._sharding import placed_as_features, placed_on, select
 from steinnorm._sums import (
     AxisName,
     Plan,
@@ -123,7 +123,7 @@ def batch_statistics(
     features = _checks.feature_axes(axis, x.ndim)
     if noise and jnp.iscomplexobj(x):
         raise ValueError(f"noise=True needs a real input; got dtype {x.dtype}.")
-    valid = None if mask is None else _checks.mask_array(mask, x.shape)
+    valid = None if mask is None else placed_on(_checks.mask_array(mask, x.shape), x)
     shape = tuple(x.shape[f] for f in features)
     if reference is not None:
         _checks.feature_shape("reference", reference, shape)

@@ -1,6 +1,7 @@
 """Meshes with explicit axes (``jax.set_mesh``): what a single device gives, wherever x lies."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,11 @@ def assert_close(got, want, tolerance=2e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("shrinkage", RULES)
-def test_training_forward_and_gradient(spec, shrinkage):
+@pytest.mark.parametrize(
+    ("shrinkage", "spec"),
+    [*itertools.product(RULES, ("data", "model", "data_model")), ("stein", "both_on_examples")],
+)
+def test_training_forward_and_gradient(shrinkage, spec):
     want = on_one_device(shrinkage=shrinkage)
     mesh = jax.make_mesh((2, 2), ("data", "model"), (AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
@@ -123,9 +126,6 @@ def test_mask_of_single_values(explicit_mesh):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="ShardingTypeError: _sums cuts masks as if they lay where x does"
-)
 @pytest.mark.parametrize("mask_spec", [P(None, "data"), P(None, None, None, "model")])
 def test_a_mask_that_lies_elsewhere_than_the_input(explicit_mesh, mask_spec):
     x, mask = draw(), np.random.default_rng(2).random(SHAPE) < 0.7
