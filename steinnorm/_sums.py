@@ -270,8 +270,8 @@ def _repeat_if_far(
         centred = _block_by_parts(plan, x, valid, mean, like=block, repeat=far)
         products = _products(plan, centred, masked=valid is not None)
         products = plan.everywhere({n: products[n] for n in names if n in products})
-        # A constant channel's squares are those of the roundings of its mean, and nothing else. Where
-        # they do not matter beside epsilon they are none.
+        # A constant channel's squares are those of the roundings of its mean, and nothing else.
+        # Where they do not matter beside epsilon they are none.
         largest = jnp.maximum(jnp.abs(reference), jnp.abs(mean))
         roundings = jnp.square(8 * float(jnp.finfo(variance.dtype).eps) * largest)
         nothing = products["squares"] <= sums["count"] * jnp.minimum(roundings, 1e-3 * epsilon)
