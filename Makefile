@@ -8,7 +8,7 @@ WORKDIR ?= runs/demo
 .PHONY: help demo test test-slow lint format bench bench-accelerators clean
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # One stamp per set of extras, so that `make demo` does not install the test tools.
 $(BIN)/python:
@@ -64,4 +64,4 @@ bench-accelerators: $(ACCELERATORS)/.installed  ## What programs compiled for a 
 	$(ACCELERATORS)/bin/python -m benchmarks.accelerators
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ACCELERATORS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
