@@ -36,9 +36,9 @@ __all__ = ["AxisName", "Plan", "Sums", "abs_squared", "shift_and_variance", "sum
 AxisName = str | tuple[str, ...]
 Sums = dict[str, jax.Array]
 
-# A reference at distance d costs the variance (d / deviation)^2 roundings: at most 2e-6 of it, or
+# A reference at distance d costs the variance (d / deviation)^2 roundings: at most 5e-7 of it, or
 # 1e-3 of epsilon, are accepted before the squares are summed again.
-_FAR_IN_VARIANCES = 16.0
+_FAR_IN_VARIANCES = 4.0
 _FAR_IN_EPSILONS = 1e4
 # A variance of so many roundings of what was subtracted is none.
 _ROUNDINGS = 16

@@ -78,7 +78,7 @@ def batch_statistics(
     """Computes mean, biased variance and count of every channel.
 
     The batch is read once, and several devices make one all-reduce. A second one follows in two
-    cases. Where a mean lies more than four standard deviations from its ``reference``, the squares
+    cases. Where a mean lies more than two standard deviations from its ``reference``, the squares
     are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves. On
     GPUs, where such a decision would stop the host, the reference is sampled from the batch first.
 

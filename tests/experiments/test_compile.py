@@ -38,9 +38,7 @@ def test_training_steps_are_those_of_the_defaults(build):
     fast = jax.jit(gradients, compiler_options=compiler_options(4))(state, rest, x)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(fast), strict=True):
         scale = max(float(np.abs(a).max()), 1e-3)
-        # HRNet's smallest maps have 4 values a channel here: batch norm magnifies the roundings in
-        # which the two differ (2.3e-4 of the largest gradient was seen).
-        np.testing.assert_allclose(np.asarray(b) / scale, np.asarray(a) / scale, atol=1e-3)
+        np.testing.assert_allclose(np.asarray(b) / scale, np.asarray(a) / scale, atol=2e-4)
 
 
 def test_the_fast_form_is_taken_only_where_it_gives_the_same():
