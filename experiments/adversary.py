@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.attacks import geometry
 from experiments.config import AdversaryConfig, Statistics
 from experiments.data.batches import Batch
 from experiments.models.norms import in_evaluation
 from experiments.step import TrainState, as_inputs, split
 from experiments.tasks import Task
+from steinnorm.attacks import _geometry as geometry
 
 _BOX = (0.0, 1.0)
 

@@ -8,18 +8,17 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import attacks
-from experiments.attacks import (
+from experiments.config import AttackConfig, ConfigError
+from experiments.tasks import Segmentation, Task
+from steinnorm import attacks
+from steinnorm.attacks import (
     AttackResult,
     ShortReachWarning,
     Threat,
-    companions,
-    geometry,
+    batch_threats,
     losses,
 )
-from experiments.compile import jitted
-from experiments.config import AttackConfig, ConfigError
-from experiments.tasks import Segmentation, Task
+from steinnorm.attacks import _geometry as geometry
 
 ThreatModel = Literal["joint", "independent", "companion"]
 """Who attacks whom in a batch whose statistics count.
@@ -162,7 +161,7 @@ class Opponent:
         function, settings = _call(attack, dependent=self.threat_model == "companion")
         found = []
         for i in range(count):
-            result = getattr(companions, self.threat_model)(
+            result = getattr(batch_threats, self.threat_model)(
                 function,
                 self.logits_fn,
                 x,
@@ -181,12 +180,9 @@ class Opponent:
         return Attacked(jnp.stack(inputs), jnp.stack(answers), jnp.stack(changes), sum(zeros))
 
 
+@jax.jit
 def answer(logits_fn: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
     """What the model answers, compiled once for all states of a model."""
-    return jitted(_answer)(logits_fn, x)
-
-
-def _answer(logits_fn: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
     return logits_fn(x)
 
 

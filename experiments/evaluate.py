@@ -14,10 +14,9 @@ import numpy as np
 from flax import nnx
 
 import steinnorm
-from experiments import attacks, cells, scores
+from experiments import cells, scores
 from experiments.attacked import DEPENDENT, Opponent, ThreatModel, check_fits
 from experiments.cells import Cell, Values
-from experiments.compile import jitted
 from experiments.config import AttackConfig, Statistics
 from experiments.data.batches import Batch, in_order
 from experiments.data.examples import Examples
@@ -25,6 +24,7 @@ from experiments.models.norms import in_evaluation
 from experiments.record import Row
 from experiments.step import as_inputs
 from experiments.tasks import Summary, Task
+from steinnorm import attacks
 
 
 class Labels(NamedTuple):
@@ -227,9 +227,7 @@ class _Measure:
         left = self.plan.measured(len(self.examples)) - before
         found = opponent.attacked(attack, about["epsilon"], (x, y), key, left)
         count = min(int(batch.real.sum()), len(found.distance), left)
-        summary = jitted(_summary, ("task",))(
-            found.outputs, y[: len(found.outputs)], task=self.task
-        )
+        summary = _summary(found.outputs, y[: len(found.outputs)], task=self.task)
         shown = min(count, cells.SHOWN)
         return Cell(
             about=about,
@@ -247,6 +245,7 @@ class _Measure:
         )
 
 
+@functools.partial(jax.jit, static_argnames="task")
 def _summary(outputs: jax.Array, y: jax.Array, *, task: Task) -> Summary:
     return task.summary(outputs, y)
 

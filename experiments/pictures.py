@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from experiments.cells import Cell
-from experiments.config import VOID
 from experiments.report import Source, strength
+from steinnorm.attacks import VOID
 
 COLUMNS = 6
 """Examples per picture."""

@@ -9,9 +9,10 @@ import numpy as np
 
 from experiments.cells import Cell, Values
 from experiments.config import AttackConfig, Statistics
-from experiments.metrics import Tally, bootstrap_intervals, wilson_interval
+from experiments.metrics import bootstrap_intervals
 from experiments.record import Row
 from experiments.tasks import Task
+from steinnorm.attacks.intervals import Tally, wilson_interval
 
 WORST = "worst"
 """Name of the attack of rows that take the worst of all attacks of one ball."""

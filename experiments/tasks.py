@@ -13,7 +13,8 @@ import numpy as np
 import optax
 
 from experiments import metrics
-from experiments.config import VOID
+from steinnorm.attacks import VOID
+from steinnorm.attacks.intervals import Tally
 
 Summary = dict[str, jax.Array]
 """What is kept of each example of a batch; every array begins with the batch's dimension."""
@@ -93,7 +94,7 @@ class Classification:
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """``accuracy`` and the mean ``loss``."""
         return {
-            "accuracy": metrics.Tally.of(summary["right"]).share,
+            "accuracy": Tally.of(summary["right"]).share,
             "loss": _mean(summary["loss"]),
         }
 
@@ -142,7 +143,7 @@ class Binary:
         """``auc`` (NaN where only one class is present), ``accuracy`` and the mean ``loss``."""
         return {
             "auc": metrics.auc(summary["logit"], summary["target"]),
-            "accuracy": metrics.Tally.of(summary["right"]).share,
+            "accuracy": Tally.of(summary["right"]).share,
             "loss": _mean(summary["loss"]),
         }
 

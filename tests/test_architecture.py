@@ -84,14 +84,14 @@ def test_the_library_needs_jax_and_flax_only():
 # The rooms of the experiments, a file or a folder each; inside a folder files may use each other.
 ROOMS = [
     ["config", "files", "compile", "metrics", "progress", "interrupts"],
-    ["attacks", "configs", "data", "devices", "checkpoints"],
+    ["configs", "data", "devices", "checkpoints"],
     ["settings", "tasks", "models"],
     ["step", "attacked"],
     ["adversary"],
     ["train"],
     ["record", "runfolder", "cells"],
     ["scores", "attacked"],
-    ["watch", "evaluate", "checks", "report"],
+    ["watch", "evaluate", "report"],
     ["plots", "pictures"],
     ["commands"],
     ["__main__"],
@@ -161,7 +161,7 @@ def test_public_names_are_documented(value):
 
 
 # Those of the experiments whose docstrings have examples for people who use them from outside.
-EXAMPLES = ["experiments.attacks.gradient", "experiments.attacks.scanned", "experiments.checks.run"]
+EXAMPLES = ["steinnorm.attacks.pgd", "steinnorm.attacks.pgd_scan", "steinnorm.attacks.checks.run"]
 
 
 @pytest.mark.usefixtures("mixed_dtypes")

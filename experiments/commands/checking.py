@@ -12,16 +12,17 @@ import numpy as np
 from flax import nnx
 
 from experiments.attacked import DEPENDENT
-from experiments.checks import Checks, Finding, Target, run_checks
-from experiments.config import ChecksConfig, Statistics
+from experiments.config import Statistics
 from experiments.data.examples import Examples
 from experiments.evaluate import Labels, as_logits_fn, identity_of, weights_digest
 from experiments.files import write_json
-from experiments.metrics import Tally, wilson_interval
 from experiments.models.norms import in_evaluation
 from experiments.record import Check, Row
 from experiments.step import as_inputs
 from experiments.tasks import Segmentation, Task
+from steinnorm.attacks.checks import Checks, Finding, Target, run_checks
+from steinnorm.attacks.checks.settings import ChecksConfig
+from steinnorm.attacks.intervals import Tally, wilson_interval
 
 CONVERGENCE = "convergence"
 """Name of the attack of rows for the plot of accuracy against steps: PGD, on the checks' batch."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.config import VOID
+from steinnorm.attacks import VOID
 
 
 class Draw(NamedTuple):

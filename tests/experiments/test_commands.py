@@ -10,10 +10,10 @@ import pytest
 
 from experiments import configs, data
 from experiments.__main__ import main
-from experiments.checks import NAMES
 from experiments.config import Cifar10Data
 from experiments.configs import attacks
 from experiments.models.norms import NORMS
+from steinnorm.attacks.checks import NAMES
 from tests.experiments import commands
 from tests.experiments.data import real
 from tests.experiments.data import test_cifar10 as cifar10

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.checks import NAMES
 from experiments.commands import demo
 from experiments.config import ConfigError
+from steinnorm.attacks.checks import NAMES
 
 ROOT = Path(__file__).parents[2]
 

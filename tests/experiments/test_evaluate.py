@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from experiments import attacked, cells
-from experiments.attacks import LeftThreatError
 from experiments.config import AttackConfig, ConfigError
 from experiments.configs import attacks as catalogue
 from experiments.data.examples import Examples
 from experiments.evaluate import Labels, Plan, evaluate
 from experiments.tasks import Binary, Classification, Segmentation
+from steinnorm.attacks import LeftThreatError
 from steinnorm.nnx import SteinBatchNorm
 
 LABELS = Labels("tiny", "stein", 3, ("a", "b", "c"))

@@ -10,13 +10,12 @@ from scipy.stats import binomtest
 from sklearn.metrics import jaccard_score
 
 from experiments.metrics import (
-    Tally,
     auc,
     bootstrap_intervals,
     mean_iou,
     micro_jaccard,
-    wilson_interval,
 )
+from steinnorm.attacks.intervals import Tally, wilson_interval
 
 
 def bootstrap_interval(statistic, examples, **settings):

@@ -7,9 +7,9 @@ import pytest
 
 from experiments.cells import Cell, Values
 from experiments.config import AttackConfig
-from experiments.metrics import Tally, wilson_interval
 from experiments.scores import CLEAN, in_order, rows, worst_rows
 from experiments.tasks import Binary, Classification, Segmentation
+from steinnorm.attacks.intervals import Tally, wilson_interval
 
 TASK = Classification(3)
 PGD = AttackConfig("pgd", "pgd", (0.1,), steps=5)

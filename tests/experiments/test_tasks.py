@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, roc_auc_score
 
 from experiments import tasks
-from experiments.config import VOID
 from experiments.tasks import Binary, Classification, Segmentation
+from steinnorm.attacks import VOID
 
 K = 4
 

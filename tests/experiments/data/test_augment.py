@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import VOID
 from experiments.data.augment import Augmentation, Draw
+from steinnorm.attacks import VOID
 
 BOTH = Augmentation(mirror=True, shift=9)  # what is drawn below may be anything up to 9
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import VOID, ConfigError
+from experiments.config import ConfigError
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches, ahead, in_order
 from experiments.data.examples import Examples
+from steinnorm.attacks import VOID
 
 MOVED = Augmentation(mirror=True, shift=2)
 

@@ -1,0 +1,34 @@
+"""Attacks and noises for any function from a batch of inputs to a batch of logits.
+
+Every attack is called ``attack(logits_fn, x, y, *, threat, key=None, ...)`` and returns an
+``AttackResult``.  Gradients are those of the function of the whole batch, because a model with
+batch statistics has no other: an image's logits depend on its companions.  ``companions`` has the
+threat models for such models, ``batch_dependence`` finds out whether a model is one.
+"""
+
+from steinnorm.attacks._criterion import VOID as VOID
+from steinnorm.attacks._model import predict as predict
+from steinnorm.attacks.apgd import apgd as apgd
+from steinnorm.attacks.autoattack import autoattack as autoattack
+from steinnorm.attacks.dependence import batch_dependence as batch_dependence
+from steinnorm.attacks.fab import fab as fab
+from steinnorm.attacks.noise import NOISES as NOISES
+from steinnorm.attacks.noise import clipped_cauchy as clipped_cauchy
+from steinnorm.attacks.noise import gaussian as gaussian
+from steinnorm.attacks.noise import rademacher as rademacher
+from steinnorm.attacks.noise import truncated_gaussian as truncated_gaussian
+from steinnorm.attacks.noise import uniform as uniform
+from steinnorm.attacks.pgd import fgsm as fgsm
+from steinnorm.attacks.pgd import pgd as pgd
+from steinnorm.attacks.pgd_scan import pgd_scan as pgd_scan
+from steinnorm.attacks.segmentation import sea as sea
+from steinnorm.attacks.segmentation import segpgd as segpgd
+from steinnorm.attacks.square import square as square
+from steinnorm.attacks.threat import AttackResult as AttackResult
+from steinnorm.attacks.threat import BatchDependenceWarning as BatchDependenceWarning
+from steinnorm.attacks.threat import LeftThreatError as LeftThreatError
+from steinnorm.attacks.threat import NotFiniteError as NotFiniteError
+from steinnorm.attacks.threat import ProbabilitiesWarning as ProbabilitiesWarning
+from steinnorm.attacks.threat import RandomLogitsWarning as RandomLogitsWarning
+from steinnorm.attacks.threat import ShortReachWarning as ShortReachWarning
+from steinnorm.attacks.threat import Threat as Threat

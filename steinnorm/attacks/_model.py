@@ -1,0 +1,141 @@
+"""How attacks call a model, so that models of one architecture share one compilation."""
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steinnorm.attacks.threat import RandomLogitsWarning
+
+LogitsFn = Callable[[jax.Array], jax.Array]
+"""Maps a batch (B, ...) to logits: (B, K), or (B, H, W, K) for a label per pixel.
+
+K = 1 stands for two classes and the logit z of class 1, and is read as the two logits (0, z), whose
+softmax has the same probabilities.
+"""
+
+# Functions whose arrays had changed since they were compiled -> what is compiled now.
+_REMADE: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = weakref.WeakKeyDictionary()
+
+
+def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    """Makes ``logits_fn`` something that a jitted function takes as an argument.
+
+    A ``jax.tree_util.Partial(apply, state)`` is a pytree: ``apply`` is static, the arrays in
+    ``state`` are traced, so another state of the same model does not compile again.  A plain
+    function is static as a whole, with the arrays that it closes over compiled in as constants.
+    """
+    if isinstance(logits_fn, jax.tree_util.Partial):
+        return logits_fn
+    if not callable(logits_fn):
+        raise ValueError(f"logits_fn must be callable; got {type(logits_fn).__name__}")
+    with contextlib.suppress(TypeError):
+        if logits_fn in _REMADE:
+            return _REMADE[logits_fn]
+    return jax.tree_util.Partial(logits_fn)
+
+
+def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, jax.Array]:
+    """The model as an argument of compiled functions, and its logits, as it is now.
+
+    A plain function is compiled with the arrays that it closes over.  Where these have changed
+    since, its compiled form is another model: the function is called once as it is, and compiled
+    anew if the two differ.
+
+    Args:
+      logits_fn: maps a batch (B, ...) to logits.
+      x: inputs (B, ...).
+
+    Raises:
+      ValueError: the logits have another shape.
+
+    Warns:
+      RandomLogitsWarning: the function's logits differ between two calls.
+    """
+    logits = predict(logits_fn, x)
+    model = as_argument(logits_fn)
+    if isinstance(logits_fn, jax.tree_util.Partial):
+        return model, logits
+    direct = traced_logits(logits_fn, x)
+    if _differ(direct, logits, 1e-4):
+        model = _remade(logits_fn)
+        logits = predict(model, x)
+        if _differ(direct, logits, 1e-2):
+            warnings.warn(
+                "two calls of logits_fn on the same inputs gave other logits: a model that is "
+                "random, or holds state, needs an attack on its mean answer",
+                RandomLogitsWarning,
+                stacklevel=4,
+            )
+    return model, logits
+
+
+def _remade(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    # Another object, which JAX has not compiled yet.
+    model = jax.tree_util.Partial(lambda x: logits_fn(x))  # noqa: PLW0108
+    with contextlib.suppress(TypeError):  # what cannot be referred to weakly is made every time
+        _REMADE[logits_fn] = model
+    return model
+
+
+def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
+    there, here = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(there)
+    if not np.array_equal(finite, np.isfinite(here)):
+        return True
+    there, here = there[finite], here[finite]
+    if not there.size:
+        return False
+    return not bool(np.abs(there - here).max() <= share * max(np.abs(there).max(), 1e-6))
+
+
+def at_least_single(values: jax.Array) -> jax.Array:
+    """Half precision as float32; all else as it is."""
+    return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
+
+
+def traced_logits(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
+    """The logits with K >= 2, in float32 or wider; for use inside a compiled function."""
+    logits = logits_fn(x)
+    if not isinstance(logits, jax.Array):
+        got = type(logits).__name__
+        raise ValueError(f"logits_fn must return one array of logits; got {got}")
+    logits = at_least_single(logits)
+    if logits.ndim > 1 and logits.shape[-1] == 1:
+        return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+    return logits
+
+
+_compiled_logits = jax.jit(traced_logits)
+
+
+def predict(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
+    """The logits (B, K) or (B, H, W, K) of a batch, from one compiled forward pass.
+
+    Args:
+      logits_fn: maps (B, ...) to logits; best a ``jax.tree_util.Partial`` over the model's state.
+      x: inputs (B, ...).
+
+    Raises:
+      ValueError: the logits have another shape.
+    """
+    logits_shape(logits_fn, x)
+    return _compiled_logits(as_argument(logits_fn), x)
+
+
+def logits_shape(logits_fn: LogitsFn, x: jax.Array) -> tuple[int, ...]:
+    """The shape of the logits, found without computing them; K is at least 2.
+
+    Raises:
+      ValueError: the shape is neither (B, K) nor (B, H, W, K).
+    """
+    # eval_shape of the jitted function reuses its trace, so repeated calls cost nothing.
+    shape = _compiled_logits.eval_shape(as_argument(logits_fn), x).shape
+    if len(shape) < 2 or shape[0] != x.shape[0] or shape[-1] < 1:
+        expected = f"({x.shape[0]}, K), or ({x.shape[0]}, H, W, K) for a label per pixel"
+        raise ValueError(f"logits_fn must return logits of shape {expected}; got {shape}")
+    return shape

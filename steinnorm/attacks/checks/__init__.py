@@ -1,0 +1,13 @@
+"""Tests of the evaluation itself, run with every evaluation (after Carlini et al. 2019).
+
+None of them proves that a model is robust; each of them, where it fails, disproves a number.
+"""
+
+from steinnorm.attacks.checks.findings import FAIL as FAIL
+from steinnorm.attacks.checks.findings import NOT_APPLICABLE as NOT_APPLICABLE
+from steinnorm.attacks.checks.findings import PASS as PASS
+from steinnorm.attacks.checks.findings import Finding as Finding
+from steinnorm.attacks.checks.run import NAMES as NAMES
+from steinnorm.attacks.checks.run import Checks as Checks
+from steinnorm.attacks.checks.run import run_checks as run_checks
+from steinnorm.attacks.checks.runs import Target as Target

@@ -1,0 +1,84 @@
+"""Projected gradient descent as a pure function, for use inside ``jit``, ``vmap`` or ``shard_map``.
+
+It is a ``lax.scan``.  On a CPU that is several times slower around convolutions than the host loop
+of ``pgd``; on accelerators it saves the launches.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._criterion import Criterion
+from steinnorm.attacks._model import LogitsFn, traced_logits
+from steinnorm.attacks.losses import check_loss, needs_reference, per_example
+from steinnorm.attacks.threat import Threat, warn_of_short_reach
+
+
+def pgd_scan(
+    logits_fn: LogitsFn,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    threat: Threat,
+    key: jax.Array | None = None,
+    steps: int = 20,
+    step_size: float | None = None,
+    loss: str = "cross_entropy",
+) -> jax.Array:
+    """``pgd(...).x_adv`` for the same arguments, without any check of values.
+
+    Args:
+      logits_fn: maps a batch to logits; as in ``fgsm``.
+      x: inputs (B, ...), floating, which the caller knows to lie within ``threat.bounds``.
+      y: the right labels, integers; as in ``fgsm``.
+      threat: the ball and the box.
+      key: randomness of the start; without one the attack begins at ``x``.
+      steps: gradient steps.
+      step_size: absolute; None means 2.5 * epsilon / steps.
+      loss: a name of ``steinnorm.attacks.losses.LOSSES`` that needs no clean logits.
+
+    Returns:
+      The attacked inputs, shape and dtype of ``x``.
+
+    Raises:
+      ValueError: steps below 1, a negative step size, labels that are no integers, or a loss that
+        is not defined for these logits.
+
+    Warns:
+      ShortReachWarning: as in ``pgd``.
+
+    Example:
+      >>> import functools, jax, jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, pgd_scan
+      >>> threat = Threat("linf", 0.25)
+      >>> attack = jax.jit(functools.partial(pgd_scan, lambda x: 2 * x, threat=threat))
+      >>> attack(jnp.array([[0.75, 0.5]]), jnp.array([0]))
+      Array([[0.5 , 0.75]], dtype=float32)
+    """
+    if steps < 1 or (step_size is not None and not step_size >= 0):
+        raise ValueError(
+            f"steps must be at least 1 and step_size not negative; got {steps} and {step_size}"
+        )
+    if needs_reference(loss):
+        raise ValueError(f"{loss} needs the clean logits; use pgd")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise ValueError(f"y must be integer labels; got dtype {y.dtype}")
+    classes = jax.eval_shape(lambda x: traced_logits(logits_fn, x), x).shape[-1]
+    check_loss(loss, classes, y.ndim - 1, targeted=False)
+    warn_of_short_reach([step_size] * steps if step_size is not None else [], threat)
+    size = 2.5 * threat.epsilon / steps if step_size is None else step_size
+    epsilon, norm = threat.epsilon, threat.norm
+    start = x
+    if key is not None:
+        noise = geometry.random_in_ball(jax.random.fold_in(key, 0), x, norm, epsilon)
+        start = geometry.project(x + noise, x, norm, epsilon, threat.bounds)
+
+    def step(x_adv: jax.Array, progress: jax.Array) -> tuple[jax.Array, None]:
+        criterion = Criterion(y.astype(jnp.int32), progress=progress)
+        gradient = jax.grad(
+            lambda images: jnp.sum(per_example(loss, traced_logits(logits_fn, images), criterion))
+        )(x_adv)
+        moved = x_adv + size * geometry.ascent(gradient, norm)
+        return geometry.project(moved, x, norm, epsilon, threat.bounds), None
+
+    return jax.lax.scan(step, start, jnp.arange(steps, dtype=x.dtype) / steps)[0]

@@ -1,0 +1,137 @@
+"""The check finds models that depend on the batch and clears those that do not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steinnorm.attacks import predict
+from steinnorm.attacks.dependence import batch_dependence
+from tests.attacks.problems import KEY, companions, draws
+
+
+def centred(weights, share, x):
+    flat = x.reshape(x.shape[0], -1)
+    return (flat - share * jnp.mean(flat, axis=0, keepdims=True)) @ weights
+
+
+def of(share, features=4):
+    weights = np.random.default_rng(0).normal(size=(features, 3))
+    model = jax.tree_util.Partial(centred, jnp.asarray(weights, jnp.float32), jnp.float32(share))
+    return model, weights
+
+
+@pytest.mark.parametrize("count", [6, 5])
+def test_a_model_of_single_images_is_cleared(count):
+    model, _ = of(0.0)
+    report = batch_dependence(model, draws(count, 2, 2, 1), key=KEY)
+    assert not report.found
+    assert report.gradient_shares == (0.0,) * 3
+    for change in (report.alone, report.shuffled, report.companions):
+        assert (change.images, change.labels) == (0, 0.0)
+        assert change.logit < 1e-6
+
+
+def test_numbers_are_those_of_numpy():
+    model, weights = of(0.5)
+    x = draws(6, 2, 2, 1)
+    report = batch_dependence(model, x, key=KEY, gradients=6)
+    flat = np.asarray(x, np.float64).reshape(6, -1)
+    there = (flat - 0.5 * flat.mean(axis=0)) @ weights
+    alone = 0.5 * flat @ weights
+    changed = there.argmax(axis=1) != alone.argmax(axis=1)
+    assert report.alone.images == changed.sum() > 0
+    assert report.alone.labels == pytest.approx(changed.mean())
+    expected = np.abs(there - alone).max() / np.abs(there).max()
+    assert report.alone.logit == pytest.approx(expected, rel=1e-4)
+    # a mean does not see the order
+    assert report.shuffled.images == 0
+    assert report.shuffled.logit < 1e-5
+    assert report.companions.logit > 1e-2
+    # d margin_i / d x_j is c for the other five and (1 + 5 c) for i itself, c = -share / 6
+    others, own = 5 * (0.5 / 6) ** 2, (1 - 0.5 / 6) ** 2
+    np.testing.assert_allclose(report.gradient_shares, np.sqrt(others / (others + own)), rtol=1e-4)
+    assert report.found
+
+
+def test_the_same_batch_again_finds_nothing_and_ours_does():
+    x = draws(6, 2, 2, 1)
+    runs = [np.asarray(predict(companions, x)) for _ in range(5)]
+    assert all((run == runs[0]).all() for run in runs)  # the check of others
+    assert batch_dependence(companions, x, key=KEY).found
+
+
+def test_a_model_of_the_place_in_the_batch_is_found_by_the_order():
+    def placed(x):
+        place = jnp.arange(x.shape[0], dtype=x.dtype)[:, None]
+        return jnp.concatenate([x.reshape(x.shape[0], -1)[:, :2], place], axis=1)
+
+    for seed in range(5):
+        report = batch_dependence(placed, draws(6, 2, 2, 1), key=jax.random.key(seed))
+        # the largest of six places is 5, and no image keeps its own
+        assert report.shuffled.logit >= 1 / 5
+        assert report.found
+
+
+def test_pairs_are_found_though_means_over_the_batch_stay():
+    # Logits of image i look at image i - 1 alone.
+    def before(x):
+        flat = x.reshape(x.shape[0], -1)
+        return flat[:, :2] + 0.1 * jnp.roll(flat, 1, axis=0)[:, :2]
+
+    report = batch_dependence(before, draws(6, 2, 2, 1), key=KEY)
+    assert report.shuffled.logit > 1e-2
+    assert report.companions.logit > 1e-3
+    np.testing.assert_allclose(report.gradient_shares, 0.1 / np.sqrt(1.01), rtol=1e-4)
+
+
+def test_given_companions_are_used():
+    model, weights = of(1.0)
+    x, others = draws(4, 2, 2, 1), jnp.ones((1, 2, 2, 1))
+    report = batch_dependence(model, x, key=KEY, others=others)
+    flat = np.asarray(x, np.float64).reshape(4, -1)
+    there = (flat - flat.mean(axis=0)) @ weights
+    after = []
+    for half in ([0, 1], [2, 3]):
+        mean = (flat[half].sum(axis=0) + 2) / 4
+        after.append((flat[half] - mean) @ weights)
+    after = np.concatenate(after)
+    expected = np.abs(there - after).max() / np.abs(there).max()
+    assert report.companions.logit == pytest.approx(expected, rel=1e-4)
+    assert report.companions.images == (there.argmax(1) != after.argmax(1)).sum()
+
+
+def test_label_maps_count_images_and_share_of_pixels():
+    # Only the pixel (0, 0) of an image depends on the batch.
+    def corner(x):
+        corners = jnp.zeros_like(x).at[:, 0, 0, :].set(1.0)
+        return x - 0.5 + 40 * corners * (x - jnp.mean(x, axis=0, keepdims=True))
+
+    x = draws(4, 2, 3, 1)
+    report = batch_dependence(corner, x, key=KEY)
+    assert 0 < report.alone.images <= 4  # of a batch of one, the pixel is its own mean
+    assert report.alone.labels == pytest.approx(report.alone.images / (4 * 6))
+
+
+def test_a_very_sure_model_is_found_and_its_gradient_is_not_lost():
+    model, _ = of(0.5)
+    sure = jax.tree_util.Partial(centred, 1e4 * model.args[0], model.args[1])
+    x = draws(6, 2, 2, 1)
+    plain, scaled = (batch_dependence(m, x, key=KEY).gradient_shares for m in (model, sure))
+    np.testing.assert_allclose(plain, scaled, rtol=1e-4)
+    assert min(plain) > 0.1
+
+
+def test_the_report_comes_from_the_key():
+    x = draws(6, 2, 2, 1)
+    reports = [batch_dependence(companions, x, key=jax.random.key(s)) for s in (0, 0, 1)]
+    assert reports[0] == reports[1]
+    assert reports[0].companions.logit != reports[2].companions.logit
+
+
+def test_what_is_refused():
+    model, _ = of(0.5)
+    with pytest.raises(ValueError, match="no companions"):
+        batch_dependence(model, draws(1, 2, 2, 1), key=KEY)
+    with pytest.raises(ValueError, match="others"):
+        batch_dependence(model, draws(4, 2, 2, 1), key=KEY, others=draws(4, 2, 1, 1))

@@ -1,0 +1,321 @@
+"""What every attack is given is checked, and what it hands back is judged."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.evaluate import as_logits_fn
+from experiments.models.norms import in_evaluation, norm_factory
+from experiments.models.resnet import ResNet
+from steinnorm.attacks import (
+    AttackResult,
+    BatchDependenceWarning,
+    LeftThreatError,
+    NotFiniteError,
+    ProbabilitiesWarning,
+    RandomLogitsWarning,
+    Threat,
+    apgd,
+    autoattack,
+    fab,
+    fgsm,
+    pgd,
+    pgd_scan,
+    predict,
+    square,
+)
+from steinnorm.attacks._inputs import Problem, depends_on_batch
+from tests.attacks.problems import CLASSES, EXAMPLES, KEY, companions, draws, problem
+
+THREAT = Threat("linf", 0.1)
+
+
+def test_soft_labels_are_refused_with_a_way_out():
+    model, _, x, y = problem()
+    for soft in (jax.nn.one_hot(y, CLASSES), jax.nn.one_hot(y, CLASSES, dtype=jnp.int32)):
+        with pytest.raises(ValueError, match=r"soft and one-hot labels are not taken.*argmax"):
+            fgsm(model, x, soft, threat=THREAT)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_logits_that_are_not_finite_are_refused(bad):
+    model, _, x, y = problem()
+    broken = jax.tree_util.Partial(lambda model, x: model(x).at[2, 1].set(bad), model)
+    with pytest.raises(ValueError, match=f"NaN or infinite logits for 1 of {EXAMPLES} clean"):
+        pgd(broken, x, y, threat=THREAT)
+
+
+def test_normalised_inputs_are_refused_with_a_way_out():
+    # Normalising outside the model makes a radius mean something else, and the box wrong.
+    model, _, x, y = problem()
+    with pytest.raises(ValueError, match=r"normalise inside logits_fn, or set the threat's bounds"):
+        fgsm(model, (x - 0.47) / 0.25, y, threat=THREAT)
+    # The round-off of undoing a normalisation is let pass, and mended.
+    close = x.at[0, 0, 0, 0].set(-3e-8)
+    assert fgsm(model, close, y, threat=THREAT).min >= 0
+
+
+def test_probabilities_instead_of_logits_warn():
+    model, _, x, y = problem()
+    softmax = jax.tree_util.Partial(lambda model, x: jax.nn.softmax(model(x)), model)
+    with pytest.warns(ProbabilitiesWarning, match="hides gradients"):
+        fgsm(softmax, x, y, threat=THREAT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fgsm(model, x, y, threat=THREAT)
+
+
+def test_labels_of_pixels_may_be_void_but_not_targets():
+    per_pixel = jax.tree_util.Partial(lambda x: jnp.concatenate([x, 2 - x], axis=-1))
+    x, y = draws(2, 3, 4, 1), jnp.zeros((2, 3, 4), jnp.int32).at[0, 0, 0].set(255)
+    result = fgsm(per_pixel, x, y, threat=THREAT)
+    assert result.success.shape == y.shape
+    assert not result.success[0, 0, 0]
+    np.testing.assert_array_equal(result.x_adv[0, 0, 0], x[0, 0, 0])  # no gradient comes from it
+    with pytest.raises(ValueError, match=r"or 255 \(void\)"):
+        fgsm(per_pixel, x, y.at[0, 0, 1].set(7), threat=THREAT)
+    with pytest.raises(ValueError, match=r"target must lie in \[0, 2\)"):
+        pgd(per_pixel, x, y, threat=THREAT, target=y)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x + 0.100002, "largest change 0.1"),
+        (lambda x: x.at[0, 0].set(1.000002), "values in"),
+        (lambda x: x.at[0, 0].set(jnp.nan), "1 not finite"),
+    ],
+)
+def test_a_result_outside_its_threat_fails_loudly(change, message):
+    x = jnp.full((3, 2), 0.95) if "values" in message else jnp.full((3, 2), 0.5)
+    model = jax.tree_util.Partial(lambda x: 5 * x)
+    given = Problem.of(model, x, jnp.zeros(3, jnp.int32), THREAT)
+    with pytest.raises(LeftThreatError, match=message):
+        given.result(change(x))
+    result = given.result(x + 0.04)
+    result.check(THREAT)
+    with pytest.raises(LeftThreatError, match="an attack left its ball"):
+        result.check(Threat("linf", 0.03), "an attack")
+
+
+def _network():
+    return ResNet(
+        norm_factory("batch"),
+        channels_in=1,
+        outputs=4,
+        width=2,
+        stage_sizes=(1,),
+        rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
+    )
+
+
+def test_a_model_left_in_training_mode_is_found_out():
+    x, y = draws(6, 6, 6, 1), jnp.array([0, 1, 2, 3, 0, 1])
+    model = _network()
+    training = as_logits_fn(model)
+    assert depends_on_batch(Problem.of(training, x, y, THREAT))
+    with pytest.warns(BatchDependenceWarning, match="logits change with its companions"):
+        autoattack(training, x, y, threat=THREAT, key=KEY, steps=2, queries=2)
+    for attack, settings in ((apgd, {"steps": 2}), (square, {"queries": 2})):
+        with pytest.warns(BatchDependenceWarning, match="training mode"):
+            attack(training, x, y, threat=THREAT, key=KEY, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            attack(training, x, y, threat=THREAT, key=KEY, batch_dependent=True, **settings)
+    evaluated = as_logits_fn(in_evaluation(model, "running"))
+    assert not depends_on_batch(Problem.of(evaluated, x, y, THREAT))
+    assert depends_on_batch(Problem.of(as_logits_fn(in_evaluation(model, "batch")), x, y, THREAT))
+
+
+def test_dependence_is_seen_in_small_batches_too():
+    for count in (2, 3, 5):
+        x = draws(count, 2, 2, 1)
+        labels = jnp.zeros(count, jnp.int32)
+        assert depends_on_batch(Problem.of(companions, x, labels, THREAT))
+    assert not depends_on_batch(Problem.of(companions, x[:1], labels[:1], THREAT))
+
+
+def test_duplicated_halves_do_not_hide_a_dependence():
+    x = draws(4, 2, 2, 1)
+    twice = jnp.concatenate([x, x])
+    assert depends_on_batch(Problem.of(companions, twice, jnp.zeros(8, jnp.int32), THREAT))
+
+
+def test_a_function_is_attacked_as_it_is_now_not_as_it_was_compiled():
+    model, _, x, y = problem()
+    held = {"sign": 1.0}
+
+    def changing(x):
+        return held["sign"] * model(x)
+
+    still = Threat("linf", 0.0)
+    assert not pgd(changing, x, y, threat=still, steps=1).success.any()
+    held["sign"] = -1.0
+    assert pgd(changing, x, y, threat=still, steps=1).success.all()
+    held["sign"] = 1.0
+    assert not pgd(changing, x, y, threat=still, steps=1).success.any()
+
+
+def test_a_model_that_answers_at_random_warns():
+    model, _, x, y = problem()
+    generator = np.random.default_rng(0)
+
+    def noisy(x):
+        return model(x) + jnp.float32(generator.normal())
+
+    with pytest.warns(RandomLogitsWarning, match="attack on its mean answer"):
+        fgsm(noisy, x, y, threat=THREAT)
+
+
+def test_constants_in_a_function_are_compiled_right():
+    # With an experimental option of XLA that our training uses, this product was NaN.
+    x, y = draws(4, 8, 8, 3), jnp.zeros(4, jnp.int32)
+
+    def grey(x):
+        return (x.reshape(4, -1) @ jnp.ones((192, 5))) * jnp.arange(5.0)[None]
+
+    expected = np.asarray(x).reshape(4, -1).sum(axis=1)[:, None] * np.arange(5)[None]
+    np.testing.assert_allclose(predict(grey, x), expected, rtol=1e-5)
+    assert fgsm(grey, x, y, threat=THREAT).success.all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_bytes_as_floats_keep_their_ball(norm):
+    # x + 8 is rounded by up to 8e-6 near 255: to be on the safe side is the projection's task.
+    model, _, x, y = problem()
+    wide = jax.tree_util.Partial(lambda model, x: model(x / 255), model)
+    threat = Threat(norm, 8.0 if norm == "linf" else 90.0, bounds=(0.0, 255.0))
+    result = pgd(wide, 255 * x, y, threat=threat, key=KEY, steps=5)
+    assert result.max_norm <= threat.epsilon * (1 + 1e-6)
+    small = Threat(norm, threat.epsilon / 255)
+    again = pgd(model, x, y, threat=small, key=KEY, steps=5)
+    np.testing.assert_array_equal(result.success, again.success)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_inputs_are_attacked_in_single_precision(dtype):
+    model, _, x, y = problem()
+    single = jax.tree_util.Partial(lambda model, x: model(x.astype(jnp.float32)), model)
+    result = pgd(single, x.astype(dtype), y, threat=Threat("linf", 1.0), steps=5)
+    assert result.x_adv.dtype == jnp.float32
+    assert result.success.all()
+
+
+def _with_broken_gradient(model, x):
+    z = model(x)
+    return z + jnp.sqrt(jnp.maximum(0 * z, 0))
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, fab])
+def test_gradients_that_are_not_finite_are_no_robustness(attack):
+    model, _, x, y = problem()
+    broken = jax.tree_util.Partial(_with_broken_gradient, model)
+    more = {} if attack is fgsm else {"steps": 3}
+    with pytest.raises(NotFiniteError, match=f"gradients are NaN or infinite for {EXAMPLES} of"):
+        attack(broken, x, y, threat=THREAT, **more)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, square])
+def test_logits_that_are_not_finite_on_the_way_are_no_robustness(attack):
+    model, _, x, y = problem(low=0.4, high=0.6)
+    far = jax.tree_util.Partial(
+        lambda model, x: jnp.where(jnp.max(jnp.abs(x - 0.5)) > 0.15, jnp.nan, model(x)), model
+    )
+    more = {"queries": 9, "key": KEY} if attack is square else {}
+    with pytest.raises(NotFiniteError, match="NaN or infinite for"):
+        attack(far, x, y, threat=Threat("linf", 0.3), **more)
+
+
+def test_a_sigmoid_for_a_single_logit_warns():
+    model, _, x, _ = problem()
+    single = jax.tree_util.Partial(lambda model, x: jax.nn.sigmoid(model(x)[:, :1]), model)
+    with pytest.warns(ProbabilitiesWarning, match="0 is the threshold of a single logit"):
+        fgsm(single, x, jnp.ones(EXAMPLES, jnp.int32), threat=THREAT)
+
+
+def test_more_classes_than_labels_in_a_map_are_refused():
+    many = jax.tree_util.Partial(lambda x: jnp.broadcast_to(x, (*x.shape[:3], 300)))
+    with pytest.raises(ValueError, match="at most 255 classes per pixel"):
+        fgsm(many, draws(2, 3, 4, 1), jnp.zeros((2, 3, 4), jnp.int32), threat=THREAT)
+
+
+@pytest.mark.parametrize("attack", [square, autoattack])
+def test_without_a_key_the_numbers_are_the_same_at_every_call(attack):
+    model, _, x, y = problem()
+    more = {"steps": 3} if attack is autoattack else {}
+    one, two = (attack(model, x, y, threat=THREAT, queries=10, **more) for _ in range(2))
+    np.testing.assert_array_equal(one.x_adv, two.x_adv)
+
+
+def test_attacks_inside_jit_say_what_to_use():
+    model, _, x, y = problem()
+    with pytest.raises(ValueError, match="use pgd_scan"):
+        jax.jit(lambda x: pgd(model, x, y, threat=THREAT).x_adv)(x)
+    with pytest.raises(ValueError, match="one array of logits"):
+        fgsm(lambda x: (model(x), x), x, y, threat=THREAT)
+    for change, message in (
+        ({"loss": "kl"}, "needs the clean logits"),
+        ({"step_size": -1.0}, "not negative"),
+        ({"y": y.astype(jnp.float32)}, "integer labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pgd_scan(model, x, change.pop("y", y), threat=THREAT, **change)
+    with pytest.raises(ValueError, match="must be numbers"):
+        Threat("linf", "8/255")
+
+
+def test_labels_that_32_bits_cannot_hold_are_refused():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with pytest.raises(ValueError, match=r"y must lie in \[0, 3\); got labels in \[4294967296"):
+        pgd(lambda x: x @ weights, x, y + 2**32, threat=THREAT, steps=1, step_size=0.1)
+    with pytest.raises(ValueError, match="target must lie in"):
+        pgd(lambda x: x @ weights, x, y, threat=THREAT, target=y + 2**32, steps=1, step_size=0.1)
+
+
+def test_the_right_label_is_no_target():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with pytest.raises(ValueError, match="1 of 3 targets are the right label"):
+        fgsm(lambda x: x @ weights, x, y, threat=THREAT, target=np.array([0, 2, 1]))
+
+
+def test_logits_that_are_not_finite_are_no_randomness():
+    x, y = draws(3, 4), np.array([0, 1, 2])
+    weights = draws(4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NotFiniteError, match="clean examples"):
+            fgsm(lambda x: (x @ weights).at[0, 0].set(jnp.nan), x, y, threat=THREAT)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "excess"),
+    [((0.0, 1.0), 2e-6), ((-1.0, 1.0), 2e-6), ((0.0, 255.0), 1e-4), ((-1e5, 1e5), 0.1)],
+)
+def test_what_leaves_the_ball_is_void_in_boxes_of_any_size(bounds, excess):
+    threat = Threat("linf", 0.01, bounds)
+    result = AttackResult(jnp.zeros((1, 1)), jnp.zeros(1), 0.01 + excess, 0.0, 0.0, 0, 0)
+    with pytest.raises(LeftThreatError, match="left its ball"):
+        result.check(threat)
+    result._replace(max_norm=0.01).check(threat)
+
+
+def test_a_box_without_an_end_is_refused():
+    for bounds in ((-np.inf, np.inf), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="bounds must be finite"):
+            Threat("linf", 0.1, bounds)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_box_far_from_zero(norm):
+    threat = Threat(norm, 0.05, (1000.0, 1001.0))
+    x = 1000 + draws(4, 3, 3, 1)
+    weights = draws(9, 3)
+    y = jnp.array([0, 1, 2, 0])
+    model = lambda x: (x.reshape(4, 9) - 1000) @ weights  # noqa: E731
+    assert pgd(model, x, y, threat=threat, steps=3).max_norm > 0.04

@@ -1,0 +1,57 @@
+"""Noises have the size and the law that they are said to have."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from steinnorm.attacks import NOISES, clipped_cauchy
+from tests.attacks.problems import KEY
+
+SUB_GAUSSIAN = ["gaussian", "uniform", "rademacher", "truncated_gaussian"]
+LAWS = {
+    "gaussian": scipy.stats.norm(0, 0.3),
+    "uniform": scipy.stats.uniform(-0.3 * 3**0.5, 2 * 0.3 * 3**0.5),
+    "truncated_gaussian": scipy.stats.truncnorm(
+        -2, 2, scale=0.3 / scipy.stats.truncnorm(-2, 2).std()
+    ),
+}
+IMAGES = jnp.full((50, 20, 20, 1), 0.5)
+
+
+@pytest.mark.parametrize("name", SUB_GAUSSIAN)
+def test_noise_has_the_rms_and_the_law_it_was_asked_for(name):
+    noisy = NOISES[name](KEY, IMAGES, 0.3)
+    change = np.asarray(noisy - IMAGES, np.float64).ravel()
+    assert np.sqrt(np.mean(change**2)) == pytest.approx(0.3, rel=0.02)
+    assert change.mean() == pytest.approx(0, abs=0.01)
+    assert noisy.dtype == IMAGES.dtype
+    if name in LAWS:
+        assert scipy.stats.kstest(change, LAWS[name].cdf).pvalue > 1e-3
+    else:
+        np.testing.assert_allclose(np.abs(change), 0.3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_is_clipped_to_bounds_and_refuses_a_negative_size(name):
+    clipped = NOISES[name](KEY, IMAGES, 3.0, bounds=(0.0, 1.0))
+    assert float(clipped.min()) == 0
+    assert float(clipped.max()) == 1
+    for rms in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="rms"):
+            NOISES[name](KEY, IMAGES, rms)
+
+
+def test_clipped_cauchy_is_the_released_draw():
+    # -sigma / sqrt(2) * tan(pi * U): a Cauchy law of that scale, clipped to the image range.
+    sigma = 0.1
+    noisy = np.asarray(clipped_cauchy(KEY, IMAGES, sigma), np.float64).ravel()
+    inside = noisy[(noisy > 0) & (noisy < 1)] - 0.5
+    law = scipy.stats.cauchy(0, sigma / 2**0.5)
+    edge = law.cdf(0.5)
+    assert (
+        scipy.stats.kstest((law.cdf(inside) - 1 + edge) / (2 * edge - 1), "uniform").pvalue > 1e-3
+    )
+    assert len(inside) / len(noisy) == pytest.approx(2 * edge - 1, abs=0.01)
+    with pytest.raises(ValueError, match="needs bounds"):
+        clipped_cauchy(KEY, IMAGES, sigma, bounds=None)
