@@ -1,13 +1,16 @@
 """The ensemble: only standing examples, the worst of each, and what it says of itself."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from steinnorm.attacks import Threat, apgd, autoattack, predict
-module = importlib.import_module("steinnorm.attacks.autoattack")  # the package has the function
 from tests.attacks.problems import KEY, companions, draws
+
+module = importlib.import_module("steinnorm.attacks.autoattack")  # the package has the function
 
 WAVES = np.random.default_rng(5).normal(size=(25, 30)).astype(np.float32)
 OUT = np.random.default_rng(6).normal(size=(30, 5)).astype(np.float32)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import VOID
-from steinnorm.attacks.checks.settings import ChecksConfig
 from steinnorm.attacks.checks import FAIL, NAMES, NOT_APPLICABLE, PASS, Target, run_checks
 from steinnorm.attacks.checks.run import CURVE, curve_steps
+from steinnorm.attacks.checks.settings import ChecksConfig
 from tests.attacks.checks.models import (
     EXAMPLES,
     KEY,
