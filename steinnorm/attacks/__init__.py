@@ -1,16 +1,27 @@
 """Attacks and noises for any function from a batch of inputs to a batch of logits.
 
 Every attack is called ``attack(logits_fn, x, y, *, threat, key=None, ...)`` and returns an
-``AttackResult``.  Gradients are those of the function of the whole batch, because a model with
-batch statistics has no other: an image's logits depend on its companions.  ``companions`` has the
-threat models for such models, ``batch_dependence`` finds out whether a model is one.
+``AttackResult``. Gradients are those of the function of the whole batch, because a model with batch
+statistics has no other: an image's logits depend on its companions. ``batch_threats`` has the
+threat models for such models, ``batch_dependence`` finds out whether a model is one, and
+``checks.run_checks`` tests an evaluation itself.
+
+It needs jax and numpy alone, and nothing else of steinnorm, which does not import it.
 """
 
 from steinnorm.attacks._criterion import VOID as VOID
+from steinnorm.attacks._model import LogitsFn as LogitsFn
 from steinnorm.attacks._model import predict as predict
 from steinnorm.attacks.apgd import apgd as apgd
 from steinnorm.attacks.autoattack import autoattack as autoattack
 from steinnorm.attacks.dependence import batch_dependence as batch_dependence
+from steinnorm.attacks.errors import BatchDependenceWarning as BatchDependenceWarning
+from steinnorm.attacks.errors import LeftThreatError as LeftThreatError
+from steinnorm.attacks.errors import NotFiniteError as NotFiniteError
+from steinnorm.attacks.errors import ProbabilitiesWarning as ProbabilitiesWarning
+from steinnorm.attacks.errors import RadiusWarning as RadiusWarning
+from steinnorm.attacks.errors import RandomLogitsWarning as RandomLogitsWarning
+from steinnorm.attacks.errors import ShortReachWarning as ShortReachWarning
 from steinnorm.attacks.fab import fab as fab
 from steinnorm.attacks.noise import NOISES as NOISES
 from steinnorm.attacks.noise import clipped_cauchy as clipped_cauchy
@@ -21,14 +32,9 @@ from steinnorm.attacks.noise import uniform as uniform
 from steinnorm.attacks.pgd import fgsm as fgsm
 from steinnorm.attacks.pgd import pgd as pgd
 from steinnorm.attacks.pgd_scan import pgd_scan as pgd_scan
+from steinnorm.attacks.result import AttackResult as AttackResult
+from steinnorm.attacks.result import Stage as Stage
 from steinnorm.attacks.segmentation import sea as sea
 from steinnorm.attacks.segmentation import segpgd as segpgd
 from steinnorm.attacks.square import square as square
-from steinnorm.attacks.threat import AttackResult as AttackResult
-from steinnorm.attacks.threat import BatchDependenceWarning as BatchDependenceWarning
-from steinnorm.attacks.threat import LeftThreatError as LeftThreatError
-from steinnorm.attacks.threat import NotFiniteError as NotFiniteError
-from steinnorm.attacks.threat import ProbabilitiesWarning as ProbabilitiesWarning
-from steinnorm.attacks.threat import RandomLogitsWarning as RandomLogitsWarning
-from steinnorm.attacks.threat import ShortReachWarning as ShortReachWarning
 from steinnorm.attacks.threat import Threat as Threat

@@ -30,17 +30,17 @@ class Criterion(NamedTuple):
 
 
 def known(y: jax.Array) -> jax.Array:
-    """Where there is a label, (B, *S) bool: everywhere, but for void pixels of label maps."""
-    return y != VOID if y.ndim > 1 else jnp.ones(y.shape, bool)
+    """Returns where there is a label, (B, *S) bool; not at void pixels of label maps."""
+    return y != VOID if y.ndim > 1 else jnp.ones_like(y, dtype=bool)
 
 
 def right_labels(y: jax.Array) -> jax.Array:
-    """Labels that may be used as an index: class 0 where there is none."""
+    """Returns labels that may be used as an index: class 0 where there is none."""
     return jnp.where(known(y), y, jnp.zeros_like(y))
 
 
 def reached(logits: jax.Array, criterion: Criterion) -> jax.Array:
-    """Where the attack has what it wants, (B, *S) bool: an error, or the target's label."""
+    """Returns where the attack has what it wants, (B, *S) bool: an error, or the target's label."""
     prediction = jnp.argmax(logits, axis=-1)
     if criterion.target is not None:
         return (prediction == criterion.target) & known(criterion.y)
@@ -48,12 +48,12 @@ def reached(logits: jax.Array, criterion: Criterion) -> jax.Array:
 
 
 def share_reached(logits: jax.Array, criterion: Criterion) -> jax.Array:
-    """Share of each example's labels where the attack has what it wants, (B,)."""
+    """Returns the share of each example's labels where the attack has what it wants, (B,)."""
     return mean_over_labels(reached(logits, criterion).astype(logits.dtype), criterion.y)
 
 
 def mean_over_labels(values: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean of (B, *S) values over an example's known labels, (B,); 0 where all are void."""
+    """Returns the mean of (B, *S) values over an example's known labels, (B,), else 0."""
     if y.ndim == 1:
         return values
     axes = tuple(range(1, y.ndim))
@@ -62,5 +62,6 @@ def mean_over_labels(values: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def for_batch(values: jax.Array, joint: bool) -> jax.Array:
-    """The (B,) values, or their mean for each where the batch stands and falls as a whole."""
-    return jnp.broadcast_to(jnp.mean(values), values.shape) if joint else values
+    """Returns the (B,) values, or for each their mean where the batch counts as a whole."""
+    # A sum with zeros keeps the placement of values that are split over devices.
+    return jnp.zeros_like(values) + jnp.mean(values) if joint else values

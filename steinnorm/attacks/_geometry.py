@@ -3,34 +3,89 @@
 Shapes: ``x`` and everything like it is (B, ...); an "example" is one index of the first axis.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-Bounds = tuple[float, float]
+Number = float | np.ndarray | jax.Array  # one, or what broadcasts to an example
+Bounds = tuple[Number, Number]
+
+
+def as_number(value: Number, like: jax.Array) -> Number:
+    """Returns an array in the dtype of ``like``; a Python float as it is, being of weak type."""
+    return value if isinstance(value, float | int) else jnp.asarray(value, like.dtype)
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Gives (B,) values the rank of ``like``, so that they broadcast over each example."""
+    """Returns (B,) values in the rank of ``like``, so that they broadcast over each example."""
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
+def inner_axes(like: jax.Array) -> tuple[int, ...]:
+    """Returns all axes but that of the examples."""
+    return tuple(range(1, like.ndim))
+
+
+def largest(values: jax.Array) -> jax.Array:
+    """Returns the largest magnitude in each example, (B,)."""
+    return jnp.max(jnp.abs(values), axis=inner_axes(values))
+
+
+def all_in_example(condition: jax.Array) -> jax.Array:
+    """Returns whether a condition (B, ...) holds everywhere in an example, (B,) bool."""
+    return jnp.all(condition, axis=inner_axes(condition))
+
+
 def euclidean(delta: jax.Array) -> jax.Array:
-    """Euclidean length of each example, (B,), without underflow of the squares."""
-    flat = delta.reshape(delta.shape[0], -1)
-    peak = jnp.max(jnp.abs(flat), axis=1)
+    """Returns the Euclidean length of each example, (B,), without underflow of the squares."""
+    peak = largest(delta)
     safe = jnp.where(peak > 0, peak, 1)
-    return peak * jnp.sqrt(jnp.sum((flat / safe[:, None]) ** 2, axis=1))
+    squares = jnp.square(delta / per_example(safe, delta))
+    return peak * jnp.sqrt(jnp.sum(squares, axis=inner_axes(delta)))
 
 
-def distance(x_adv: jax.Array, x: jax.Array, norm: str) -> jax.Array:
-    """Distance of each example from its original in ``norm``, (B,)."""
+def distance(x_adv: jax.Array, x: jax.Array, norm: str, unit: Number | None = None) -> jax.Array:
+    """Returns the distance of each example from its original in ``norm``, (B,).
+
+    Args:
+      x_adv: the examples, (B, ...).
+      x: the originals, (B, ...).
+      norm: ``linf`` or ``l2``.
+      unit: radii that broadcast to an example, of which the distance is then a multiple;
+        infinity where there is a change in spite of a radius of 0.
+    """
     delta = x_adv - x
     if norm == "l2":
         return euclidean(delta)
-    return jnp.max(jnp.abs(delta.reshape(delta.shape[0], -1)), axis=1)
+    if unit is not None:
+        unit = jnp.asarray(unit, delta.dtype)
+        change = jnp.abs(delta)
+        delta = jnp.where(unit > 0, change / jnp.where(unit > 0, unit, 1), 0)
+        delta = jnp.where((unit == 0) & (change > 0), jnp.inf, delta)
+    return largest(delta)
 
 
-def project(x_adv: jax.Array, x: jax.Array, norm: str, epsilon: float, bounds: Bounds) -> jax.Array:
+def into_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
+    """Clips to the box, if there is one."""
+    if bounds is None:
+        return x
+    low, high = (as_number(bound, x) for bound in bounds)
+    return jnp.clip(x, low, high)
+
+
+def outside_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
+    """Returns by how much a value lies outside the box, at most; a scalar, 0 without bounds."""
+    if bounds is None:
+        return jnp.zeros((), x.dtype)
+    low, high = (as_number(bound, x) for bound in bounds)
+    return jnp.maximum(jnp.max(jnp.maximum(low - x, x - high)), 0)
+
+
+def project(
+    x_adv: jax.Array, x: jax.Array, norm: str, epsilon: Number, bounds: Bounds | None
+) -> jax.Array:
     """Moves ``x_adv`` into the ball around ``x`` and then into the box.
 
     ``x`` lies in the box, so clipping to the box brings every value closer to ``x``: the result is
@@ -41,54 +96,59 @@ def project(x_adv: jax.Array, x: jax.Array, norm: str, epsilon: float, bounds: B
         length = euclidean(delta)
         outside = length > epsilon
         factor = jnp.where(outside, epsilon / jnp.where(outside, length, 1), 1)
-        delta = delta * per_example(factor, delta)
-        return jnp.clip(x + delta, bounds[0], bounds[1])
+        delta = delta * per_example(factor.astype(delta.dtype), delta)
+        return into_box(x + delta, bounds)
     # x + epsilon may be rounded away from x; the next number towards x is inside.
+    epsilon = as_number(epsilon, x)
     high, low = x + epsilon, x - epsilon
     high = jnp.where(high - x > epsilon, jnp.nextafter(high, x), high)
     low = jnp.where(x - low > epsilon, jnp.nextafter(low, x), low)
-    inside = jnp.clip(x_adv, low, high)
-    return jnp.clip(inside, bounds[0], bounds[1])
+    return into_box(jnp.clip(x_adv, low, high), bounds)
 
 
 def ascent(gradient: jax.Array, norm: str) -> jax.Array:
-    """The direction of unit size in ``norm`` in which the linearised loss grows fastest.
+    """Returns the direction of unit size in ``norm`` in which the linearised loss grows fastest.
 
-    Euclidean directions are normalised per example.  There is no small constant in the divisor:
+    Euclidean directions are normalised per example. There is no small constant in the divisor:
     one that is larger than the gradient would shorten the step and make a confident model look
-    robust.  An all-zero gradient gives a zero step.
+    robust. An all-zero gradient gives a zero step.
     """
     if norm != "l2":
         return jnp.sign(gradient)
     # Two divisions: the first brings a tiny gradient into the range where its square is not zero.
-    peak = jnp.max(jnp.abs(gradient.reshape(gradient.shape[0], -1)), axis=1)
+    peak = largest(gradient)
     scaled = gradient / per_example(jnp.where(peak > 0, peak, 1), gradient)
     length = euclidean(scaled)
     return scaled / per_example(jnp.where(length > 0, length, 1), gradient)
 
 
 def with_mean_size_one(gradient: jax.Array) -> jax.Array:
-    """The gradient of each example over the mean of its absolute values; zero stays zero."""
-    size = jnp.mean(jnp.abs(gradient.reshape(gradient.shape[0], -1)), axis=1)
-    return gradient / per_example(jnp.where(size > 0, size, 1), gradient)
+    """Returns each example's gradient over the mean of its absolute values; zero stays zero."""
+    peak = largest(gradient)
+    scaled = gradient / per_example(jnp.where(peak > 0, peak, 1), gradient)
+    size = jnp.mean(jnp.abs(scaled), axis=inner_axes(gradient))
+    return scaled / per_example(jnp.where(size > 0, size, 1), gradient)
 
 
-def random_in_ball(key: jax.Array, x: jax.Array, norm: str, epsilon: float) -> jax.Array:
-    """Uniform draws from the ball of radius ``epsilon`` around zero, one per example of ``x``."""
+def random_in_ball(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> jax.Array:
+    """Returns uniform draws from the ball of radius ``epsilon`` around zero, for each example."""
     if norm != "l2":
-        return jax.random.uniform(key, x.shape, x.dtype, -epsilon, epsilon)
+        if np.ndim(epsilon) == 0:
+            return jax.random.uniform(key, x.shape, x.dtype, -epsilon, epsilon)
+        draw = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
+        return draw * as_number(epsilon, x)
     direction_key, radius_key = jax.random.split(key)
     direction = ascent(jax.random.normal(direction_key, x.shape, x.dtype), "l2")
-    dimensions = x[0].size
+    dimensions = math.prod(x.shape[1:])
     radius = jax.random.uniform(radius_key, x.shape[:1], x.dtype) ** (1 / dimensions)
     return direction * per_example(epsilon * radius, x)
 
 
-def random_on_sphere(key: jax.Array, x: jax.Array, norm: str, epsilon: float) -> jax.Array:
-    """Draws on the surface of that ball: uniform or normal ones, scaled to the radius."""
+def random_on_sphere(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> jax.Array:
+    """Returns draws on the surface of that ball: uniform or normal ones, scaled to the radius."""
     if norm == "l2":
         draw = jax.random.normal(key, x.shape, x.dtype)
         return epsilon * ascent(draw, "l2")
     draw = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
-    peak = jnp.max(jnp.abs(draw.reshape(draw.shape[0], -1)), axis=1)
-    return epsilon * draw / per_example(jnp.where(peak > 0, peak, 1), draw)
+    peak = largest(draw)
+    return as_number(epsilon, x) * draw / per_example(jnp.where(peak > 0, peak, 1), draw)

@@ -1,8 +1,12 @@
-"""What every attack is given, checked once, and what it hands back."""
+"""What every attack is given, checked once, and how what it hands back is judged."""
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +15,25 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import VOID, Criterion, known, reached
-from steinnorm.attacks._model import LogitsFn, at_least_single, current, predict
-from steinnorm.attacks.losses import needs_reference
-from steinnorm.attacks.threat import (
-    AttackResult,
-    BatchDependenceWarning,
-    NotFiniteError,
-    ProbabilitiesWarning,
-    Stage,
-    Threat,
+from steinnorm.attacks._model import (
+    LogitsFn,
+    as_argument,
+    at_least_single,
+    current,
+    has_arguments,
+    logits_shape,
+    predict,
+    warn_of_dropout,
 )
+from steinnorm.attacks._survivors import placed_like, take_rows
+from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
+from steinnorm.attacks.losses import needs_reference
+from steinnorm.attacks.result import AttackResult, Stage
+from steinnorm.attacks.threat import Threat
 
 
-class Problem(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Problem:
     """A model, a batch and a threat that fit together.
 
     Attributes:
@@ -31,24 +41,24 @@ class Problem(NamedTuple):
       x: inputs (B, ...), inside the box.
       criterion: labels, and targets if there are any.
       threat: the ball and the box.
-      logits: of the clean inputs, (B, *S, K) with K >= 2.
+      shape: of the logits, (B, *S, K) with K >= 2.
     """
 
     model: jax.tree_util.Partial
     x: jax.Array
     criterion: Criterion
     threat: Threat
-    logits: jax.Array
+    shape: tuple[int, ...]
 
     @classmethod
     def of(
         cls,
         logits_fn: LogitsFn,
-        x: jax.Array,
+        x: ArrayLike,
         y: ArrayLike,
         threat: Threat,
         target: ArrayLike | None = None,
-    ) -> "Problem":
+    ) -> Problem:
         """Checks the arguments of an attack.
 
         Raises:
@@ -56,43 +66,80 @@ class Problem(NamedTuple):
 
         Warns:
           ProbabilitiesWarning: the logits look like probabilities.
+          RadiusWarning: the ball holds the whole box.
+          RandomLogitsWarning: the model is random.
         """
+        problem = cls.unwarned(logits_fn, x, y, threat, target)
+        warn_of_dropout(logits_fn)
+        if threat.holds_box(problem.x.shape):
+            warnings.warn(
+                f"a radius of {float(np.max(threat.epsilon)):g} lets any input of the box "
+                f"{threat.bounds} become any other. Radius and bounds are in the units of x: "
+                "8/255 for images in [0, 1], 8 for images in [0, 255] with bounds=(0, 255)",
+                RadiusWarning,
+                stacklevel=3,
+            )
+        if "logits" in vars(problem):
+            problem.check_logits(problem.logits)
+        return problem
+
+    @classmethod
+    def unwarned(
+        cls,
+        logits_fn: LogitsFn,
+        x: ArrayLike,
+        y: ArrayLike,
+        threat: Threat,
+        target: ArrayLike | None = None,
+    ) -> Problem:
+        """Does the same without a warning, for parts of what has been checked as a whole."""
         x = _inputs(x, threat)
-        model, logits = current(logits_fn, x)
-        shape = logits.shape
-        y = _labels(y, shape, "y", void=True)
-        if target is not None:
-            target = _labels(target, shape, "target", void=False)
-            _check_target(target, y)
-        _check_logits(logits)
-        return cls(model, x, Criterion(y, target), threat, logits)
+        model, logits = as_argument(logits_fn), None
+        if not has_arguments(logits_fn, model):
+            model, logits = current(logits_fn, x)
+        shape = logits_shape(model, x)
+        right = _labels(y, shape, "y", void=True)
+        wanted = None if target is None else _labels(target, shape, "target", void=False)
+        if wanted is not None:
+            _check_target(wanted, right)
+            wanted = placed_like(wanted, x)
+        problem = cls(model, x, Criterion(placed_like(right, x), wanted), threat, shape)
+        if logits is not None:
+            vars(problem)["logits"] = logits  # what is known already is not computed again
+        return problem
+
+    @functools.cached_property
+    def logits(self) -> jax.Array:
+        """Logits of the clean inputs, (B, *S, K); computed when they are first asked for."""
+        logits = predict(self.model, self.x)
+        self.check_logits(logits)
+        return logits
 
     @property
     def classes(self) -> int:
         """K."""
-        return self.logits.shape[-1]
+        return self.shape[-1]
 
     @property
     def label_axes(self) -> int:
         """0 where each example has one label, 2 for label maps."""
-        return self.criterion.y.ndim - 1
+        return len(self.shape) - 2
 
     def criterion_for(self, loss: str) -> Criterion:
-        """The criterion with the clean logits, where a loss needs them."""
-        return (
-            self.criterion._replace(reference=self.logits)
-            if needs_reference(loss)
-            else self.criterion
-        )
+        """Returns the criterion, with the clean logits where a loss needs them."""
+        if not needs_reference(loss):
+            return self.criterion
+        return self.criterion._replace(reference=self.logits)
 
-    def take(self, index: np.ndarray) -> "Problem":
-        """The problem of the examples at these positions alone; for models without batches."""
+    def take(self, index: np.ndarray) -> Problem:
+        """Returns the problem of the examples at these positions alone."""
         y, target, _, progress = self.criterion
-        chosen = Criterion(y[index], None if target is None else target[index], None, progress)
-        return self._replace(x=self.x[index], criterion=chosen, logits=self.logits[index])
+        x, y, target = take_rows((self.x, y, target), jnp.asarray(index))
+        shape = (len(index), *self.shape[1:])
+        return Problem(self.model, x, Criterion(y, target, None, progress), self.threat, shape)
 
-    def likeliest_wrong(self, count: int) -> jax.Array:
-        """Classes (B, n) but the right one, those of the largest clean logits first.
+    def likeliest_wrong(self, count: int) -> np.ndarray:
+        """Returns classes (B, n) but the right one, those of the largest clean logits first.
 
         Args:
           count: how many; all K - 1 where there are fewer.
@@ -100,10 +147,18 @@ class Problem(NamedTuple):
         logits, y = np.array(self.logits), np.asarray(self.criterion.y)
         logits[np.arange(len(y)), y] = -np.inf
         order = np.argsort(-logits, axis=1, kind="stable")[:, : min(count, self.classes - 1)]
-        return jnp.asarray(order, self.criterion.y.dtype)
+        return order.astype(y.dtype)
+
+    def check_logits(self, logits: jax.Array, which: str = "clean examples") -> None:
+        """Refuses logits that are not finite, and warns of those that look like probabilities."""
+        _check_logits(logits, which)
 
     def result(
-        self, x_adv: jax.Array, zero_gradients: int = 0, stages: tuple[Stage, ...] = ()
+        self,
+        x_adv: jax.Array,
+        zero_gradients: int = 0,
+        stages: tuple[Stage, ...] = (),
+        name: str = "the attack",
     ) -> AttackResult:
         """Judges the attacked batch as it is handed back, not as some earlier step saw it.
 
@@ -111,22 +166,60 @@ class Problem(NamedTuple):
           LeftThreatError: an example is not what the threat allows.
           NotFiniteError: its logits are NaN or infinite.
         """
-        flat = x_adv.reshape(x_adv.shape[0], -1)
         logits = predict(self.model, x_adv)
+        measured = _measured(x_adv, self.x, self.threat)
+        success = reached(logits, self.criterion)
+        max_norm, low, high, outside, not_finite = (float(value) for value in measured)
         result = AttackResult(
             x_adv=x_adv,
-            success=reached(logits, self.criterion),
-            max_norm=float(jnp.max(geometry.distance(x_adv, self.x, self.threat.norm))),
-            min=float(jnp.min(flat)),
-            max=float(jnp.max(flat)),
-            nan_count=int(jnp.sum(~jnp.isfinite(flat))),
+            success=success,
+            max_norm=max_norm,
+            min=low,
+            max=high,
+            nan_count=int(not_finite),
             zero_gradients=zero_gradients,
             stages=stages,
+            outside_box=outside,
+            labels=int(jnp.sum(known(self.criterion.y))),
         )
         # What lies outside must neither pass as an error of the model nor, dropped, as robust.
-        result.check(self.threat)
+        result.check(self.threat, name)
         check_finite(~jnp.isfinite(logits), "logits of attacked inputs")
         return result
+
+
+@jax.jit
+def _measured(x_adv: jax.Array, x: jax.Array, threat: Threat) -> tuple[jax.Array, ...]:
+    """Returns the largest distance, the extremes, what lies outside the box, what is not finite."""
+    return (
+        jnp.max(threat.distance(x_adv, x)),
+        jnp.min(x_adv),
+        jnp.max(x_adv),
+        geometry.outside_box(x_adv, threat.bounds),
+        jnp.sum(~jnp.isfinite(x_adv)),
+    )
+
+
+def merged(parts: Sequence[AttackResult], stages: tuple[Stage, ...], like: Any) -> AttackResult:
+    """Returns the results of consecutive parts of a batch as one.
+
+    Args:
+      parts: at least one.
+      stages: of the whole.
+      like: the inputs, on whose devices the attacked ones are placed.
+    """
+    return AttackResult(
+        x_adv=placed_like(np.concatenate([part.x_adv for part in parts]), like),
+        success=placed_like(np.concatenate([part.success for part in parts]), like),
+        max_norm=max(part.max_norm for part in parts),
+        min=min(part.min for part in parts),
+        max=max(part.max for part in parts),
+        nan_count=sum(part.nan_count for part in parts),
+        zero_gradients=sum(part.zero_gradients for part in parts),
+        stages=stages,
+        outside_box=max(part.outside_box for part in parts),
+        labels=sum(part.labels or 0 for part in parts),
+    )
 
 
 def check_finite(broken: jax.Array | np.ndarray, what: str) -> None:
@@ -144,41 +237,66 @@ def check_finite(broken: jax.Array | np.ndarray, what: str) -> None:
     if count:
         raise NotFiniteError(
             f"{what} are NaN or infinite for {count} of {len(flat)} examples: the attack cannot "
-            "follow them, and its result would look like robustness.  Mend the model (a square "
+            "follow them, and its result would look like robustness. Mend the model (a square "
             "root at zero, an overflow of exp, ...)"
         )
 
 
-def _inputs(x: jax.Array, threat: Threat) -> jax.Array:
+def check_key(key: Any) -> None:
+    """Refuses what is no random key.
+
+    Raises:
+      ValueError: saying what to write.
+    """
+    if key is None or isinstance(key, jax.core.Tracer):
+        return
+    is_key = isinstance(key, jax.Array) and (
+        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
+    )
+    if not is_key:
+        hint = f"; write jax.random.key({key})" if isinstance(key, int) else ""
+        raise ValueError(f"key must be a jax.random.key; got {type(key).__name__}{hint}")
+
+
+def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     if isinstance(x, jax.core.Tracer):
         raise ValueError("attacks loop on the host; inside jit, vmap or scan use pgd_scan")
-    x = jnp.asarray(x)
+    if not isinstance(threat, Threat):
+        raise ValueError(f"threat must be a Threat; got {type(threat).__name__}")
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"x must be an array; got {type(x).__name__}") from error
     if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         expected = "a non-empty floating batch (B, ...)"
         raise ValueError(f"x must be {expected}; got shape {x.shape}, dtype {x.dtype}")
-    low, high = threat.bounds
-    smallest, largest = float(jnp.min(x)), float(jnp.max(x))
-    slack = threat.tolerance  # the round-off of undoing a mean/std normalisation
-    if not (smallest >= low - slack and largest <= high + slack):
+    threat.check_shape(x.shape)
+    x = at_least_single(x)  # in half precision a step could not be told from the ball's radius
+    if threat.bounds is None:
+        if not bool(jnp.all(jnp.isfinite(x))):
+            raise ValueError("x must be finite; got NaN or infinite values")
+        return x
+    # The slack is the round-off of undoing a mean/std normalisation.
+    if not float(geometry.outside_box(x, threat.bounds)) <= threat.box_tolerance():
         raise ValueError(
-            f"x must lie in {threat.bounds}; got values in [{smallest}, {largest}].  Give raw "
-            "inputs and normalise inside logits_fn, or set the threat's bounds"
+            f"x must lie in {threat.bounds}; got values in [{float(jnp.min(x))}, "
+            f"{float(jnp.max(x))}]. Give raw inputs and normalise inside logits_fn, or set the "
+            "threat's bounds (None where every value is valid)"
         )
-    # In half precision a step could not be told from the ball's radius.
-    return jnp.clip(at_least_single(x), low, high)
+    return geometry.into_box(x, threat.bounds)
 
 
-def _check_target(target: jax.Array, y: jax.Array) -> None:
+def _check_target(target: np.ndarray, y: np.ndarray) -> None:
     """Refuses the right label as a target: the attack would count right answers as its own."""
-    right = int(jnp.sum((target == y) & known(y)))
+    right = int(np.sum((target == y) & ((y != VOID) | (y.ndim == 1))))
     if right:
         raise ValueError(
             f"target must differ from y; {right} of {y.size} targets are the right label"
         )
 
 
-def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) -> jax.Array:
-    """Labels that fit logits of that shape, as int32."""
+def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) -> np.ndarray:
+    """Returns labels that fit logits of that shape, as int32."""
     # Not as a JAX array: that would wrap what does not fit into 32 bits, before anyone looks.
     y = np.asarray(given)
     if y.shape != shape[:-1] or not np.issubdtype(y.dtype, np.integer):
@@ -193,16 +311,16 @@ def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) 
         or_void = f" or {VOID} (void)" if void and y.ndim > 1 else ""
         got = f"[{labels.min()}, {labels.max()}]"
         raise ValueError(f"{name} must lie in [0, {classes}){or_void}; got labels in {got}")
-    return jnp.asarray(y.astype(np.int32))
+    return y.astype(np.int32)
 
 
-def _check_logits(logits: jax.Array) -> None:
+def _check_logits(logits: jax.Array, which: str) -> None:
     values = np.asarray(logits)
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if bad.any():
         raise NotFiniteError(
-            f"logits_fn returned NaN or infinite logits for {bad.sum()} of {len(values)} clean "
-            "examples; an attack on them would say nothing"
+            f"logits_fn returned NaN or infinite logits for {bad.sum()} of {len(values)} {which}; "
+            "an attack on them would say nothing"
         )
     between = values.min() >= 0 and values.max() <= 1
     softmax = np.abs(values.sum(axis=-1) - 1).max() < 0.02  # as bfloat16 rounds
@@ -211,74 +329,8 @@ def _check_logits(logits: jax.Array) -> None:
         warnings.warn(
             "logits_fn seems to return probabilities: its values lie in [0, 1]"
             + (" and sum to 1" if softmax else "")
-            + ".  Attacks want logits; a softmax or sigmoid before them hides gradients"
+            + ". Attacks want logits; a softmax or sigmoid before them hides gradients"
             + ("" if softmax else ", and 0 is the threshold of a single logit"),
             ProbabilitiesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
-
-
-def depends_on_batch(problem: Problem) -> bool:
-    """Whether an example's logits change with its companions, of which half become others.
-
-    One more forward pass of the same shape, so that nothing compiles anew.  A batch of one has no
-    companions: False.  So is what changes logits by less than 1 % of the largest, which bfloat16
-    may do by itself; ``batch_dependence`` measures smaller changes.
-    """
-    count = len(problem.x)
-    half = count // 2
-    if not half:
-        return False
-    # Negatives: unlike other images of the batch, they cannot have its statistics by chance.
-    low, high = problem.threat.bounds
-    others = jnp.concatenate([problem.x[: count - half], low + high - problem.x[:half]])
-    there = np.asarray(predict(problem.model, others))[: count - half]
-    here = np.asarray(problem.logits)[: count - half]
-    # Rounding may differ with the place in the batch, in bfloat16 by 0.4 %.
-    scale = max(float(np.abs(here).max()), 1e-6)
-    return not bool(np.abs(there - here).max() <= 0.01 * scale)
-
-
-def resolve_batch_dependence(problem: Problem, given: bool | None, *, warn: bool = True) -> bool:
-    """``given``, or what ``depends_on_batch`` finds where that is None.
-
-    Warns:
-      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
-    """
-    if given is not None:
-        return given
-    found = depends_on_batch(problem)
-    if found and warn:
-        warnings.warn(
-            "an example's logits change with its companions (a model in training mode, or with "
-            "statistics of the test batch): the whole batch is attacked at once and kept as a "
-            "whole.  Pass batch_dependent=True if that is what you want; "
-            "steinnorm.attacks.batch_threats has the other threat models",
-            BatchDependenceWarning,
-            stacklevel=3,
-        )
-    return found
-
-
-@functools.partial(jax.jit, static_argnames="joint")
-def keep_worse(
-    a: tuple[jax.Array, jax.Array, jax.Array],
-    b: tuple[jax.Array, jax.Array, jax.Array],
-    *,
-    joint: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Per example, or for the batch as a whole, the one of ``a`` and ``b`` that is worse for it.
-
-    Args:
-      a: inputs (B, ...), share of the labels that are reached (B,), loss (B,).
-      b: the same of another attack.
-      joint: the batch is kept as a whole, because its examples hang together.
-    """
-    share_a, loss_a, share_b, loss_b = a[1], a[2], b[1], b[2]
-    if joint:
-        share_a, loss_a, share_b, loss_b = (
-            jnp.broadcast_to(jnp.mean(v), v.shape) for v in (share_a, loss_a, share_b, loss_b)
-        )
-    take_b = (share_b > share_a) | ((share_b == share_a) & (loss_b > loss_a))
-    pick = lambda p, q: jnp.where(geometry.per_example(take_b, p), q, p)  # noqa: E731
-    return pick(a[0], b[0]), pick(a[1], b[1]), pick(a[2], b[2])

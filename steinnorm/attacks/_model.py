@@ -1,21 +1,25 @@
 """How attacks call a model, so that models of one architecture share one compilation."""
 
+from __future__ import annotations
+
 import contextlib
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks.threat import RandomLogitsWarning
+from steinnorm.attacks.errors import RandomLogitsWarning
 
 LogitsFn = Callable[[jax.Array], jax.Array]
 """Maps a batch (B, ...) to logits: (B, K), or (B, H, W, K) for a label per pixel.
 
 K = 1 stands for two classes and the logit z of class 1, and is read as the two logits (0, z), whose
-softmax has the same probabilities.
+softmax has the same probabilities. Attacks take an NNX model as well, as it is in evaluation.
 """
 
 # Functions whose arrays had changed since they were compiled -> what is compiled now.
@@ -23,14 +27,21 @@ _REMADE: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = weakref.We
 
 
 def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-    """Makes ``logits_fn`` something that a jitted function takes as an argument.
+    """Returns ``logits_fn`` as something that a jitted function takes as an argument.
 
     A ``jax.tree_util.Partial(apply, state)`` is a pytree: ``apply`` is static, the arrays in
-    ``state`` are traced, so another state of the same model does not compile again.  A plain
-    function is static as a whole, with the arrays that it closes over compiled in as constants.
+    ``state`` are traced, so another state of the same model does not compile again, and nothing of
+    it is kept. An NNX model becomes one. A plain function is static as a whole, with the arrays
+    that it closes over compiled in as constants; JAX keeps both until ``jax.clear_caches()``.
+
+    Raises:
+      ValueError: it cannot be called.
     """
     if isinstance(logits_fn, jax.tree_util.Partial):
         return logits_fn
+    nnx = sys.modules.get("flax.nnx")  # this package needs no Flax; a model of it has loaded it
+    if nnx is not None and isinstance(logits_fn, nnx.Module):
+        return jax.tree_util.Partial(_call_nnx, *nnx.split(logits_fn))
     if not callable(logits_fn):
         raise ValueError(f"logits_fn must be callable; got {type(logits_fn).__name__}")
     with contextlib.suppress(TypeError):
@@ -39,8 +50,13 @@ def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     return jax.tree_util.Partial(logits_fn)
 
 
+def _call_nnx(graphdef: Any, state: Any, x: jax.Array) -> jax.Array:
+    """Calls a copy of an NNX model: what its layers record is dropped with it."""
+    return sys.modules["flax.nnx"].merge(graphdef, state, copy=True)(x)
+
+
 def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, jax.Array]:
-    """The model as an argument of compiled functions, and its logits, as it is now.
+    """Returns the model as an argument of compiled functions, and its logits, as it is now.
 
     A plain function is compiled with the arrays that it closes over.  Where these have changed
     since, its compiled form is another model: the function is called once as it is, and compiled
@@ -56,9 +72,9 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
     Warns:
       RandomLogitsWarning: the function's logits differ between two calls.
     """
-    logits = predict(logits_fn, x)
     model = as_argument(logits_fn)
-    if isinstance(logits_fn, jax.tree_util.Partial):
+    logits = predict(model, x)
+    if has_arguments(logits_fn, model):
         return model, logits
     direct = traced_logits(logits_fn, x)
     if _differ(direct, logits, 1e-4):
@@ -74,11 +90,39 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
     return model, logits
 
 
+def has_arguments(logits_fn: LogitsFn, model: jax.tree_util.Partial) -> bool:
+    """Returns whether a model's arrays are arguments, so that its compiled form is up to date."""
+    return model is logits_fn or model.func is _call_nnx
+
+
+def warn_of_dropout(logits_fn: LogitsFn) -> None:
+    """Warns of an NNX model whose dropout is on; a copy of it draws the same mask at every call.
+
+    Warns:
+      RandomLogitsWarning: saying so.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(logits_fn, nnx.Module):
+        return
+    if any(
+        getattr(module, "deterministic", None) is False for _, module in nnx.iter_modules(logits_fn)
+    ):
+        warnings.warn(
+            "the model's dropout is on: every call draws the same mask, and the result is that of "
+            "this one. Call model.eval() first",
+            RandomLogitsWarning,
+            stacklevel=4,
+        )
+
+
 def _remade(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-    # Another object, which JAX has not compiled yet.
-    model = jax.tree_util.Partial(lambda x: logits_fn(x))  # noqa: PLW0108
-    with contextlib.suppress(TypeError):  # what cannot be referred to weakly is made every time
+    """Returns another object, which JAX has not compiled yet."""
+    try:
+        refer = weakref.ref(logits_fn)  # a strong one would keep the key alive
+        model = jax.tree_util.Partial(lambda x: refer()(x))  # noqa: PLW0108
         _REMADE[logits_fn] = model
+    except TypeError:  # what cannot be referred to weakly is made every time
+        model = jax.tree_util.Partial(lambda x: logits_fn(x))  # noqa: PLW0108
     return model
 
 
@@ -94,16 +138,18 @@ def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
 
 
 def at_least_single(values: jax.Array) -> jax.Array:
-    """Half precision as float32; all else as it is."""
+    """Returns half precision as float32, all else as it is."""
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
 
 
 def traced_logits(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
-    """The logits with K >= 2, in float32 or wider; for use inside a compiled function."""
+    """Returns the logits with K >= 2, in float32 or wider; for use inside a compiled function."""
     logits = logits_fn(x)
     if not isinstance(logits, jax.Array):
         got = type(logits).__name__
         raise ValueError(f"logits_fn must return one array of logits; got {got}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"logits_fn must return real floating logits; got dtype {logits.dtype}")
     logits = at_least_single(logits)
     if logits.ndim > 1 and logits.shape[-1] == 1:
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
@@ -114,27 +160,43 @@ _compiled_logits = jax.jit(traced_logits)
 
 
 def predict(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
-    """The logits (B, K) or (B, H, W, K) of a batch, from one compiled forward pass.
+    """Returns the logits (B, K) or (B, H, W, K) of a batch, from one compiled forward pass.
 
     Args:
       logits_fn: maps (B, ...) to logits; best a ``jax.tree_util.Partial`` over the model's state.
       x: inputs (B, ...).
 
     Raises:
-      ValueError: the logits have another shape.
+      ValueError: the logits have another shape, or an NNX model inside a function is in training
+        mode.
     """
-    logits_shape(logits_fn, x)
-    return _compiled_logits(as_argument(logits_fn), x)
+    model = as_argument(logits_fn)
+    logits_shape(model, x)
+    return _compiled_logits(model, x)
 
 
 def logits_shape(logits_fn: LogitsFn, x: jax.Array) -> tuple[int, ...]:
-    """The shape of the logits, found without computing them; K is at least 2.
+    """Returns the shape of the logits, found without computing them; K is at least 2.
 
     Raises:
-      ValueError: the shape is neither (B, K) nor (B, H, W, K).
+      ValueError: the shape is neither (B, K) nor (B, H, W, K), or an NNX model inside a function
+        is in training mode.
     """
-    # eval_shape of the jitted function reuses its trace, so repeated calls cost nothing.
-    shape = _compiled_logits.eval_shape(as_argument(logits_fn), x).shape
+    try:
+        # eval_shape of the jitted function reuses its trace, so repeated calls cost nothing.
+        shape = _compiled_logits.eval_shape(as_argument(logits_fn), x).shape
+    except Exception as error:
+        if isinstance(error, jax.errors.TracerArrayConversionError):
+            raise ValueError(
+                "logits_fn must be made of JAX functions; it turns its input into a NumPy array. "
+                "For attacks without gradients (square) wrap it in jax.pure_callback"
+            ) from error
+        if type(error).__name__ != "TraceContextError":  # Flax's, which need not be installed
+            raise
+        raise ValueError(
+            "logits_fn calls an NNX model that records what it sees: it is in training mode. Call "
+            "model.eval() first, or pass the model itself instead of a function around it"
+        ) from error
     if len(shape) < 2 or shape[0] != x.shape[0] or shape[-1] < 1:
         expected = f"({x.shape[0]}, K), or ({x.shape[0]}, H, W, K) for a label per pixel"
         raise ValueError(f"logits_fn must return logits of shape {expected}; got {shape}")

@@ -20,10 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks._criterion import mean_over_labels
+from steinnorm.attacks._criterion import VOID, mean_over_labels
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, as_argument, traced_logits
-from steinnorm.attacks.threat import AttackResult, Threat
+from steinnorm.attacks._survivors import placed_like
+from steinnorm.attacks.result import AttackResult
+from steinnorm.attacks.threat import Threat
 
 Attack = Callable[..., AttackResult]
 """``attack(logits_fn, x, y, *, threat, key, **settings)``."""
@@ -120,6 +122,7 @@ def independent(
     """
     problem = Problem.of(logits_fn, x, y, threat, target)
     victims = _positions(victims, len(problem.x))
+    _say(attack, settings, batch_dependent=False)
     rows, images = np.asarray(problem.x), np.array(problem.x)
     found = []
     for number, i in enumerate(victims):
@@ -134,10 +137,10 @@ def independent(
         images[i] = np.asarray(result.x_adv[0])
         whole = rows.copy()
         whole[i] = images[i]
-        found.append((i, problem.result(jnp.asarray(whole), result.zero_gradients)))
+        found.append((i, problem.result(placed_like(whole, problem.x), result.zero_gradients)))
         if on_progress is not None:
             on_progress(number + 1, len(victims))
-    return _together(found, jnp.asarray(images))
+    return _together(found, placed_like(images, problem.x), np.asarray(problem.criterion.y))
 
 
 def companion(
@@ -184,20 +187,19 @@ def companion(
     others = len(problem.x) - 1
     if not others:
         raise ValueError("a batch of one has no companions to attack; give at least two examples")
-    if "batch_dependent" in inspect.signature(attack).parameters:
-        settings.setdefault("batch_dependent", True)
+    _say(attack, settings, batch_dependent=True)
     rows = np.asarray(problem.x)
     found, worst, worst_share = [], problem.x, -1.0
     for number, i in enumerate(victims):
         result = attack(
-            as_companions(problem.model, problem.x[i], i),
+            as_companions(problem.model, jnp.asarray(rows[i]), i),
             jnp.asarray(np.delete(rows, i, axis=0)),
             _of_victim(problem.criterion.y, i, others),
             threat=threat,
             key=_key_of(key, i),
             **_with_target(settings, problem.criterion.target, i, others),
         )
-        whole = jnp.asarray(np.insert(np.asarray(result.x_adv), i, rows[i], axis=0))
+        whole = placed_like(np.insert(np.asarray(result.x_adv), i, rows[i], axis=0), problem.x)
         judged = problem.result(whole, result.zero_gradients)
         found.append((i, judged))
         share = _share(judged, problem, i)
@@ -205,15 +207,15 @@ def companion(
             worst, worst_share = whole, share
         if on_progress is not None:
             on_progress(number + 1, len(victims))
-    return _together(found, worst)
+    return _together(found, worst, np.asarray(problem.criterion.y))
 
 
 def _alone(
     model: jax.tree_util.Partial, batch: jax.Array, i: jax.Array, examples: jax.Array
 ) -> jax.Array:
     def one(example: jax.Array) -> jax.Array:
-        whole = jax.lax.dynamic_update_index_in_dim(batch, example, i, 0)
-        return jax.lax.dynamic_index_in_dim(model(whole), i, 0, keepdims=False)
+        whole = jnp.where(_is_row(batch, i), example[None], batch)
+        return _row(model(whole), i)
 
     # Over whole batches, each with its own statistics, vmap is right.
     return one(examples[0])[None] if len(examples) == 1 else jax.vmap(one)(examples)
@@ -245,7 +247,17 @@ def _row_among(
     source = jnp.where(place == i, count, place - (place > i).astype(i.dtype))
     whole = jnp.take(jnp.concatenate([companions, example[None]]), source, axis=0)
     logits = traced_logits(model, whole)
-    return jax.lax.dynamic_index_in_dim(logits, i, 0, keepdims=False)
+    return _row(logits, i)
+
+
+def _is_row(batch: jax.Array, i: jax.Array) -> jax.Array:
+    """Returns where a batch (B, ...) has its row ``i``, (B, 1, ...) bool, wherever its rows lie."""
+    return (jnp.arange(len(batch), dtype=i.dtype) == i).reshape(-1, *(1,) * (batch.ndim - 1))
+
+
+def _row(batch: jax.Array, i: jax.Array) -> jax.Array:
+    """Returns row ``i`` of a batch that may be split over devices."""
+    return jnp.sum(jnp.where(_is_row(batch, i), batch, 0), axis=0)
 
 
 def _position(i: int) -> jax.Array:
@@ -264,6 +276,12 @@ def _of_victim(labels: jax.Array, i: int, count: int) -> jax.Array:
     return jnp.asarray(np.repeat(np.asarray(labels)[i : i + 1], count, axis=0))
 
 
+def _say(attack: Attack, settings: dict[str, Any], *, batch_dependent: bool) -> None:
+    """Tells an attack that wants to know whether its examples depend on each other."""
+    if "batch_dependent" in inspect.signature(attack).parameters:
+        settings.setdefault("batch_dependent", batch_dependent)
+
+
 def _with_target(
     settings: dict[str, Any], target: jax.Array | None, i: int, count: int
 ) -> dict[str, Any]:
@@ -272,18 +290,20 @@ def _with_target(
 
 def _share(result: AttackResult, problem: Problem, i: int) -> float:
     """Share of the labels of example ``i`` that are reached."""
-    reached = result.success.astype(problem.logits.dtype)
-    return float(mean_over_labels(reached, problem.criterion.y)[i])
+    reached = result.success.astype(problem.x.dtype)
+    return float(np.asarray(mean_over_labels(reached, problem.criterion.y))[i])
 
 
 def _key_of(key: jax.Array | None, i: int) -> jax.Array | None:
     return None if key is None else jax.random.fold_in(key, i)
 
 
-def _together(found: list[tuple[int, AttackResult]], x_adv: jax.Array) -> AttackResult:
+def _together(
+    found: list[tuple[int, AttackResult]], x_adv: jax.Array, labels: np.ndarray
+) -> AttackResult:
     """The results of all victims' batches as one."""
     results = [result for _, result in found]
-    success = [np.asarray(result.success[i]) for i, result in found]
+    success = [np.asarray(result.success)[i] for i, result in found]
     return AttackResult(
         x_adv=x_adv,
         success=jnp.asarray(np.stack(success)),
@@ -292,4 +312,6 @@ def _together(found: list[tuple[int, AttackResult]], x_adv: jax.Array) -> Attack
         max=max(result.max for result in results),
         nan_count=sum(result.nan_count for result in results),
         zero_gradients=sum(result.zero_gradients for result in results),
+        outside_box=max(result.outside_box for result in results),
+        labels=int(sum(np.sum(labels[i] != VOID) if labels.ndim > 1 else 1 for i, _ in found)),
     )

@@ -12,7 +12,9 @@ import numpy as np
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion
+from steinnorm.attacks._inputs import check_key
 from steinnorm.attacks._model import LogitsFn, as_argument, predict, traced_logits
+from steinnorm.attacks._survivors import placed_like
 from steinnorm.attacks.losses import per_example
 
 ROUNDING = 1e-2
@@ -86,6 +88,7 @@ def batch_dependence(
     Raises:
       ValueError: fewer than two images, others of another shape, or logits as in ``predict``.
     """
+    check_key(key)
     x = jnp.asarray(x)
     count = len(x)
     if count < 2:
@@ -98,14 +101,14 @@ def batch_dependence(
     alone = np.concatenate([predict(logits_fn, jnp.asarray(row[None])) for row in rows])
     shuffled = np.empty_like(there)
     order = _order(generator, count)
-    shuffled[order] = predict(logits_fn, jnp.asarray(rows[order]))
+    shuffled[order] = predict(logits_fn, placed_like(rows[order], x))
     kept, company = [], []
     for half in (np.arange((count + 1) // 2), np.arange(count // 2, count)):
         batch = _among_others(
             generator, rows, half, rows[half] if others is None else np.asarray(others)
         )
         kept.append(there[half])
-        company.append(np.asarray(predict(logits_fn, jnp.asarray(batch)))[half])
+        company.append(np.asarray(predict(logits_fn, placed_like(batch, x)))[half])
     # An image in the middle of an odd number was kept twice; the first time will do.
     merged = [np.concatenate([parts[0], parts[1][count % 2 :]]) for parts in (kept, company)]
     labels = jnp.asarray(np.argmax(there, axis=-1), jnp.int32)
@@ -171,6 +174,6 @@ def _gradient_norms(
 
     def of_one(images: jax.Array) -> jax.Array:
         losses = per_example("margin", traced_logits(model, images), Criterion(labels))
-        return jax.lax.dynamic_index_in_dim(losses, i, 0, keepdims=False)
+        return jnp.sum(jnp.where(jnp.arange(len(losses)) == i, losses, 0))
 
     return geometry.euclidean(jax.grad(of_one)(x))

@@ -1,38 +1,61 @@
-"""FAB (Croce & Hein 2020a): looks for the nearest adversarial point, not the largest loss."""
+"""FAB (Croce & Hein 2020a): looks for the nearest adversarial point, not the largest loss.
 
-import functools
+Where it departs from algorithm 1 there and from the authors' code:
+
+1. It is the targeted form of AutoAttack (Croce & Hein 2020b): one run towards each of the
+   likeliest wrong classes; any wrong class counts, or with ``target`` only the wanted one.
+2. The projection onto the linearised boundary within the box is exact, by Newton's iteration
+   instead of a sort.
+3. A wrong logit must lead by a millionth of the largest one: points on the boundary itself are
+   turned back by rounding in a batch of another size.
+4. Points outside of the ball are not handed back; broken examples leave before the next run.
+5. There is no final search by bisection between the input and the nearest point.
+6. With a radius per channel, distances are in multiples of it.
+"""
+
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._ball import Ball
 from steinnorm.attacks._criterion import Criterion, share_reached
+from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._fab_projection import step_to_plane
-from steinnorm.attacks._inputs import Problem, check_finite, resolve_batch_dependence
+from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._model import LogitsFn, traced_logits
 from steinnorm.attacks._progress import OnProgress, Tick
-from steinnorm.attacks._survivors import Kept, bucket, gather, padded
+from steinnorm.attacks._survivors import (
+    Worst,
+    bucket,
+    padded,
+    placed_like,
+    shards,
+    take_rows,
+    where,
+)
 from steinnorm.attacks.losses import margin
-from steinnorm.attacks.threat import AttackResult, Threat
+from steinnorm.attacks.result import AttackResult
+from steinnorm.attacks.threat import Threat
 
 _TELL_EVERY = 25
-# Nearest points lie on the boundary, where rounding in a batch of another size turns a label back.
-# By this share of the largest logit a wrong one must lead.
-_CLEAR = 1e-6
+_CLEAR = 1e-6  # share of the largest logit by which a wrong one must lead
 
 
 def fab(
     logits_fn: LogitsFn,
-    x: jax.Array,
-    y: jax.Array,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     threat: Threat,
     key: jax.Array | None = None,
     steps: int = 100,
     target_classes: int = 9,
+    target: ArrayLike | None = None,
     restarts: int = 1,
     alpha_max: float = 0.1,
     eta: float = 1.05,
@@ -40,12 +63,12 @@ def fab(
     batch_dependent: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> AttackResult:
-    """Repeated projections onto the linearised boundary, drawn back to ``x`` (Croce & Hein 2020a).
+    """Projects onto the linearised boundary again and again, drawn back to ``x``.
 
-    The targeted form of AutoAttack (Croce & Hein 2020b): one run towards each of the classes that
-    are likeliest but for the right one.  Its steps have no size, and the radius only decides which
-    of the points that were found count: the nearest one of a run, if it lies in the ball.  Any
-    wrong class counts.  Broken examples leave before the next run; those that no run breaks come
+    The targeted form of AutoAttack (Croce & Hein 2020a, 2020b): one run towards each of the classes
+    that are likeliest but for the right one. Its steps have no size, and the radius only decides
+    which of the points that were found count: the nearest one of a run, if it lies in the ball.
+    Any wrong class counts. Broken examples leave before the next run; those that no run breaks come
     back as they were.
 
     Args:
@@ -56,6 +79,8 @@ def fab(
       key: randomness of the second and later starts; the first is ``x``.
       steps: gradient steps per run.
       target_classes: how many classes; all K - 1 where there are fewer.
+      target: wanted labels (B,), towards which alone it runs, and which alone count; None for any
+        wrong ones.
       restarts: runs per class.
       alpha_max: the largest share by which a step is drawn towards ``x``.
       eta: by what steps to the boundary are prolonged, at least 1.
@@ -67,10 +92,11 @@ def fab(
       ValueError: as in ``fgsm``, or label maps, a model that depends on the batch, restarts
         without a key, or settings out of range.
     """
+    check_key(key)
     _check(steps, target_classes, restarts, key)
-    settings = _Settings(Ball.of(threat), float(alpha_max), float(eta), float(beta))
+    settings = _Settings(float(alpha_max), float(eta), float(beta))
     settings.check()
-    problem = Problem.of(logits_fn, x, y, threat)
+    problem = Problem.of(logits_fn, x, y, threat, target)
     if problem.label_axes:
         raise ValueError("fab is for one label per example; for a label per pixel take pgd or sea")
     if resolve_batch_dependence(problem, batch_dependent, warn=False):
@@ -78,23 +104,14 @@ def fab(
             "fab keeps a smallest distance per example, which says nothing where an example's "
             "logits change with its companions: take apgd or square"
         )
-    kept = Kept(problem.x, share_reached(problem.logits, problem.criterion))
-    targets = problem.likeliest_wrong(target_classes)
-    done, total, vanished = 0, targets.shape[1] * restarts * steps, 0
-    for number in range(targets.shape[1]):
-        for restart in range(restarts):
-            start = _start(key, (number, restart), problem)
-            if not len(kept.standing):
-                break
-            tick = Tick(on_progress, done, total)
-            everything = _Batch(problem.x, problem.criterion.y, targets[:, number])
-            run = _Run(problem, everything, settings, steps)
-            vanished = run.follow(start, kept, tick)
-            done += steps
-    if on_progress is not None:
-        on_progress(total, total)
-    x_adv = geometry.project(
-        jnp.asarray(kept.x), problem.x, threat.norm, threat.epsilon, threat.bounds
+    x_adv, vanished = run_fab(
+        problem,
+        key,
+        steps=steps,
+        target_classes=target_classes,
+        restarts=restarts,
+        settings=settings,
+        on_progress=on_progress,
     )
     return problem.result(x_adv, vanished)
 
@@ -102,10 +119,9 @@ def fab(
 class _Settings(NamedTuple):
     """Numbers of the attack, all traced."""
 
-    ball: Ball
-    alpha_max: float
-    eta: float
-    beta: float
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
 
     def check(self) -> None:
         if not 0 <= self.alpha_max <= 1:
@@ -116,16 +132,54 @@ class _Settings(NamedTuple):
             raise ValueError(f"beta must lie in (0, 1]; got {self.beta}")
 
 
+_USUAL = _Settings()
+
+
+def run_fab(
+    problem: Problem,
+    key: jax.Array | None,
+    *,
+    steps: int,
+    target_classes: int = 9,
+    restarts: int = 1,
+    settings: _Settings = _USUAL,
+    on_progress: OnProgress | None = None,
+) -> tuple[jax.Array, int]:
+    """Runs the attack on a problem; the arguments are those of ``fab``, checked already.
+
+    Returns:
+      The attacked inputs, and how many gradients were all zero at the end of the last run.
+    """
+    x, y, wanted, *_ = problem.x, *problem.criterion
+    kept = Worst(x, share_reached(problem.logits, problem.criterion))
+    if wanted is None:
+        columns = [placed_like(c, x) for c in problem.likeliest_wrong(target_classes).T]
+    else:
+        columns = [wanted]
+    done, total, vanished = 0, len(columns) * restarts * steps, 0
+    for number, column in enumerate(columns):
+        for restart in range(restarts):
+            if not len(kept.standing):
+                break
+            start = _start(key, (number, restart), problem)
+            run = _Run(problem, _Batch(x, Criterion(y, wanted), column), settings, steps)
+            vanished = run.follow(start, kept, Tick(on_progress, done, total))
+            done += steps
+    if on_progress is not None:
+        on_progress(total, total)
+    return problem.threat.project(placed_like(kept.x, x), x), vanished
+
+
 class _Batch(NamedTuple):
-    """Inputs, right labels, and those of the classes that a run heads for."""
+    """Inputs, what counts, and the classes that a run heads for."""
 
     x: jax.Array
-    y: jax.Array
-    target: jax.Array
+    criterion: Criterion
+    towards: jax.Array
 
 
 class _State(NamedTuple):
-    """Of each example: where it is, the nearest adversarial point, and how far that is."""
+    """Holds for each example where it is, the nearest adversarial point, and how far that is."""
 
     at: jax.Array
     nearest: jax.Array
@@ -145,14 +199,14 @@ def _check(steps: int, target_classes: int, restarts: int, key: jax.Array | None
 
 
 def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem) -> jax.Array:
-    """The input at first, then points half a radius away from it."""
+    """Returns the input at first, then points half a radius away from it."""
     if key is None or run[1] == 0:
         return problem.x
     for number in run:
         key = jax.random.fold_in(key, number)
     threat = problem.threat
     away = geometry.random_on_sphere(key, problem.x, threat.norm, 0.5 * threat.epsilon)
-    return jnp.clip(problem.x + away, *threat.bounds)
+    return geometry.into_box(problem.x + away, threat.bounds)
 
 
 class _Run(NamedTuple):
@@ -163,82 +217,87 @@ class _Run(NamedTuple):
     settings: _Settings
     steps: int
 
-    def follow(self, start: jax.Array, kept: Kept, tick: Tick) -> int:
+    def follow(self, start: jax.Array, kept: Worst, tick: Tick) -> int:
         """Offers what lies in the ball to ``kept``; how many last gradients were all zero."""
         threat, index = self.problem.threat, kept.standing
-        rows = padded(index, bucket(len(index), len(self.batch.x)))
-        batch, at = gather((self.batch, start), rows)
-        infinite = jnp.full(len(rows), jnp.inf, at.dtype)
-        state = _State(at, batch.x, infinite, *jnp.zeros((2, len(rows)), bool))
+        rows = padded(index, bucket(len(index), len(self.batch.x), shards(self.batch.x)))
+        batch, at = take_rows((self.batch, start), rows)
+        state = _begin(at, batch)
         for number in range(self.steps):
-            state = _step(self.problem.model, state, batch, self.settings, norm=threat.norm)
+            state = _step(self.problem.model, state, batch, threat, self.settings)
             if (number + 1) % _TELL_EVERY == 0:
                 tick(number + 1)
         check_finite(np.asarray(state.broken)[: len(index)], "logits or gradients")
-        inside = state.distance <= threat.epsilon
-        found = jnp.where(geometry.per_example(inside, at), state.nearest, batch.x)
+        inside = state.distance <= threat.radius
+        found = where(inside, state.nearest, batch.x)
         kept.offer(index, found, inside.astype(at.dtype))
         return int(np.asarray(state.vanished)[: len(index)].sum())
 
 
-@functools.partial(jax.jit, static_argnames="norm")
+@jax.jit
+def _begin(at: jax.Array, batch: _Batch) -> _State:
+    no = jnp.zeros_like(batch.towards, dtype=bool)
+    infinite = jnp.full_like(batch.towards, jnp.inf, dtype=at.dtype)
+    return _State(at, batch.x, infinite, no, no)
+
+
+@jax.jit
 def _step(
-    model: jax.tree_util.Partial, state: _State, batch: _Batch, settings: _Settings, *, norm: str
+    model: jax.tree_util.Partial,
+    state: _State,
+    batch: _Batch,
+    threat: Threat,
+    settings: _Settings,
 ) -> _State:
-    """One step to the boundary, and back where it was crossed (Croce & Hein 2020a, algorithm 1)."""
+    """Steps to the boundary, and back where it was crossed (Croce & Hein 2020a, algorithm 1)."""
 
     def lead(images: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = traced_logits(model, images)
         wanted, right = (
             jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-            for labels in (batch.target, batch.y)
+            for labels in (batch.towards, batch.criterion.y)
         )
         return jnp.sum(wanted - right), wanted - right
 
     gradient, ahead = jax.grad(lead, has_aux=True)(state.at)
-    flat = gradient.reshape(gradient.shape[0], -1)
-    moved = _towards(state, batch.x, (gradient, ahead.astype(gradient.dtype)), settings, norm)
-    crossed = _is_wrong(traced_logits(model, moved), batch)
-    distance = geometry.distance(moved, batch.x, norm)
+    moved = _towards(state, batch.x, (gradient, ahead.astype(gradient.dtype)), threat, settings)
+    crossed = _is_clear(traced_logits(model, moved), batch.criterion)
+    distance = threat.distance(moved, batch.x)
     nearer = crossed & (distance < state.distance)
     back = batch.x + settings.beta * (moved - batch.x)
+    finite = geometry.all_in_example(jnp.isfinite(gradient)) & jnp.isfinite(ahead)
     return _State(
-        at=jnp.where(geometry.per_example(crossed, moved), back, moved),
-        nearest=jnp.where(geometry.per_example(nearer, moved), moved, state.nearest),
+        at=where(crossed, back, moved),
+        nearest=where(nearer, moved, state.nearest),
         distance=jnp.where(nearer, distance, state.distance),
-        vanished=jnp.all(flat == 0, axis=1),
-        broken=state.broken | ~(jnp.all(jnp.isfinite(flat), axis=1) & jnp.isfinite(ahead)),
+        vanished=geometry.all_in_example(gradient == 0),
+        broken=state.broken | ~finite,
     )
 
 
 def _towards(
-    state: _State, x: jax.Array, plane: tuple[jax.Array, jax.Array], settings: _Settings, norm: str
+    state: _State,
+    x: jax.Array,
+    plane: tuple[jax.Array, jax.Array],
+    threat: Threat,
+    settings: _Settings,
 ) -> jax.Array:
-    """Between the boundary's points nearest to ``at`` and to ``x``, and beyond by ``eta``."""
+    """Returns a point between the boundary's nearest to ``at`` and to ``x``, and beyond."""
     gradient, ahead = plane
-    here, origin, normal = (a.reshape(a.shape[0], -1) for a in (state.at, x, gradient))
-    ahead_at_x = ahead + jnp.sum(normal * (origin - here), axis=1)
-    step, step_from_x = jnp.split(
-        step_to_plane(
-            jnp.concatenate([here, origin]),
-            jnp.concatenate([normal, normal]),
-            -jnp.concatenate([ahead, ahead_at_x]),
-            norm,
-            settings.ball.bounds,
-        ),
-        2,
-    )
-    size, size_from_x = (
-        jnp.maximum(geometry.distance(d, jnp.zeros_like(d), norm), 1e-8)
-        for d in (step, step_from_x)
-    )
-    alpha = jnp.minimum(size / (size + size_from_x), settings.alpha_max)[:, None]
-    ours = (1 - alpha) * (here + settings.eta * step)
-    moved = ours + alpha * (origin + settings.eta * step_from_x)
-    return jnp.clip(moved, *settings.ball.bounds).reshape(x.shape)
+    ahead_at_x = ahead + jnp.sum(gradient * (x - state.at), axis=geometry.inner_axes(x))
+
+    def step(origin: jax.Array, lead: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = step_to_plane(origin, gradient, -lead, threat)
+        size = jnp.maximum(threat.distance(found, jnp.zeros_like(found)), 1e-8)
+        return origin + settings.eta * found, size
+
+    from_here, size = step(state.at, ahead)
+    from_x, size_from_x = step(x, ahead_at_x)
+    alpha = jnp.minimum(size / (size + size_from_x), settings.alpha_max)
+    alpha = geometry.per_example(alpha, x)
+    return geometry.into_box((1 - alpha) * from_here + alpha * from_x, threat.bounds)
 
 
-def _is_wrong(logits: jax.Array, batch: _Batch) -> jax.Array:
-    """Whether a wrong class leads clearly, (B,)."""
-    leads_by = margin(logits, Criterion(batch.y))
-    return leads_by > _CLEAR * jnp.max(jnp.abs(logits), axis=1)
+def _is_clear(logits: jax.Array, criterion: Criterion) -> jax.Array:
+    """Returns whether what is wanted leads clearly, (B,)."""
+    return margin(logits, criterion) > _CLEAR * jnp.max(jnp.abs(logits), axis=1)

@@ -7,7 +7,6 @@ of ``pgd``; on accelerators it saves the launches.
 import jax
 import jax.numpy as jnp
 
-from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._model import LogitsFn, traced_logits
 from steinnorm.attacks.losses import check_loss, needs_reference, per_example
@@ -24,8 +23,9 @@ def pgd_scan(
     steps: int = 20,
     step_size: float | None = None,
     loss: str = "cross_entropy",
+    batch_dependent: bool = False,
 ) -> jax.Array:
-    """``pgd(...).x_adv`` for the same arguments, without any check of values.
+    """Returns ``pgd(...).x_adv`` for the same arguments, without any check of values.
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
@@ -36,6 +36,8 @@ def pgd_scan(
       steps: gradient steps.
       step_size: absolute; None means 2.5 * epsilon / steps.
       loss: a name of ``steinnorm.attacks.losses.LOSSES`` that needs no clean logits.
+      batch_dependent: whether an example's logits change with its companions, as in a model in
+        training mode; inside ``jit`` nobody can find out.
 
     Returns:
       The attacked inputs, shape and dtype of ``x``.
@@ -67,18 +69,15 @@ def pgd_scan(
     check_loss(loss, classes, y.ndim - 1, targeted=False)
     warn_of_short_reach([step_size] * steps if step_size is not None else [], threat)
     size = 2.5 * threat.epsilon / steps if step_size is None else step_size
-    epsilon, norm = threat.epsilon, threat.norm
-    start = x
-    if key is not None:
-        noise = geometry.random_in_ball(jax.random.fold_in(key, 0), x, norm, epsilon)
-        start = geometry.project(x + noise, x, norm, epsilon, threat.bounds)
+    start = x if key is None else threat.random_start(jax.random.fold_in(key, 0), x)
 
     def step(x_adv: jax.Array, progress: jax.Array) -> tuple[jax.Array, None]:
         criterion = Criterion(y.astype(jnp.int32), progress=progress)
-        gradient = jax.grad(
-            lambda images: jnp.sum(per_example(loss, traced_logits(logits_fn, images), criterion))
-        )(x_adv)
-        moved = x_adv + size * geometry.ascent(gradient, norm)
-        return geometry.project(moved, x, norm, epsilon, threat.bounds), None
+
+        def total(images: jax.Array) -> jax.Array:
+            logits = traced_logits(logits_fn, images)
+            return jnp.sum(per_example(loss, logits, criterion, joint=batch_dependent))
+
+        return threat.step(x_adv, x, jax.grad(total)(x_adv), size), None
 
     return jax.lax.scan(step, start, jnp.arange(steps, dtype=x.dtype) / steps)[0]

@@ -1,5 +1,7 @@
 """Attacks on models that predict a label per pixel, all of which the attack wants wrong."""
 
+from __future__ import annotations
+
 import dataclasses
 import time
 import zlib
@@ -8,15 +10,18 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from steinnorm.attacks._criterion import for_batch, share_reached
-from steinnorm.attacks._inputs import Problem, resolve_batch_dependence
+from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._inputs import Problem, check_key
 from steinnorm.attacks._model import LogitsFn, predict
-from steinnorm.attacks._survivors import Kept, bucket, padded
-from steinnorm.attacks.apgd import apgd
+from steinnorm.attacks._survivors import Worst, bucket, padded, placed_like, shards
+from steinnorm.attacks.apgd import run_apgd
 from steinnorm.attacks.losses import check_loss, per_example
 from steinnorm.attacks.pgd import pgd
-from steinnorm.attacks.threat import AttackResult, Stage, Threat
+from steinnorm.attacks.result import AttackResult, Stage
+from steinnorm.attacks.threat import Threat
 
 SEA_LOSSES = ("masked_cross_entropy", "segpgd", "js", "masked_spherical")
 """Those of the first version of the paper and of its code in 2023."""
@@ -27,8 +32,8 @@ _SHARES = (0.3, 0.3)  # of the steps, at the first two radii; the last has the r
 
 def segpgd(
     logits_fn: LogitsFn,
-    x: jax.Array,
-    y: jax.Array,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     threat: Threat,
     key: jax.Array | None = None,
@@ -38,7 +43,7 @@ def segpgd(
     restarts: int = 1,
     batch_dependent: bool | None = None,
 ) -> AttackResult:
-    """Projected gradient descent on the loss of Gu et al. 2022 (arXiv 2207.12391).
+    """Runs projected gradient descent on the loss of Gu et al. 2022 (arXiv 2207.12391).
 
     Args:
       logits_fn: maps a batch to logits (B, H, W, K) or (B, H, W, 1).
@@ -75,8 +80,8 @@ def segpgd(
 
 def sea(
     logits_fn: LogitsFn,
-    x: jax.Array,
-    y: jax.Array,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     threat: Threat,
     key: jax.Array | None = None,
@@ -85,7 +90,7 @@ def sea(
     batch_dependent: bool | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> AttackResult:
-    """The segmentation ensemble attack (Croce, Singh & Hein 2023, arXiv 2306.12941).
+    """Runs the segmentation ensemble attack (Croce, Singh & Hein 2023, arXiv 2306.12941).
 
     One APGD run per loss, each with 30 % of its steps in a ball of twice the radius, 30 % in one
     of 1.5 times the radius and the rest in the ball itself, from where the one before arrived.  Of
@@ -117,63 +122,60 @@ def sea(
     Warns:
       BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
     """
+    check_key(key)
     key = jax.random.key(0) if key is None else key
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
     problem = Problem.of(logits_fn, x, y, threat)
     if not problem.label_axes:
         raise ValueError("sea is for a label per pixel; for one per example take autoattack")
     chosen = _usable(losses, problem)
     joint = resolve_batch_dependence(problem, batch_dependent)
-    kept = Kept(problem.x, for_batch(share_reached(problem.logits, problem.criterion), joint))
+    kept = Worst(problem.x, for_batch(share_reached(problem.logits, problem.criterion), joint))
     stages, vanished = [], 0
     for loss in chosen:
         began, before = time.perf_counter(), _broken(problem, kept, joint)
         index = np.arange(len(problem.x)) if joint else kept.standing
         if len(index):
-            part = problem.take(padded(index, bucket(len(index), len(problem.x))))
+            rows = padded(index, bucket(len(index), len(problem.x), shards(problem.x)))
+            part = problem.take(rows)
             # by name, so that a loss's run does not change with what else is asked for
             own = jax.random.fold_in(key, zlib.crc32(loss.encode()))
-            result = _shrinking(part, loss, steps, own, joint, on_progress)
-            kept.offer(index, result.x_adv, *_judged(part, result.x_adv, joint))
-            vanished = max(vanished, min(result.zero_gradients, len(index)))
+            x_adv, zeros = _shrinking(part, loss, steps, own, joint, on_progress)
+            kept.offer(index, x_adv, *_judged(part, x_adv, joint))
+            vanished = max(vanished, min(zeros, len(index)))
         broken = _broken(problem, kept, joint) - before
         stages.append(Stage(loss, len(index), broken, time.perf_counter() - began))
-    return problem.result(jnp.asarray(kept.x), vanished, tuple(stages))
+    return problem.result(placed_like(kept.x, problem.x), vanished, tuple(stages))
 
 
 def _shrinking(  # noqa: PLR0917
     problem: Problem,
     loss: str,
     steps: int,
-    key: jax.Array,
+    key: ArrayLike,
     joint: bool,
     on_progress: Callable[[str, int, int], None] | None,
-) -> AttackResult:
-    """APGD in balls that shrink to the threat's, each run from where the last one arrived."""
-    start, done = None, 0
+) -> tuple[jax.Array, int]:
+    """Runs APGD in balls that shrink to the threat's, each run from where the last one arrived."""
+    start, done, vanished = None, 0, 0
     for factor, count in _plan(steps):
 
         def tick(step: int, of: int, before: int = done) -> None:
             if on_progress is not None:
                 on_progress(loss, before + step, steps)
 
-        result = apgd(
-            problem.model,
-            problem.x,
-            problem.criterion.y,
-            threat=dataclasses.replace(problem.threat, epsilon=factor * problem.threat.epsilon),
-            key=key,
-            steps=count,
-            loss=loss,
-            start=start,
-            batch_dependent=joint,
-            on_progress=tick,
+        wider = dataclasses.replace(problem, threat=problem.threat.scaled(factor))
+        start, vanished = run_apgd(
+            wider, key, joint=joint, steps=count, loss=loss, start=start, on_progress=tick
         )
-        start, done = result.x_adv, done + count
-    return result
+        done += count
+    assert start is not None  # the last radius always has a run
+    return start, vanished
 
 
 def _plan(steps: int) -> list[tuple[float, int]]:
-    """Factors of the radius and their numbers of steps; radii without a step are left out."""
+    """Returns factors of the radius and numbers of steps; radii without a step are left out."""
     counts = [int(share * steps) for share in _SHARES]
     counts.append(steps - sum(counts))
     plan = zip(_RADII, counts, strict=True)
@@ -181,18 +183,18 @@ def _plan(steps: int) -> list[tuple[float, int]]:
 
 
 def _judged(problem: Problem, x_adv: jax.Array, joint: bool) -> tuple[jax.Array, jax.Array]:
-    """Share of the labels reached and cross-entropy, (B,) both."""
+    """Returns the share of the labels reached and what grows with the cross-entropy, (B,) both."""
     logits = predict(problem.model, x_adv)
     share = share_reached(logits, problem.criterion)
-    loss = per_example("cross_entropy", logits, problem.criterion)
-    return for_batch(share, joint), for_batch(loss, joint)
+    loss = per_example("cross_entropy", logits, problem.criterion, joint=joint)
+    return for_batch(share, joint), loss
 
 
-def _broken(problem: Problem, kept: Kept, joint: bool) -> int:
-    """Number of images without a right pixel; a batch has one share, so its images are asked."""
+def _broken(problem: Problem, kept: Worst, joint: bool) -> int:
+    """Returns the number of images without a right pixel; images of a joint batch are asked."""
     if not joint:
         return len(kept.share) - len(kept.standing)
-    logits = predict(problem.model, jnp.asarray(kept.x))
+    logits = predict(problem.model, placed_like(kept.x, problem.x))
     return int(jnp.sum(share_reached(logits, problem.criterion) >= 1))
 
 

@@ -1,161 +1,238 @@
-"""What an attacker may do, and what an attack hands back."""
+"""What an attacker may do."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
+from steinnorm.attacks import _geometry
+from steinnorm.attacks.errors import ShortReachWarning
+
 NORMS = ("linf", "l2")
 
-
-class ShortReachWarning(UserWarning):
-    """An attack's steps, laid end to end, are shorter than the radius of its ball."""
-
-
-class BatchDependenceWarning(UserWarning):
-    """An example's logits change with the other examples of its batch."""
+Number = float | np.ndarray | jax.Array
+"""One number, or one for each channel (whatever broadcasts to an example)."""
 
 
-class ProbabilitiesWarning(UserWarning):
-    """A model seems to return probabilities where logits are wanted."""
-
-
-class RandomLogitsWarning(UserWarning):
-    """A model's logits for the same inputs differ between two calls."""
-
-
-class NotFiniteError(ValueError):
-    """A model's logits or gradients are NaN or infinite where an attack needs them."""
-
-
-class LeftThreatError(AssertionError):
-    """An attack's result lies outside of what its threat allows: a fault of the attack."""
-
-
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Threat:
     """A ball around each input, cut by the box of valid inputs.
 
+    A pytree: radius and bounds are traced where it is an argument of a compiled function, so that
+    a curve over many radii compiles once; the norm is static.
+
     Attributes:
       norm: ``"linf"`` (largest change of any value) or ``"l2"`` (Euclidean length of the change
         of one example, over all its values).
-      epsilon: the ball's radius, in the units of the inputs.
-      bounds: the smallest and the largest valid value of an input.
+      epsilon: the ball's radius, in the units of the inputs; with ``"linf"`` also an array that
+        broadcasts to an example, such as one radius for each channel. 0 means no change.
+      bounds: the smallest and the largest valid value of an input, numbers or arrays that
+        broadcast to an example; None where every value is valid.
 
     Raises:
       ValueError: an unknown norm, a negative or non-finite epsilon, or bounds not in order.
+
+    Example:
+      >>> Threat("linf", 8 / 255).bounds
+      (0.0, 1.0)
     """
 
     norm: str
-    epsilon: float
-    bounds: tuple[float, float] = (0.0, 1.0)
+    epsilon: Number
+    bounds: tuple[Number, Number] | None = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        numbers = (self.epsilon, *self.bounds)
-        if not all(isinstance(number, int | float | np.number) for number in numbers):
-            raise ValueError(
-                f"epsilon and bounds must be numbers; got {self.epsilon!r} and {self.bounds!r}"
-            )
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
-        if not (math.isfinite(self.epsilon) and self.epsilon >= 0):
-            raise ValueError(f"epsilon must be finite and not negative; got {self.epsilon}")
-        if len(self.bounds) != 2 or not -math.inf < self.bounds[0] < self.bounds[1] < math.inf:
+        set_field = object.__setattr__  # the dataclass is frozen
+        set_field(self, "epsilon", _number("epsilon", self.epsilon))
+        _check_epsilon(self.norm, self.epsilon)
+        if self.bounds is None:
+            return
+        if not isinstance(self.bounds, Sequence) or len(self.bounds) != 2:
+            raise ValueError(f"bounds must be (low, high) or None; got {self.bounds!r}")
+        low, high = (_number("bounds", bound) for bound in self.bounds)
+        set_field(self, "bounds", (low, high))
+        if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
             raise ValueError(
-                f"bounds must be finite, (low, high) with low < high; got {self.bounds}"
+                "bounds must be finite, (low, high) with low < high, or None where every value is "
+                f"valid; got {self.bounds}"
             )
 
+    def tree_flatten(self) -> tuple[tuple[Any, Any], str]:
+        """Splits it into its numbers and its norm."""
+        return (self.epsilon, self.bounds), self.norm
+
+    @classmethod
+    def tree_unflatten(cls, norm: str, numbers: tuple[Any, Any]) -> Threat:
+        """Puts together what :meth:`tree_flatten` took apart, without looking at the numbers."""
+        threat = object.__new__(cls)
+        for name, value in zip(("norm", "epsilon", "bounds"), (norm, *numbers), strict=True):
+            object.__setattr__(threat, name, value)
+        return threat
+
+    def scaled(self, factor: float) -> Threat:
+        """Returns the threat with ``factor`` times the radius."""
+        return dataclasses.replace(self, epsilon=factor * self.epsilon)
+
     @property
-    def tolerance(self) -> float:
-        """By how much rounding may take an example out.
+    def per_channel(self) -> bool:
+        """Whether the radius is an array; distances are then in multiples of the radius."""
+        return np.ndim(self.epsilon) > 0
 
-        1e-6, or four times the distance of float32 numbers where inputs are so large that it is
-        more.
+    @property
+    def radius(self) -> float:
+        """The largest distance that is allowed, in the units of ``distance``."""
+        return 1.0 if self.per_channel else float(self.epsilon)
+
+    def distance(self, x_adv: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns the distance of each example (B, ...) from its original, (B,).
+
+        With a radius per channel: in multiples of the radius.
         """
-        largest = np.float32(max(map(abs, (self.epsilon, *self.bounds))))
-        return max(1e-6, 4 * float(np.spacing(largest)))
+        return _geometry.distance(x_adv, x, self.norm, self.epsilon if self.per_channel else None)
+
+    def project(self, x_adv: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns ``x_adv``, moved into the ball around ``x`` and into the box; both (B, ...)."""
+        return _geometry.project(x_adv, x, self.norm, self.epsilon, self.bounds)
+
+    def step(self, x_adv: jax.Array, x: jax.Array, direction: jax.Array, size: Any) -> jax.Array:
+        """Returns the point ``size`` away from ``x_adv`` in the steepest direction, projected.
+
+        Args:
+          x_adv: where the step begins, (B, ...).
+          x: centres of the balls, (B, ...).
+          direction: of ascent, such as a gradient, (B, ...); scaled to unit size in the norm.
+          size: of the step, in the units of the inputs; broadcasts to (B, ...).
+        """
+        return self.project(x_adv + size * _geometry.ascent(direction, self.norm), x)
+
+    def random_start(self, key: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns uniform draws from the balls around ``x`` (B, ...), moved into the box."""
+        noise = _geometry.random_in_ball(key, x, self.norm, self.epsilon)
+        return self.project(x + noise, x)
+
+    def random_on_surface(self, key: jax.Array, x: jax.Array) -> jax.Array:
+        """Returns draws from the surfaces of the balls around ``x``, moved into the box."""
+        noise = _geometry.random_on_sphere(key, x, self.norm, self.epsilon)
+        return self.project(x + noise, x)
+
+    def box_tolerance(self) -> float:
+        """Returns by how much rounding may take a value out of the box.
+
+        1e-6, or four times the distance of float32 numbers at the bounds where that is more.
+        """
+        if self.bounds is None:
+            return 0.0
+        return max(1e-6, 4 * _spacing(*self.bounds))
+
+    def ball_tolerance(self, largest: float, values: int) -> float:
+        """Returns by how much rounding may take an example out of the ball.
+
+        Args:
+          largest: magnitude of the examples' values.
+          values: in one example.
+        """
+        rounding = 4 * _spacing(largest + float(np.max(self.epsilon)))
+        if self.norm == "l2":
+            rounding *= max(1.0, math.sqrt(values) / 4)  # of each value, at most half a spacing
+        if self.per_channel:
+            some = np.asarray(self.epsilon)[np.asarray(self.epsilon) > 0]
+            return rounding / float(some.min()) if some.size else 0.0
+        return rounding
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Refuses numbers per channel that do not broadcast to an example.
+
+        Args:
+          shape: of a batch (B, ...).
+
+        Raises:
+          ValueError: saying which.
+        """
+        numbers = {"epsilon": self.epsilon}
+        if self.bounds is not None:
+            numbers |= {"the lower bound": self.bounds[0], "the upper bound": self.bounds[1]}
+        for name, value in numbers.items():
+            try:
+                fits = np.broadcast_shapes(np.shape(value), shape[1:]) == shape[1:]
+            except ValueError:
+                fits = False
+            if not fits:
+                raise ValueError(
+                    f"{name} must be a number or broadcast to an example of shape {shape[1:]}; "
+                    f"got shape {np.shape(value)}"
+                )
+
+    def holds_box(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether the ball around any input of the box holds all of the box.
+
+        Args:
+          shape: of a batch (B, ...).
+        """
+        if self.bounds is None:
+            return False
+        width = np.broadcast_to(np.asarray(self.bounds[1]) - self.bounds[0], shape[1:])
+        if self.norm == "l2":
+            return bool(np.all(self.epsilon >= np.sqrt(np.sum(np.square(width, dtype=np.float64)))))
+        return bool(np.all(np.asarray(self.epsilon) >= width))
 
 
-def warn_of_short_reach(sizes: Sequence[float], threat: Threat) -> None:
-    """Warns where steps of these sizes cannot cross the ball; none at all are no steps of ours.
+def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
+    """Warns where steps of these sizes cannot cross the ball.
+
+    Args:
+      sizes: of the steps, in the threat's units; none at all where the caller did not choose them.
+      threat: whose ball.
 
     Warns:
       ShortReachWarning: saying so.
     """
-    reach = math.fsum(sizes)
-    if sizes and reach < threat.epsilon * (1 - 1e-6):
+    if not sizes:
+        return
+    reach = np.sum(np.stack([np.asarray(size, np.float64) for size in sizes]), axis=0)
+    if np.any(reach < np.asarray(threat.epsilon) * (1 - 1e-6)):
         warnings.warn(
-            f"{len(sizes)} steps of {reach / len(sizes):g} cannot cross a ball of radius "
-            f"{threat.epsilon:g}: the attack is weaker than its radius says",
+            f"{len(sizes)} steps of {float(np.min(reach)) / len(sizes):g} cannot cross a ball of "
+            f"radius {float(np.max(threat.epsilon)):g}: the attack is weaker than its radius says",
             ShortReachWarning,
             stacklevel=4,
         )
 
 
-class AttackResult(NamedTuple):
-    """An attacked batch and what can be checked about it.
-
-    Attributes:
-      x_adv: the attacked inputs, shape and dtype of ``x``, but at least float32.
-      success: bool, of the shape of ``y``: the attack has what it wants of this label (an error,
-        or the target), for ``x_adv`` evaluated as one batch.  False for void pixels.  With batch
-        statistics other companions may change it.
-      max_norm: the largest distance of an example from its original, in the threat's norm.
-      min: the smallest value in ``x_adv``.
-      max: the largest value in ``x_adv``.
-      nan_count: how many values of ``x_adv`` are not finite.
-      zero_gradients: how many examples had an all-zero gradient in the last step, which an attack
-        cannot follow: a large number means masked gradients, not robustness.  0 for attacks that
-        take no gradient.
-      stages: of an ensemble, its attacks in order; empty for a single attack.
-    """
-
-    x_adv: jax.Array
-    success: jax.Array
-    max_norm: float
-    min: float
-    max: float
-    nan_count: int
-    zero_gradients: int
-    stages: tuple["Stage", ...] = ()
-
-    def check(self, threat: Threat, name: str = "the attack") -> None:
-        """Fails loudly where the attack did what the threat does not allow.
-
-        Args:
-          threat: of the attack.
-          name: what the message calls it.
-
-        Raises:
-          LeftThreatError: an example is outside ball or box by more than ``threat.tolerance``,
-            or not finite.
-        """
-        (low, high), slack = threat.bounds, threat.tolerance
-        inside = low - slack <= self.min and self.max <= high + slack
-        if self.nan_count or not inside or not self.max_norm <= threat.epsilon + slack:
-            raise LeftThreatError(
-                f"{name} left its ball or box, so its result is void: largest change "
-                f"{self.max_norm:.9g} ({threat.norm}, allowed {threat.epsilon:.9g}), values in "
-                f"[{self.min:.9g}, {self.max:.9g}] (allowed {threat.bounds}), {self.nan_count} "
-                "not finite"
-            )
+def _number(name: str, value: Any) -> Any:
+    """Returns a Python float, or an array; Python floats leave the dtype of the inputs alone."""
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, bool | str) or not isinstance(
+        value, int | float | np.number | np.ndarray | jax.Array
+    ):
+        raise ValueError(f"{name} must be a number or an array of numbers; got {value!r}")
+    array = np.asarray(value)
+    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return float(array) if array.ndim == 0 else array.astype(np.float32)
 
 
-class Stage(NamedTuple):
-    """One attack of an ensemble.
+def _check_epsilon(norm: str, epsilon: Any) -> None:
+    if isinstance(epsilon, jax.core.Tracer):
+        return
+    if not (np.all(np.isfinite(epsilon)) and np.all(np.asarray(epsilon) >= 0)):
+        raise ValueError(f"epsilon must be finite and not negative; got {epsilon}")
+    if np.ndim(epsilon) and norm != "linf":
+        raise ValueError(
+            f"a radius per channel needs the norm linf; {norm} measures one length of an example"
+        )
 
-    Attributes:
-      name: of the attack.
-      attacked: how many examples it was given: those that still stood.
-      broken: how many of these it broke.
-      seconds: wall-clock time, compilation included.
-    """
 
-    name: str
-    attacked: int
-    broken: int
-    seconds: float
+def _spacing(*values: Any) -> float:
+    """Returns the distance of float32 numbers at the largest magnitude among the values."""
+    largest = max(float(np.max(np.abs(np.asarray(value)))) for value in values)
+    return float(np.spacing(np.float32(largest)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import Threat, apgd, pgd, predict
-from steinnorm.attacks._survivors import Kept, bucket, padded
+from steinnorm.attacks._survivors import Worst, bucket, padded
 from steinnorm.attacks.apgd import _checkpoints
 from tests.attacks.problems import KEY, companions, draws, problem
 
@@ -199,7 +199,7 @@ def test_buckets():
 
 
 def test_the_worst_is_kept():
-    kept = Kept(jnp.zeros((3, 2)), jnp.zeros(3))
+    kept = Worst(jnp.zeros((3, 2)), jnp.zeros(3))
     kept.offer(np.array([0, 2]), jnp.ones((4, 2)), jnp.array([0.5, 1.0, 9, 9]))
     np.testing.assert_array_equal(kept.share, [0.5, 0, 1])
     kept.offer(np.array([0, 1]), 2 * jnp.ones((2, 2)), jnp.array([0.4, 0.0]), jnp.array([5.0, 5]))

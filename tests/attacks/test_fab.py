@@ -61,9 +61,8 @@ def test_projection_is_the_shortest_step_there_is(norm, bounds):
     reach = np.abs(normal).sum(axis=1)
     share = generator.uniform(-0.7, 0.7, size=count) * 10.0 ** -generator.integers(0, 4, count)
     gap = (bounds[1] - bounds[0]) * reach * share
-    d = jax.jit(step_to_plane, static_argnames=("norm", "bounds"))(
-        *(jnp.asarray(a, jnp.float32) for a in (at, normal, gap)), norm=norm, bounds=bounds
-    )
+    arrays = (jnp.asarray(a, jnp.float32) for a in (at, normal, gap))
+    d = jax.jit(step_to_plane)(*arrays, Threat(norm, 1.0, bounds))
     d = np.asarray(d, np.float64)
     assert (at + d >= bounds[0] - 1e-6).all()
     assert (at + d <= bounds[1] + 1e-6).all()
@@ -91,7 +90,7 @@ def test_projection_is_the_shortest_step_there_is(norm, bounds):
 def test_projection_of_degenerate_planes_is_finite(norm):
     at = jnp.full((4, 3), 0.5)
     normal = jnp.array([[0.0, 0, 0], [1e-30, 0, 0], [1.0, 1e-38, 0], [1e30, 1e30, 0]])
-    d = step_to_plane(at, normal, jnp.array([1.0, 1e-31, 0.1, 0.0]), norm, (0.0, 1.0))
+    d = step_to_plane(at, normal, jnp.array([1.0, 1e-31, 0.1, 0.0]), Threat(norm, 1.0))
     np.testing.assert_allclose(d, [[0, 0, 0], [0.1, 0, 0], [0.1, 0, 0], [0, 0, 0]], atol=1e-2)
     assert not np.asarray(d)[[0, 3]].any()
 

@@ -157,13 +157,13 @@ def test_success_and_margin_loss_for_a_model_that_must_fall():
     assert not fgsm(model, x, y, threat=Threat("linf", 0.0)).success.any()
 
 
-def test_a_very_sure_model_masks_the_cross_entropy_but_not_the_margin():
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_a_very_sure_model_masks_no_gradient(loss):
+    # What float32 leaves of 1 - p is 0 for some of these examples and rounding for others.
     model, _, x, y = problem(scale=1e4)
-    threat = Threat("linf", 0.5)
-    assert fgsm(model, x, y, threat=threat).zero_gradients > 0
-    sure = fgsm(model, x, y, threat=threat, loss="margin")
-    assert sure.zero_gradients == 0
-    assert sure.success.all()
+    found = fgsm(model, x, y, threat=Threat("linf", 0.5), loss=loss)
+    assert found.zero_gradients == 0
+    assert found.success.all()
 
 
 def test_gradient_is_that_of_the_whole_batch():

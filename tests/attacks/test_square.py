@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import Threat, predict
-from steinnorm.attacks.square import _factor, _sides, square
+from steinnorm.attacks._square_proposals import sides_of
+from steinnorm.attacks.square import _factor, square
 from tests.attacks.problems import (
     CLASSES,
     EXAMPLES,
@@ -149,13 +150,13 @@ def test_sizes_follow_the_published_schedule():
         assert _factor(query, 10_000) == 0.5**times
     assert _factor(10, 500) == _factor(200, 10_000) == 0.25  # rescaled to fewer queries
     # sqrt(0.8 * 32 * 32) = 28.6; bumps are odd and at least three wide; cubes; intervals
-    assert _sides(0.8, (32, 32), "linf") == (29, 29)
-    assert _sides(0.4, (32, 32), "l2") == (21, 21)
-    assert _sides(0.001, (32, 32), "linf") == (1, 1)
-    assert _sides(0.001, (32, 32), "l2") == (3, 3)
-    assert _sides(0.8, (10, 10, 10), "linf") == (9, 9, 9)
-    assert _sides(0.8, (2, 50, 50), "linf") == (2, 16, 16)
-    assert _sides(0.1, (50,), "linf") == (5,)
+    assert sides_of(0.8, (32, 32), "linf") == (29, 29)
+    assert sides_of(0.4, (32, 32), "l2") == (21, 21)
+    assert sides_of(0.001, (32, 32), "linf") == (1, 1)
+    assert sides_of(0.001, (32, 32), "l2") == (3, 3)
+    assert sides_of(0.8, (10, 10, 10), "linf") == (9, 9, 9)
+    assert sides_of(0.8, (2, 50, 50), "linf") == (2, 16, 16)
+    assert sides_of(0.1, (50,), "linf") == (5,)
 
 
 @pytest.mark.parametrize(

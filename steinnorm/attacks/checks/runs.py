@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks._criterion import known, reached
-from steinnorm.attacks._inputs import Problem, resolve_batch_dependence
+from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks.checks.settings import ChecksConfig
 from steinnorm.attacks.intervals import Tally
 from steinnorm.attacks.pgd import fgsm, pgd
+from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.square import square
-from steinnorm.attacks.threat import AttackResult, Threat
+from steinnorm.attacks.threat import Threat
 
 NO_TWIN = "no twin was given: the same network with plain batch norm, of the same seed"
 

@@ -1,0 +1,39 @@
+"""Inputs that are split over devices: the result is that of one device."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.attacks.split_inputs import FEW, SOME
+
+
+def differences(*arguments):
+    """What the comparison prints, run with two devices in a process of its own."""
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.attacks.split_inputs", *arguments],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split(";") for line in done.stdout.splitlines()]
+    return [(way, name, float(difference)) for way, name, difference in lines]
+
+
+def test_the_result_is_that_of_one_device():
+    found = differences()
+    assert [name for way, name, _ in found if way == "explicit"] == list(SOME)
+    assert len(found) == len(SOME) + 3 * len(FEW)
+    assert max(difference for *_, difference in found) <= 1e-5
+
+
+@pytest.mark.slow
+def test_every_attack_in_every_way_of_splitting():
+    found = differences("all")
+    assert len(found) == 4 * 17
+    assert max(difference for *_, difference in found) <= 1e-5
