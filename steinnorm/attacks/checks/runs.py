@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ from steinnorm.attacks.checks.settings import CheckSettings
 from steinnorm.attacks.dependence import Dependence, batch_dependence
 from steinnorm.attacks.pgd import fgsm, pgd
 from steinnorm.attacks.square import square
-from steinnorm.attacks.threat import AttackResult, Threat
+from steinnorm.attacks.threat import Threat
 
 NO_TWIN = "no twin was given: the same network without the defence, of the same seed"
 
@@ -196,7 +196,7 @@ class Runs:
     def _once(
         self,
         name: tuple[str, float, int, int],
-        attack: Callable[[], AttackResult],
+        attack: Callable[[], Any],
         threat: Threat,
     ) -> Broken:
         if name not in self._kept:

@@ -83,7 +83,7 @@ def needle(x):
 
 def sure_brightness(x):
     """Right for dark and bright inputs, noise or not, and so sure that no gradient is left."""
-    return two_logits(1e6 * (jnp.mean(x, axis=1) - 0.5))
+    return squashed(two_logits(1e6 * (jnp.mean(x, axis=1) - 0.5)))
 
 
 def partly_dead(x):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from steinnorm.attacks import LeftThreatError, Threat
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS, attack_strength, runs
 from steinnorm.attacks.checks.paired import Broken
-from steinnorm.attacks.threat import LeftThreatError, Threat
 from tests.attacks.checks.models import (
     EXAMPLES,
     SMALL,
