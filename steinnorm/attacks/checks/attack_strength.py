@@ -103,7 +103,8 @@ def more_restarts(runs: Runs) -> Finding:
         f"PGD-{steps} leaves {percent(once.accuracy)} with one start, {percent(often.accuracy)} "
         f"with {restarts}: with {restarts} it is "
     )
-    return _not_ahead("more_restarts", runs, [often.broken - once.broken], said)
+    gained = [often.broken - once.broken]
+    return _not_ahead("more_restarts", runs, gained, said, nested=not runs.joint)
 
 
 def square_not_stronger(runs: Runs) -> Finding:
@@ -123,7 +124,7 @@ def transfer_not_stronger(runs: Runs) -> Finding:
         return not_applicable(name, runs.twin.reason)
     found = runs.transferred(runs.twin.logits_fn)
     said = f"PGD-{runs.settings.steps} on the twin leaves {percent(found.accuracy)} of the target"
-    return _nothing_more(name, runs, found, said, "the twin's inputs")
+    return _nothing_more(name, runs, found, said, "PGD on the twin")
 
 
 def _nothing_more(name: str, runs: Runs, found: Broken, said: str, what: str) -> Finding:
@@ -144,11 +145,13 @@ def _nothing_more(name: str, runs: Runs, found: Broken, said: str, what: str) ->
     gained = np.maximum(found.broken - of_each, 0)
     alone = int(np.sum(gained > 0))
     how = "of which more is broken" if runs.problem.label_axes else "broken"
-    said = f"{said}; {alone} examples {how} by {what} alone, which against all of these is "
-    return _not_ahead(name, runs, [gained], said)
+    said = f"{said}; {alone} examples {how} by {what} alone: with it the worst of all is "
+    return _not_ahead(name, runs, [gained], said, nested=True)
 
 
-def _not_ahead(name: str, runs: Runs, gained: list[np.ndarray], said: str) -> Finding:
+def _not_ahead(
+    name: str, runs: Runs, gained: list[np.ndarray], said: str, *, nested: bool = False
+) -> Finding:
     """Fails where one attack is ahead of another by significantly more than the tolerance.
 
     Args:
@@ -156,13 +159,16 @@ def _not_ahead(name: str, runs: Runs, gained: list[np.ndarray], said: str) -> Fi
       runs: the batch.
       gained: for each comparison, what the one breaks of each example less what the other does.
       said: what the detail says first.
+      nested: whether the one attack holds the other, so that it cannot break less.
     """
     if runs.labelled < 2:
         return not_applicable(name, "a single example gives no interval of a difference")
     limit = runs.settings.tolerance
     known = runs.fgsm().known
     confidence = 1 - (1 - CONFIDENCE) / len(gained)
-    leads = [lead(each, known, limit=limit, confidence=confidence) for each in gained]
+    leads = [
+        lead(each, known, limit=limit, confidence=confidence, nested=nested) for each in gained
+    ]
     worst = max(leads, key=lambda found: found.low)
     detail = f"{said}{worst.words(limit)}; {runs.size}"
     return judged(name, at_most(worst.low, limit), worst.value, detail)

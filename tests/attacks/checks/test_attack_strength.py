@@ -121,7 +121,8 @@ def with_broken(**broken):
     """Runs of 100 examples of which each attack has broken those at the given positions."""
 
     class Fake:
-        settings, size, labelled, joint = SMALL, "100 examples", 100, broken.pop("joint", False)
+        settings, size = SMALL, "100 examples"
+        labelled, joint = broken.pop("labelled", 100), broken.pop("joint", False)
         problem = SimpleNamespace(label_axes=0, threat=THREAT)
 
         def _of(self, name):
@@ -179,7 +180,7 @@ def test_verdict_is_one_sided_and_by_an_interval(check, ahead, behind):
     assert verdict(0, 30).verdict == PASS  # the other direction never is
     if check is not attack_strength.square_not_stronger:
         assert verdict(17, 10).verdict == PASS  # as many more, but it might be chance
-        assert "fewer of 10" in verdict(17, 10).detail
+        assert "10 against" in verdict(17, 10).detail
         # Student's t with 99 degrees of freedom, by hand.
         spread = np.std(np.repeat([1, -1, 0], [17, 10, 73]), ddof=1) / 10
         share = 0.975 if check is attack_strength.larger_radius_not_weaker else 0.95
@@ -289,11 +290,18 @@ def test_batch_that_hangs_together_is_attacked_and_kept_as_a_whole(monkeypatch):
         given.clear()
 
 
-def test_a_single_example_has_no_interval():
-    model, x, y = linear_problem()
-    seen = runs_of(model, x[:1], y[:1], twin=model)
-    for check in ALL:
-        if check is not attack_strength.huge_radius_reaches_chance:
-            finding = check(seen)
-            assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
-            assert "single example" in finding.detail
+@pytest.mark.parametrize(
+    "check", sorted({c for c, _, _ in COMPARED}, key=lambda c: c.__name__), ids=lambda c: c.__name__
+)
+def test_a_single_example_has_no_interval(check):
+    finding = check(with_broken(labelled=1))
+    assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
+    assert "single example" in finding.detail
+
+
+def test_restarts_are_judged_exactly_where_each_example_keeps_its_worst():
+    # Four of a hundred: by the exact interval of a share enough, by Student's not.
+    sets = {"once": range(40), "restarts": range(44), "twice": range(44)}
+    assert attack_strength.more_restarts(with_broken(**sets)).verdict == FAIL
+    assert attack_strength.more_restarts(with_broken(**sets, joint=True)).verdict == PASS
+    assert attack_strength.twice_the_steps(with_broken(**sets)).verdict == PASS

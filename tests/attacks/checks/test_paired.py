@@ -30,12 +30,26 @@ def test_with_one_label_each_it_is_students_interval_of_the_mean(more, fewer):
     assert found.value == pytest.approx((more - fewer) / 100)
 
 
-@pytest.mark.parametrize("fewer", [0, 1, 4])
-def test_what_would_have_been_enough_is_the_first_that_fails(fewer):
-    enough = round(100 * lead(*labels(0, fewer), limit=0.01).enough) + fewer
-    assert lead(*labels(enough, fewer), limit=0.01).low > 0.01
-    assert lead(*labels(enough - 1, fewer), limit=0.01).low <= 0.01
-    assert "would have been enough" in lead(*labels(0, fewer), limit=0.01).words(0.01)
+@pytest.mark.parametrize(("more", "examples"), [(0, 100), (1, 100), (4, 100), (30, 128), (9, 9)])
+def test_an_attack_that_holds_the_other_has_the_exact_interval_of_a_share(more, examples):
+    found = lead(*labels(more, 0, examples), limit=0.01, nested=True)
+    exact = stats.binomtest(more, examples, alternative="greater").proportion_ci(0.95)
+    assert found.low == pytest.approx(exact.low, abs=1e-9)
+
+
+def test_where_something_is_lost_after_all_the_interval_is_students():
+    assert lead(*labels(9, 1), limit=0.01, nested=True) == lead(*labels(9, 1), limit=0.01)
+
+
+@pytest.mark.parametrize(("fewer", "nested"), [(0, False), (1, False), (4, False), (0, True)])
+def test_what_would_have_been_enough_is_the_first_that_fails(fewer, nested):
+    def found(more):
+        return lead(*labels(more, fewer), limit=0.01, nested=nested)
+
+    enough = round(100 * found(0).enough) + fewer
+    assert found(enough).low > 0.01
+    assert found(enough - 1).low <= 0.01
+    assert f"lead of +{enough - fewer}.0 points would have been enough" in found(0).words(0.01)
 
 
 def test_pixels_of_an_image_fall_together():
@@ -62,13 +76,14 @@ def test_images_with_more_known_pixels_count_for_more():
         lead(np.array([1.0, 0.0]), np.array([1, 0]), limit=0.01)
 
 
-def rate(more, fewer, examples, draws=4000):
+def rate(more, fewer, examples, nested=False, draws=4000):
     """How often a comparison fails with these true shares."""
     table = np.random.default_rng(0).multinomial(
         examples, [more, fewer, 1 - more - fewer], size=draws
     )
     kinds, counts = np.unique(table[:, :2], axis=0, return_counts=True)
-    failed = [lead(*labels(*kind, examples), limit=0.01).low > 0.01 for kind in kinds]
+    found = [lead(*labels(*kind, examples), limit=0.01, nested=nested) for kind in kinds]
+    failed = [each.low > 0.01 for each in found]
     return float(np.sum(counts * np.array(failed)) / draws)
 
 
@@ -80,3 +95,6 @@ def test_false_alarms_are_rare_and_true_leads_are_found(examples):
     assert rate(0.02, 0.01, examples) < 0.06  # truly at the limit
     assert rate(0.05, 0.0, examples) == pytest.approx({100: 0.56, 128: 0.77}[examples], abs=0.03)
     assert rate(0.1, 0.0, examples) > 0.95
+    assert rate(0.01, 0.0, examples, nested=True) < 0.05  # truly at the limit
+    exact = rate(0.05, 0.0, examples, nested=True)
+    assert exact == pytest.approx({100: 0.74, 128: 0.88}[examples], abs=0.03)
