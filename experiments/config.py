@@ -7,7 +7,7 @@ smoke run with ``dataclasses.replace``.  ``kind`` tells the members of a union a
 import dataclasses
 from typing import Literal
 
-from steinnorm.attacks.checks.settings import ChecksConfig
+from steinnorm.attacks.checks import CheckSettings
 
 Statistics = Literal["running", "batch", "shrunk", "none"]
 """Where a norm's statistics came from when a number was measured.
@@ -291,6 +291,38 @@ class AttackConfig:
     def has_ball(self) -> bool:
         """Whether there is an attacker: noise has none, nor have clean inputs."""
         return self.kind not in NOISES
+
+
+@dataclasses.dataclass(frozen=True)
+class ChecksConfig(CheckSettings):
+    """How the evaluation is tested itself: the library's settings, on which batch, in which ball.
+
+    Attributes:
+      examples: of the test part, attacked as one batch; no more than a test batch has.
+      norm: of the ball, ``linf`` or ``l2``.
+      epsilon: radius of the ball, in units of the inputs.
+    """
+
+    examples: int = 128
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = 8 / 255
+
+    @property
+    def settings(self) -> CheckSettings:
+        """The library's part."""
+        fields = dataclasses.fields(CheckSettings)
+        return CheckSettings(**{field.name: getattr(self, field.name) for field in fields})
+
+
+SMOKE_CHECKS = ChecksConfig(
+    examples=25,
+    steps=2,
+    restarts=2,
+    square_queries=4,
+    directions=1,
+    difference_steps=(1e-3,),
+)
+"""Shows that all checks run; says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from experiments.attacked import DEPENDENT
-from experiments.config import Statistics
+from experiments.config import ChecksConfig, Statistics
 from experiments.data.examples import Examples
 from experiments.evaluate import Labels, as_logits_fn, identity_of, weights_digest
 from experiments.files import write_json
@@ -20,8 +20,8 @@ from experiments.models.norms import in_evaluation
 from experiments.record import Check, Row
 from experiments.step import as_inputs
 from experiments.tasks import Segmentation, Task
-from steinnorm.attacks.checks import Checks, Finding, Target, run_checks
-from steinnorm.attacks.checks.settings import ChecksConfig
+from steinnorm.attacks import Threat
+from steinnorm.attacks.checks import Checks, Finding, run_checks
 from steinnorm.attacks.intervals import Tally, wilson_interval
 
 CONVERGENCE = "convergence"
@@ -104,10 +104,12 @@ class Checker:
                 return found
         part = self.examples.take(np.arange(count))
         made = run_checks(
-            Target(as_logits_fn(in_evaluation(model, source)), batch_dependent=dependent),
+            as_logits_fn(in_evaluation(model, source)),
             as_inputs(jnp.asarray(part.inputs)),
             jnp.asarray(part.targets),
-            config=self.config,
+            threat=Threat(self.config.norm, self.config.epsilon),
+            batch_dependent=dependent,
+            settings=self.config.settings,
             key=jax.random.key(self.seed),
             twin=twin,
             twin_reason=self.twin_reason,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from experiments import configs, data, plots, report
 from experiments.commands.checking import Checker
+from experiments.commands.twins import Twins
 from experiments.config import ConfigError, ExperimentConfig, Statistics
 from experiments.data.examples import Dataset
 from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate
@@ -57,7 +58,7 @@ def run(
     dataset = data.load(config.data)
     norms = list(dict.fromkeys(norms))
     runs: list[Run] = []
-    twins: dict[int, nnx.Module] = {}
+    twins = _twins(config, dataset, folder)
     with Reporter(console, len(norms) * seeds) as reporter:
         for norm in norms:
             for seed in range(seeds):
@@ -69,6 +70,28 @@ def run(
                     folder.save(finished)
                 runs.append(finished)
     return _write(workdir, config, runs, console)
+
+
+def _twins(config: ExperimentConfig, dataset: Dataset, folder: WorkFolder) -> Twins:
+    """The plain batch-norm models; those of earlier commands only where their run is finished."""
+    task = by_name(config.task, dataset.classes, config.train.label_smoothing)
+
+    def untrained(seed: int) -> nnx.Module:
+        return build(
+            config.model,
+            report.REFERENCE,
+            config.train,
+            examples=dataset.train,
+            outputs=task.outputs,
+            seed=seed,
+        )
+
+    return Twins(
+        folder.root / "runs",
+        report.REFERENCE,
+        untrained,
+        is_ours=lambda seed: folder.load(report.REFERENCE, seed) is not None,
+    )
 
 
 def _console() -> Console:
@@ -106,7 +129,7 @@ def _run_one(
     dataset: Dataset,
     what: tuple[str, int],
     reporter: Reporter,
-    twins: dict[int, nnx.Module],
+    twins: Twins,
 ) -> Run:
     """Trains, attacks and checks one norm with one seed; keeps the batch-norm models as twins."""
     (norm, seed), began = what, time.perf_counter()
@@ -148,7 +171,7 @@ def _run_one(
         checks += checked.checks
         rows += checked.curve
     if norm == report.REFERENCE:
-        twins[seed] = trained.model
+        twins.keep(seed, trained.model)  # before the run counts as finished
     seconds = time.perf_counter() - began
     clean = ", ".join(
         f"{100 * row.value:.1f} % ({row.statistics})" for row in rows if row.attack == "clean"
@@ -161,19 +184,22 @@ def _checker(
     config: ExperimentConfig,
     dataset: Dataset,
     task: Task,
-    twins: dict[int, nnx.Module],
+    twins: Twins,
     labels: Labels,
 ) -> Checker:
-    """With the plain batch-norm model of the same seed as the twin, if it was trained just now."""
+    """With the plain batch-norm model of the same seed as the twin, if it has been trained."""
     checker = Checker(
         config.evaluation.checks, task, dataset.test, config.evaluation.batch_size, labels.seed
     )
     if labels.norm == report.REFERENCE:
         reason = "the model is the plain batch-norm model itself"
         return dataclasses.replace(checker, twin_reason=reason)
-    twin = twins.get(labels.seed)
+    twin = twins.find(labels.seed)
     if twin is None:
-        reason = "the plain batch-norm model was not trained in this command"
+        reason = (
+            f"the work folder holds no weights of {report.REFERENCE}, seed {labels.seed}, under "
+            "this configuration: it is the twin if it is trained first"
+        )
         return dataclasses.replace(checker, twin_reason=reason)
 
     def twin_with(source: Statistics) -> jax.tree_util.Partial:

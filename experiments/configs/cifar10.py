@@ -8,6 +8,7 @@ Commands: ``python -m experiments train cifar10 --workdir W --data-dir D`` and
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
     Cifar10Data,
     EvaluationConfig,
@@ -15,7 +16,6 @@ from experiments.config import (
     ResNetModel,
     TrainConfig,
 )
-from steinnorm.attacks.checks.settings import SMOKE_CHECKS
 
 PRESETS = ("paper", "strong")
 

@@ -9,14 +9,15 @@ Preset ``camvid``: the paper's network on CamVid in the same layout, for two CPU
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
+    ChecksConfig,
     CityscapesData,
     EvaluationConfig,
     ExperimentConfig,
     HRNetModel,
     TrainConfig,
 )
-from steinnorm.attacks.checks.settings import SMOKE_CHECKS, ChecksConfig
 
 PRESETS = ("paper", "strong", "camvid")
 

@@ -9,14 +9,15 @@ do, so the radii go up to 0.2 of the image range.
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
+    ChecksConfig,
     DigitsData,
     EvaluationConfig,
     ExperimentConfig,
     ResNetModel,
     TrainConfig,
 )
-from steinnorm.attacks.checks.settings import SMOKE_CHECKS, ChecksConfig
 
 PRESETS = ("demo",)
 

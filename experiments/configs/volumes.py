@@ -10,14 +10,15 @@ hippocampus (Medical Segmentation Decathlon, Task04), small enough for a laptop.
 import dataclasses
 
 from experiments.config import (
+    SMOKE_CHECKS,
     AttackConfig,
+    ChecksConfig,
     Cnn3dModel,
     EvaluationConfig,
     ExperimentConfig,
     TrainConfig,
     VolumesData,
 )
-from steinnorm.attacks.checks.settings import SMOKE_CHECKS, ChecksConfig
 
 PRESETS = ("paper", "hippocampus")
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,8 +94,8 @@ def test_every_check_of_every_source_is_reported(smoke):
     assert "examples with a changed prediction" in (workdir / "table.md").read_text()
 
 
-def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, monkeypatch):
-    workdir, _ = smoke
+def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, tmp_path, monkeypatch):
+    workdir = shutil.copytree(smoke[0], tmp_path / "work")
     before = (workdir / "results.json").read_text()
 
     def refuse(*_, **__):
@@ -107,6 +108,38 @@ def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, monkeypatc
     (workdir / "runs" / "group-0.json").unlink()
     with pytest.raises(RuntimeError, match="trained again"):
         demo.run(workdir, norms=["batch", "group"], **settings)
+
+
+def test_the_twin_of_an_earlier_command_is_taken_from_the_folder(smoke, tmp_path, monkeypatch):
+    workdir = shutil.copytree(smoke[0], tmp_path / "work")
+    first = json.loads((workdir / "runs" / "group-0.json").read_text())["checks"]
+    trained = []
+    loop = demo.Loop
+
+    def counted(**settings):
+        trained.append(settings["seed"])
+        return loop(**settings)
+
+    def transfer():
+        demo.run(workdir, norms=["batch", "group"], seeds=1, smoke=True, console=_console())
+        checks = json.loads((workdir / "checks.json").read_text())
+        return {(c["norm"], c["name"]): c for c in checks}["group", "transfer_not_stronger"]
+
+    monkeypatch.setattr(demo, "Loop", counted)
+    (workdir / "runs" / "group-0.json").unlink()
+    resumed = transfer()
+    assert trained == [0]  # group alone: batch was finished
+    (before,) = (check for check in first if check["name"] == "transfer_not_stronger")
+    assert resumed == before
+    assert resumed["verdict"] != "not applicable"
+
+    # Without its weights, or with another model's, there is none, and the reason says what to do.
+    (workdir / "runs" / "group-0.json").unlink()
+    weights = workdir / "runs" / "batch-0.npz"
+    weights.write_bytes(weights.read_bytes()[:100])
+    lost = transfer()
+    assert lost["verdict"] == "not applicable"
+    assert "holds no weights of batch, seed 0" in lost["detail"]
 
 
 def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):

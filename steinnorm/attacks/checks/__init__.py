@@ -10,4 +10,4 @@ from steinnorm.attacks.checks.findings import Finding as Finding
 from steinnorm.attacks.checks.run import NAMES as NAMES
 from steinnorm.attacks.checks.run import Checks as Checks
 from steinnorm.attacks.checks.run import run_checks as run_checks
-from steinnorm.attacks.checks.runs import Target as Target
+from steinnorm.attacks.checks.settings import CheckSettings as CheckSettings

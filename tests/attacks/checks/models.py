@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks.checks.runs import Runs, Target, Twin
-from steinnorm.attacks.checks.settings import ChecksConfig
+from steinnorm.attacks import Threat
+from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.checks.runs import Runs, Twin
 
 KEY = jax.random.key(5)
 EXAMPLES, VALUES, CLASSES = 40, 6, 3
-SMALL = ChecksConfig(epsilon=0.1, steps=10, restarts=4, square_queries=60, directions=3)
+THREAT = Threat("linf", 0.1)
+SMALL = CheckSettings(steps=10, restarts=4, square_queries=60, directions=3)
 
 
 def draws(*shape, low=0.0, high=1.0, seed=0):
@@ -20,20 +22,35 @@ def linear(weights, x):
     return x.reshape(x.shape[0], -1) @ weights
 
 
-def linear_problem(scale=1.0):
-    """A linear model, as attackable as can be, with labels that it gets right."""
+def squashed(logits):
+    """Softmax in the model, ten times as large so that nobody warns of probabilities."""
+    return 10 * jax.nn.softmax(logits)
+
+
+def linear_problem(scale=1.0, last=None):
+    """A linear model, as attackable as can be, with labels that it gets right.
+
+    ``last`` is what the model does to its logits inside, such as a softmax.
+    """
     # Two classes: with more, the cross-entropy's gradient is not the way to the nearest border,
     # and Square does find more than PGD.
     weights = draws(VALUES, 2, low=-1, high=1, seed=3)
     weights -= weights.mean(axis=0)  # grey is at the border of all classes
     x = draws(EXAMPLES, VALUES, low=0.1, high=0.9, seed=4)
     y = np.argmax(x @ weights, axis=1).astype(np.int32)
-    model = jax.tree_util.Partial(linear, jnp.asarray(scale * weights))
+    scaled = jnp.asarray(scale * weights)
+    model = jax.tree_util.Partial(linear, scaled)
+    if last is not None:
+        model = jax.tree_util.Partial(lambda weights, x: last(linear(weights, x)), scaled)
     return model, jnp.asarray(x), jnp.asarray(y)
 
 
-def runs_of(model, x, y, config=SMALL, *, twin=None, reason="no twin in this test"):
-    return Runs(Target(model), x, y, config=config, key=KEY, twin=Twin(twin, reason))
+def runs_of(
+    model, x, y, settings=SMALL, *, twin=None, reason="no twin in this test", threat=THREAT, **known
+):
+    return Runs(
+        model, x, y, threat=threat, settings=settings, key=KEY, twin=Twin(twin, reason), **known
+    )
 
 
 def point(values=1):
@@ -48,25 +65,25 @@ def two_logits(margin):
 
 def trapping(x):
     """A slope with waves: one long step climbs it, short ones stay on the first crest."""
-    t = (x - 0.5) / SMALL.epsilon
+    t = (x - 0.5) / THREAT.epsilon
     return two_logits(jnp.mean(t + 0.2 * jnp.sin(2 * jnp.pi * t), axis=1) - 0.7)
 
 
 def dead_outside(x):
     """Wrong at the edge of the ball, right and flat beyond it."""
-    t = jnp.abs(x[:, 0] - 0.5) / SMALL.epsilon
+    t = jnp.abs(x[:, 0] - 0.5) / THREAT.epsilon
     return two_logits(jnp.where(t < 1.05, 2 * t - 1, jnp.full_like(t, -1)))
 
 
 def needle(x):
     """Wrong in a place so narrow that it is a matter of luck and of short steps to hit it."""
-    t = (x[:, 0] - 0.5) / SMALL.epsilon
+    t = (x[:, 0] - 0.5) / THREAT.epsilon
     return two_logits(0.06 - jnp.abs(t - 0.3))
 
 
 def sure_brightness(x):
     """Right for dark and bright inputs, noise or not, and so sure that no gradient is left."""
-    return two_logits(1e6 * (jnp.mean(x, axis=1) - 0.5))
+    return squashed(two_logits(1e6 * (jnp.mean(x, axis=1) - 0.5)))
 
 
 def partly_dead(x):
@@ -118,6 +135,16 @@ def quantised(x):
 
 def in_bfloat16(x):
     return network(x.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def all_in_bfloat16(x, dtype=jnp.bfloat16, common=0.0):
+    """Four layers; ``common`` is added to the last weights, so that all logits share a part."""
+    h = x.astype(dtype)
+    for seed, width in ((8, 64), (9, 64), (10, 64), (11, CLASSES)):
+        weights = draws(h.shape[1], width, low=-1, high=1, seed=seed) / np.sqrt(h.shape[1] / 6)
+        last = common if width == CLASSES else 0.0
+        h = (h if seed == 8 else jax.nn.relu(h)) @ jnp.asarray(weights + last, dtype)
+    return h
 
 
 def centred(x):

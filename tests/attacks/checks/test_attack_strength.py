@@ -1,17 +1,20 @@
 """For every check a model on which it passes and one on which it must fail."""
 
 import dataclasses
+from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+from steinnorm.attacks import LeftThreatError, Threat
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS, attack_strength, runs
-from steinnorm.attacks.threat import LeftThreatError, Threat
+from steinnorm.attacks.checks.paired import Broken
 from tests.attacks.checks.models import (
     EXAMPLES,
     SMALL,
+    THREAT,
     VALUES,
     dead_outside,
     draws,
@@ -19,6 +22,7 @@ from tests.attacks.checks.models import (
     needle,
     point,
     runs_of,
+    squashed,
     sure_brightness,
     trapping,
 )
@@ -42,9 +46,10 @@ def plain():
 
 @pytest.fixture(scope="module")
 def masked():
-    """So sure that the cross-entropy has no gradient; its twin is the same without the scale."""
-    model, x, y = linear_problem(scale=1e6)
-    return runs_of(model, x, y, twin=linear_problem()[0])
+    """A softmax of sure logits inside, so that no loss has a gradient; its twin is without both."""
+    model, x, y = linear_problem(scale=1e6, last=squashed)
+    patient = dataclasses.replace(SMALL, square_queries=300)
+    return runs_of(model, x, y, patient, twin=linear_problem()[0])
 
 
 def best_possible(epsilon):
@@ -68,7 +73,7 @@ def test_a_linear_model_passes(plain, check):
 def test_accuracies_are_those_of_the_best_attack_on_a_linear_model(plain):
     for radius in (0.5, 1.0, 2.0):
         found = plain.pgd(SMALL.steps, radius=radius).accuracy
-        assert found == pytest.approx(best_possible(radius * SMALL.epsilon))
+        assert found == pytest.approx(best_possible(radius * THREAT.epsilon))
     assert 0 < plain.pgd(SMALL.steps).accuracy < 1  # else the checks above show nothing
 
 
@@ -83,7 +88,8 @@ def test_larger_ball_that_helps_the_model_is_found():
     finding = attack_strength.larger_radius_not_weaker(seen)
     assert finding.verdict == FAIL
     expected = seen.pgd(SMALL.steps, radius=2.0).accuracy - seen.pgd(SMALL.steps).accuracy
-    assert finding.value == expected > 0.3
+    assert finding.value == pytest.approx(expected)
+    assert expected > 0.3
 
 
 def test_model_that_no_radius_breaks_is_found():
@@ -97,13 +103,11 @@ def test_model_that_no_radius_breaks_is_found():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_huge_radius_holds_the_whole_box(norm):
     model, x, y = linear_problem()
-    seen = runs_of(model, x, y, dataclasses.replace(SMALL, norm=norm))
+    seen = runs_of(model, x, y, threat=Threat(norm, 0.2))
     farthest = 1 if norm == "linf" else np.sqrt(VALUES)
-    assert seen.widest * SMALL.epsilon == pytest.approx(farthest)
-    wide = runs.Runs(
-        runs.Target(model, bounds=(-1.0, 3.0)), x, y, config=SMALL, key=jax.random.key(0)
-    )
-    assert wide.widest * SMALL.epsilon == pytest.approx(4)
+    assert seen.widest * 0.2 == pytest.approx(farthest)
+    wide = runs_of(model, x, y, threat=Threat(norm, 0.2, (-1.0, 3.0)))
+    assert wide.widest * 0.2 == pytest.approx(4 * farthest)
 
 
 @pytest.mark.parametrize("check", [attack_strength.twice_the_steps, attack_strength.more_restarts])
@@ -113,26 +117,89 @@ def test_attack_that_has_not_converged_is_found(check):
     assert finding.value > 0.1
 
 
-def test_converged_is_less_than_one_point_and_not_weaker_is_one_at_most():
-    def with_accuracies(**accuracies):
-        class Fake:
-            config, size = SMALL, "100 examples"
+def with_broken(**broken):
+    """Runs of 100 examples of which each attack has broken those at the given positions."""
 
-            def fgsm(self):
-                return runs.Outcome(np.zeros(1, bool), runs.Tally(accuracies["fgsm"], 100))
+    class Fake:
+        settings, size = SMALL, "100 examples"
+        labelled, joint = broken.pop("labelled", 100), broken.pop("joint", False)
+        problem = SimpleNamespace(label_axes=0, threat=THREAT)
 
-            def pgd(self, steps, **_):
-                hits = accuracies["once" if steps == SMALL.steps else "twice"]
-                return runs.Outcome(np.zeros(1, bool), runs.Tally(hits, 100))
+        def _of(self, name):
+            wrong = np.zeros(100, int)
+            wrong[list(broken.get(name, ()))] = 1
+            return Broken(wrong, np.ones(100, int))
 
-        return Fake()
+        def fgsm(self):
+            return self._of("fgsm")
 
-    one_apart = with_accuracies(fgsm=29, once=30, twice=29)
-    assert attack_strength.iterative_not_weaker(one_apart).verdict == PASS
-    assert attack_strength.twice_the_steps(one_apart).verdict == FAIL
-    two_apart = with_accuracies(fgsm=28, once=30, twice=30)
-    assert attack_strength.iterative_not_weaker(two_apart).verdict == FAIL
-    assert attack_strength.twice_the_steps(two_apart).verdict == PASS
+        def square(self):
+            return self._of("square")
+
+        def pgd(self, steps, *, radius=1.0, restarts=1):
+            if restarts > 1:
+                return self._of("restarts")
+            name = "once" if steps == SMALL.steps else "twice"
+            return self._of({0.5: "half", 1.0: name, 2.0: "double"}[radius])
+
+        def white_box(self):
+            return [self._of(name) for name in ("fgsm", "once", "twice", "restarts")]
+
+    return Fake()
+
+
+COMPARED = [
+    (attack_strength.iterative_not_weaker, "fgsm", ("once",)),
+    (attack_strength.larger_radius_not_weaker, "once", ("double",)),
+    (attack_strength.larger_radius_not_weaker, "half", ("once",)),
+    (attack_strength.twice_the_steps, "twice", ("once",)),
+    (attack_strength.more_restarts, "restarts", ("once",)),
+    (attack_strength.square_not_stronger, "square", ("fgsm", "once", "twice", "restarts")),
+]
+
+
+@pytest.mark.parametrize(("check", "ahead", "behind"), COMPARED)
+def test_verdict_is_one_sided_and_by_an_interval(check, ahead, behind):
+    def verdict(more, fewer):
+        base = set(range(40))
+        sets = {"half": set(), "once": base, "double": base | {98, 99}}
+        sets |= {"fgsm": base, "twice": base, "restarts": base}
+        both = {"half", "once"} if ahead == "half" else {"once"}
+        sets |= dict.fromkeys(behind if ahead != "once" else both, base)
+        if ahead == "half":
+            sets["double"] = set(range(100))
+        if ahead == "once":
+            sets["once"], sets["double"] = base, base
+        lost = set(range(fewer))
+        sets[ahead] = (base - lost) | set(range(40, 40 + more))
+        return check(with_broken(**sets))
+
+    assert verdict(1, 0).verdict == PASS  # one example of a hundred is no finding
+    assert verdict(7, 0).verdict == FAIL
+    assert verdict(7, 0).value == pytest.approx(0.07)
+    assert verdict(0, 30).verdict == PASS  # the other direction never is
+    if check is not attack_strength.square_not_stronger:
+        assert verdict(17, 10).verdict == PASS  # as many more, but it might be chance
+        assert "10 against" in verdict(17, 10).detail
+        # Student's t with 99 degrees of freedom, by hand.
+        spread = np.std(np.repeat([1, -1, 0], [17, 10, 73]), ddof=1) / 10
+        share = 0.975 if check is attack_strength.larger_radius_not_weaker else 0.95
+        low = 0.07 - stats.t.ppf(share, 99) * spread
+        assert f"interval {100 * low:+.1f} points" in verdict(17, 10).detail
+
+
+def test_square_must_find_nothing_that_the_gradient_misses():
+    found = {"fgsm": range(30), "once": range(60), "twice": range(60), "restarts": range(60)}
+    # Fewer on the whole, and still ten that only a masked gradient can have missed.
+    square = set(range(20)) | set(range(80, 90))
+    alone = attack_strength.square_not_stronger(with_broken(**found, square=square))
+    assert (alone.verdict, alone.value) == (FAIL, pytest.approx(0.1))
+    assert "10 examples broken by Square alone" in alone.detail
+    # A batch that depends on itself is attacked as a whole: there is no best of each example.
+    whole = attack_strength.square_not_stronger(with_broken(**found, square=square, joint=True))
+    assert (whole.verdict, whole.value) == (PASS, pytest.approx(-0.3))
+    whole = attack_strength.square_not_stronger(with_broken(**found, square=range(70), joint=True))
+    assert (whole.verdict, whole.value) == (FAIL, pytest.approx(0.1))
 
 
 def test_search_without_gradients_that_wins_is_found(masked):
@@ -141,8 +208,8 @@ def test_search_without_gradients_that_wins_is_found(masked):
     assert finding.value > 0.1
     never = np.ones(EXAMPLES, bool)
     for outcome in masked.white_box():
-        never &= ~outcome.broken
-    alone = int((masked.square().broken & never).sum())
+        never &= outcome.broken == 0
+    alone = int((masked.square().broken[never] > 0).sum())
     assert alone > 0
     assert f"{alone} examples broken by Square alone" in finding.detail
 
@@ -215,10 +282,24 @@ def test_batch_that_hangs_together_is_attacked_and_kept_as_a_whole(monkeypatch):
     monkeypatch.setattr(runs, "pgd", seen)
     monkeypatch.setattr(runs, "square", seen)
     for known in (True, False):
-        target = runs.Target(model, batch_dependent=known)
-        whole = runs.Runs(target, x, y, config=SMALL, key=jax.random.key(0))
+        whole = runs_of(model, x, y, batch_dependent=known)
         assert whole.joint is known
         whole.pgd(3)
         whole.square()
-        assert given == [(EXAMPLES, known, Threat("linf", 0.1))] * 2
+        assert given == [(EXAMPLES, known, THREAT)] * 2
         given.clear()
+
+
+@pytest.mark.parametrize("check", dict.fromkeys(row[0] for row in COMPARED))
+def test_a_single_example_has_no_interval(check):
+    finding = check(with_broken(labelled=1))
+    assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
+    assert "single example" in finding.detail
+
+
+def test_restarts_are_judged_exactly_where_each_example_keeps_its_worst():
+    # Four of a hundred: by the exact interval of a share enough, by Student's not.
+    sets = {"once": range(40), "restarts": range(44), "twice": range(44)}
+    assert attack_strength.more_restarts(with_broken(**sets)).verdict == FAIL
+    assert attack_strength.more_restarts(with_broken(**sets, joint=True)).verdict == PASS
+    assert attack_strength.twice_the_steps(with_broken(**sets)).verdict == PASS

@@ -1,11 +1,14 @@
 """Gradients that are missing, wrong, or right in spite of kinks."""
 
 import dataclasses
+import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from steinnorm.attacks import Threat, pgd
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS
 from steinnorm.attacks.checks.batches import independent_of_the_batch
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
@@ -13,6 +16,7 @@ from tests.attacks.checks.models import (
     EXAMPLES,
     SMALL,
     VALUES,
+    all_in_bfloat16,
     batch_norm,
     batch_norm_without_its_gradient,
     centred,
@@ -23,6 +27,7 @@ from tests.attacks.checks.models import (
     partly_dead,
     quantised,
     runs_of,
+    squashed,
     with_gradient,
 )
 
@@ -31,17 +36,87 @@ def batch():
     return jnp.asarray(draws(EXAMPLES, VALUES, seed=11)), jnp.arange(EXAMPLES) % 3
 
 
-def test_gradients_of_a_linear_model_are_there():
-    model, x, y = linear_problem()
-    finding = zero_gradients(runs_of(model, x, y))
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
+def test_sure_logits_alone_hide_no_gradient(scale):
+    finding = zero_gradients(runs_of(*linear_problem(scale)))
     assert (finding.verdict, finding.value) == (PASS, 0.0)
 
 
-def test_gradients_of_a_model_that_is_too_sure_are_not():
-    model, x, y = linear_problem(scale=1e6)
-    finding = zero_gradients(runs_of(model, x, y))
+def several_classes(scale, last):
+    """A linear model of seven classes whose logits go through ``last`` inside, and its batch."""
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(30, 7)), jnp.float32)
+    x = jnp.asarray(draws(100, 30, seed=1))
+    return lambda x: last(scale * (x @ weights)), x, jnp.argmax(x @ weights, axis=1)
+
+
+def cut_off(logits):
+    return jnp.log(jax.nn.softmax(logits) + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("last", "scale"), [(squashed, 30.0), (squashed, 1e4), (cut_off, 30.0), (jnp.tanh, 30.0)]
+)
+def test_answers_that_saturate_inside_the_model_are_found(last, scale):
+    finding = zero_gradients(runs_of(*several_classes(scale, last)))
     assert finding.verdict == FAIL
-    assert finding.value > 0.9
+    assert finding.value > 0.2
+
+
+@pytest.mark.parametrize(("last", "scale"), [(squashed, 30.0), (squashed, 1e4), (cut_off, 30.0)])
+def test_what_saturates_does_mislead_attacks(last, scale):
+    """The premise of the test above: the same predictions fall where nothing saturates."""
+    threat, left = Threat("linf", 0.15), []
+    for model, x, y in (several_classes(scale, last), several_classes(1.0, lambda z: z)):
+        result = pgd(model, x, y, threat=threat, loss="margin", steps=10)
+        left.append(1 - np.asarray(result.success).mean())
+    assert left[0] > left[1] + 0.03
+
+
+def test_rounding_of_either_sign_is_told_from_zero():
+    seen = runs_of(*several_classes(30.0, squashed))
+    finding = zero_gradients(seen)
+    rounding = float(re.search(r"rounding in ([\d.]+) %", finding.detail)[1])
+    zero = float(re.search(r"all zero in ([\d.]+) %", finding.detail)[1])
+    assert rounding > 40 > zero > 0
+    assert finding.value == pytest.approx((rounding + zero) / 100)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_log_softmax_inside_hides_nothing(scale):
+    # Differences of its logits are exact, and so is the margin's gradient through it.
+    threat = Threat("linf", 0.02)
+    inside = runs_of(*several_classes(scale, jax.nn.log_softmax), threat=threat)
+    assert zero_gradients(inside).verdict == PASS
+    plain = runs_of(*several_classes(1.0, lambda z: z), threat=threat)
+    broken = [
+        np.asarray(pgd(s.problem.model, s.x, s.y, threat=threat, loss="margin", steps=10).success)
+        for s in (inside, plain)
+    ]
+    assert np.sum(broken[0] != broken[1]) <= 1
+
+
+@pytest.mark.parametrize("model", [network, batch_norm, centred, in_bfloat16, all_in_bfloat16])
+def test_honest_networks_have_gradients(model):
+    finding = zero_gradients(runs_of(model, *batch()))
+    assert (finding.verdict, finding.value) == (PASS, 0.0), finding.detail
+
+
+@pytest.mark.parametrize("common", [0.0, 3.0])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_all_logits_share_is_not_taken_for_rounding(common, dtype):
+    def model(x):
+        return all_in_bfloat16(x, dtype, common)
+
+    assert zero_gradients(runs_of(model, *batch())).verdict == PASS
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lambda x: network(jnp.round(15 * x) / 15), lambda x: network(jax.lax.stop_gradient(x))],
+)
+def test_quantised_or_stopped_inputs_have_none(model):
+    finding = zero_gradients(runs_of(model, *batch()))
+    assert (finding.verdict, finding.value) == (FAIL, 1.0)
 
 
 def test_zero_gradients_are_counted_among_the_right_ones():

@@ -7,18 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steinnorm.attacks import VOID
-from steinnorm.attacks.checks import FAIL, NAMES, NOT_APPLICABLE, PASS, Target, run_checks
+from steinnorm.attacks import VOID, ProbabilitiesWarning, Threat
+from steinnorm.attacks.checks import (
+    FAIL,
+    NAMES,
+    NOT_APPLICABLE,
+    PASS,
+    Checks,
+    Finding,
+    run_checks,
+)
 from steinnorm.attacks.checks.run import CURVE, curve_steps
-from steinnorm.attacks.checks.settings import ChecksConfig
 from tests.attacks.checks.models import (
     EXAMPLES,
     KEY,
     SMALL,
+    THREAT,
     centred,
     draws,
     linear_problem,
     per_pixel,
+    squashed,
 )
 
 SMOKE = dataclasses.replace(
@@ -52,10 +61,11 @@ def test_all_ten_are_reported_in_order_with_progress_and_curve():
     model, x, y = linear_problem()
     told = []
     checks = run_checks(
-        Target(model),
+        model,
         x,
         y,
-        config=SMALL,
+        threat=THREAT,
+        settings=SMALL,
         key=KEY,
         twin=model,
         on_progress=lambda *at: told.append(at),
@@ -64,7 +74,7 @@ def test_all_ten_are_reported_in_order_with_progress_and_curve():
     assert told == [(name, i + 1, 11) for i, name in enumerate((*ORDER, CURVE))]
     assert list(checks.curve) == [1, 2, 5, 10, 20]
     converged = by_name(checks)["twice_the_steps"]
-    assert abs(checks.curve[20] - checks.curve[10]) == converged.value
+    assert checks.curve[10] - checks.curve[20] == pytest.approx(converged.value)
     assert checks.curve[1] >= checks.curve[20]
 
 
@@ -83,8 +93,10 @@ def test_curve_goes_up_to_twice_the_steps(steps, expected):
 
 
 def test_masked_model_is_reported_with_all_that_fails():
-    model, x, y = linear_problem(scale=1e6)
-    checks = by_name(run_checks(Target(model), x, y, config=SMALL, key=KEY, twin_reason="because"))
+    model, x, y = linear_problem(scale=1e6, last=squashed)
+    checks = by_name(
+        run_checks(model, x, y, threat=THREAT, settings=SMALL, key=KEY, twin_reason="because")
+    )
     failed = {name for name, finding in checks.items() if finding.verdict == FAIL}
     assert {"zero_gradients", "square_not_stronger", "more_restarts"} <= failed
     assert checks["transfer_not_stronger"].detail == "because"
@@ -93,7 +105,9 @@ def test_masked_model_is_reported_with_all_that_fails():
 def test_batch_dependent_model():
     x, y = jnp.asarray(draws(EXAMPLES, 6, seed=11)), jnp.arange(EXAMPLES) % 3
     for told in (None, True):
-        checks = by_name(run_checks(Target(centred, told), x, y, config=SMOKE, key=KEY))
+        checks = by_name(
+            run_checks(centred, x, y, threat=THREAT, settings=SMOKE, batch_dependent=told)
+        )
         assert checks["batch_dependence"].verdict == FAIL
         assert "summed margin" in checks["gradient_matches_finite_differences"].detail
 
@@ -103,8 +117,8 @@ def test_single_logit_in_l2():
     x = jnp.asarray(draws(EXAMPLES, 6, seed=4))
     y = (x @ weights > 0)[:, 0].astype(jnp.int32)
     model = jax.tree_util.Partial(lambda w, x: x @ w, weights)
-    config = dataclasses.replace(SMOKE, norm="l2")
-    checks = by_name(run_checks(Target(model), x, y, config=config, key=KEY, twin=model))
+    threat = Threat("l2", 0.1)
+    checks = by_name(run_checks(model, x, y, threat=threat, settings=SMOKE, twin=model))
     chance = checks["huge_radius_reaches_chance"]
     assert "chance, 50.0 %" in chance.detail
     assert chance.verdict == checks["gradient_matches_finite_differences"].verdict == PASS
@@ -113,10 +127,10 @@ def test_single_logit_in_l2():
 def test_label_maps_count_known_pixels():
     x = jnp.asarray(draws(8, 4, 4, 1, seed=6))
     y = (x[..., 0] > 0.5).astype(jnp.int32).at[:, 0].set(VOID)
-    checks = run_checks(Target(per_pixel), x, y, config=SMOKE, key=KEY, twin=per_pixel)
+    checks = run_checks(per_pixel, x, y, threat=THREAT, settings=SMOKE, key=KEY, twin=per_pixel)
     found = by_name(checks)
     assert "96 pixels of 8 examples" in found["iterative_not_weaker"].detail
-    safe = np.abs(np.asarray(x)[:, 1:] - 0.5) > SMOKE.epsilon  # what no attack can reach
+    safe = np.abs(np.asarray(x)[:, 1:] - 0.5) > THREAT.epsilon  # what no attack can reach
     assert checks.curve[3] == pytest.approx(safe.mean(), abs=0.021)
     assert found["gradient_matches_finite_differences"].verdict == PASS
     assert found["transfer_not_stronger"].verdict == PASS
@@ -125,12 +139,37 @@ def test_label_maps_count_known_pixels():
 def test_batches_that_cannot_be_checked_are_refused():
     x, void = jnp.zeros((2, 3, 3, 1)), jnp.full((2, 3, 3), VOID)
     with pytest.raises(ValueError, match="no label"):
-        run_checks(Target(per_pixel), x, void, config=SMOKE, key=KEY)
+        run_checks(per_pixel, x, void, threat=THREAT, settings=SMOKE)
     with pytest.raises(ValueError, match="must lie in"):
-        run_checks(Target(per_pixel), x + 2, void, config=SMOKE, key=KEY)
+        run_checks(per_pixel, x + 2, void, threat=THREAT, settings=SMOKE)
 
 
-def test_every_setting_has_a_meaning():
-    text = ChecksConfig.__doc__
-    for field in dataclasses.fields(ChecksConfig):
-        assert f"\n      {field.name}: " in text
+def test_what_is_printed_is_a_short_list():
+    checks = Checks(
+        [
+            Finding("one", PASS, 0.0, "long words: many"),
+            Finding("two", FAIL, 0.5, "half of it"),
+            Finding("three", NOT_APPLICABLE, None, "why: not"),
+        ],
+        {1: 0.5},
+    )
+    assert str(checks).splitlines() == [
+        "1 PASS, 1 FAIL, 1 not applicable",
+        "PASS            one",
+        "FAIL            two: half of it",
+        "not applicable  three: why: not",
+    ]
+    assert str(checks.findings[0]) == "PASS            one: long words: many"
+
+
+def test_without_a_key_the_result_is_that_of_a_fixed_one():
+    model, x, y = linear_problem()
+    a, b = (run_checks(model, x, y, threat=THREAT, settings=SMOKE) for _ in range(2))
+    assert a == b
+
+
+def test_attacks_repeat_no_warnings():
+    model, x, y = linear_problem(last=jax.nn.softmax)
+    with pytest.warns(ProbabilitiesWarning) as told:
+        run_checks(model, x, y, threat=THREAT, settings=SMOKE)
+    assert len(told) == 1

@@ -1,0 +1,69 @@
+"""Clear words for arguments that no check can be made with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from steinnorm.attacks.checks.settings import CheckSettings
+from steinnorm.attacks.threat import Threat
+
+
+def check_arguments(
+    logits_fn: Any, x: Any, y: Any, *, threat: Any, settings: Any, twin: Any
+) -> None:
+    """Refuses what is not of the kind that ``run_checks`` takes.
+
+    Raises:
+      ValueError: saying which argument it is, what it must be and what was given.
+    """
+    if not callable(logits_fn):
+        raise ValueError(f"logits_fn must be a function of a batch; got {_named(logits_fn)}")
+    if twin is not None and not callable(twin):
+        raise ValueError(f"twin must be a function of a batch, or None; got {_named(twin)}")
+    _check_array("x", x, "an array of inputs (B, ...)")
+    _check_array("y", y, "an array of labels (B,) or (B, H, W)")
+    if not isinstance(threat, Threat):
+        raise ValueError(
+            f"threat must be a Threat; got {_named(threat)}: write Threat('linf', 8 / 255)"
+        )
+    if not np.any(np.asarray(threat.epsilon) > 0):
+        raise ValueError("the threat's epsilon must be above 0: at radius 0 there is no attack")
+    if not isinstance(settings, CheckSettings):
+        raise ValueError(f"settings must be CheckSettings, or None; got {_named(settings)}")
+
+
+def resolved_key(key: Any) -> jax.Array:
+    """Returns the key, or a fixed one where there is none.
+
+    Raises:
+      ValueError: it is no key, such as a plain seed.
+    """
+    if key is None:
+        return jax.random.key(0)
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            right: tuple[int, ...] | None = ()
+        else:  # the older form, of bare numbers
+            right = (2,) if key.dtype == jnp.uint32 else None
+        if key.shape == right:
+            return key
+    cure = f": write jax.random.key({key})" if isinstance(key, int) else ""
+    raise ValueError(f"key must be a jax.random.key; got {_named(key)}{cure}")
+
+
+def _check_array(name: str, given: Any, expected: str) -> None:
+    try:
+        dtype = given.dtype if isinstance(given, jax.Array) else np.asarray(given).dtype
+    except ValueError:  # rows of unequal length
+        dtype = np.dtype(object)
+    if not jnp.issubdtype(dtype, jnp.number):
+        raise ValueError(f"{name} must be {expected}; got {_named(given)}")
+
+
+def _named(value: Any) -> str:
+    """Returns small things as they are written, and of all else the type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    return type(value).__name__

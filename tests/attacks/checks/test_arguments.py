@@ -1,0 +1,121 @@
+"""What cannot be checked is refused in words; boxes of several kinds."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steinnorm.attacks import NotFiniteError, Threat
+from steinnorm.attacks.checks import (
+    NOT_APPLICABLE,
+    PASS,
+    CheckSettings,
+    attack_strength,
+    run_checks,
+)
+from steinnorm.attacks.checks.arguments import resolved_key
+from steinnorm.attacks.checks.box import factor_of_the_whole_box, limits
+from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
+from tests.attacks.checks.models import EXAMPLES, THREAT, linear_problem, network, runs_of
+
+MODEL, X, Y = linear_problem()
+WRONG = {
+    "key": (0, "key must be a jax.random.key; got 0: write jax.random.key(0)"),
+    "logits_fn": (None, "logits_fn must be a function of a batch; got None"),
+    "x": (None, "x must be an array of inputs (B, ...); got None"),
+    "y": ("three", "y must be an array of labels (B,) or (B, H, W); got 'three'"),
+    "threat": (0.1, "threat must be a Threat; got 0.1: write Threat('linf', 8 / 255)"),
+    "settings": ({"steps": 3}, "settings must be CheckSettings, or None; got dict"),
+    "twin": (3, "twin must be a function of a batch, or None; got 3"),
+}
+
+
+def checked(**changes):
+    arguments = {"logits_fn": MODEL, "x": X, "y": Y, "threat": THREAT, **changes}
+    first = [arguments.pop(name) for name in ("logits_fn", "x", "y")]
+    return run_checks(*first, **arguments)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments_are_named(name):
+    given, message = WRONG[name]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        checked(**{name: given})
+
+
+def test_other_wrong_arguments():
+    with pytest.raises(ValueError, match="got list"):
+        checked(x=[[0.1, 0.2], [0.3]])
+    with pytest.raises(ValueError, match="key must be"):
+        checked(key=jax.random.split(jax.random.key(0)))
+    with pytest.raises(ValueError, match="radius 0"):
+        checked(threat=Threat("linf", 0.0))
+    with pytest.raises(ValueError, match="non-empty"):
+        checked(x=X[:0], y=Y[:0])
+    with pytest.raises(ValueError, match="integer labels"):
+        checked(y=Y.astype(jnp.float32))
+    with pytest.raises(NotFiniteError, match=f"NaN or infinite logits for {EXAMPLES} of"):
+        checked(logits_fn=lambda x: jnp.full((len(x), 2), jnp.nan))
+
+
+def test_keys_of_both_forms_and_none():
+    assert resolved_key(None) == jax.random.key(0)
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        assert resolved_key(key) is key
+
+
+def unbounded():
+    try:
+        return Threat("linf", 0.1, None)
+    except (TypeError, ValueError):
+        pytest.skip("this Threat has no bounds=None yet")
+
+
+def test_box_without_bounds():
+    x = np.array([[-3.0, 5.0], [1.0, 2.0]], np.float32)
+    free = SimpleNamespace(norm="linf", epsilon=0.25, bounds=None)
+    low, high, width = limits(free, x)
+    assert (low, high, width) == (-np.inf, np.inf, 8.0)
+    assert limits(free, np.ones((2, 2)))[2] == 0.5  # all values the same: what the ball spans
+    assert factor_of_the_whole_box(free, (2,)) is None
+
+
+def test_box_of_several_channels():
+    bounds = (np.array([0.0, -1.0]), np.array([1.0, 3.0]))
+    wide = SimpleNamespace(norm="linf", epsilon=np.array([0.5, 0.25]), bounds=bounds)
+    np.testing.assert_array_equal(limits(wide, np.zeros((1, 3, 2)))[2], [1.0, 4.0])
+    assert factor_of_the_whole_box(wide, (3, 2)) == 16
+    fixed = SimpleNamespace(norm="linf", epsilon=np.array([0.5, 0.0]), bounds=bounds)
+    assert factor_of_the_whole_box(fixed, (3, 2)) == 2  # the other channel cannot be changed
+    for norm, distance in (("l2", np.sqrt(3 * (1 + 16))), ("l1", 15)):
+        ball = SimpleNamespace(norm=norm, epsilon=0.5, bounds=bounds)
+        assert factor_of_the_whole_box(ball, (3, 2)) == pytest.approx(distance / 0.5)
+
+
+def test_checks_without_bounds():
+    seen = runs_of(MODEL, 7 * X, jnp.argmax(MODEL(7 * X), axis=1), threat=unbounded())
+    huge = attack_strength.huge_radius_reaches_chance(seen)
+    assert huge.verdict == NOT_APPLICABLE
+    assert "no bounds" in huge.detail
+    assert gradient_matches_finite_differences(seen).verdict == PASS
+
+
+def test_inputs_spread_over_devices():
+    mesh = jax.make_mesh((2,), ("batch",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
+    x, y = jax.device_put(X, spread), jax.device_put(Y, spread)
+    here, there = runs_of(network, X, Y), runs_of(network, x, y, batch_dependent=False)
+    assert len(there.problem.x.sharding.device_set) == 2
+    for check in (zero_gradients, gradient_matches_finite_differences):
+        one, two = check(here), check(there)
+        assert one.verdict == two.verdict == PASS
+        assert two.value == pytest.approx(one.value, abs=1e-3)
+
+
+def test_every_setting_has_a_meaning():
+    for field in dataclasses.fields(CheckSettings):
+        assert f"\n      {field.name}: " in CheckSettings.__doc__
