@@ -16,7 +16,7 @@ from steinnorm.attacks import (
     ShortReachWarning,
     Threat,
     batch_threats,
-    losses,
+    catalogue,
 )
 from steinnorm.attacks import _geometry as geometry
 
@@ -30,12 +30,6 @@ errs.
 
 DEPENDENT = ("batch", "shrunk")
 """Sources of statistics with which an example's answer hangs on its batch."""
-
-_PER_PIXEL = ("segpgd", "sea")
-_PER_EXAMPLE = ("fab", "autoattack")
-_WITH_LOSS = ("fgsm", "pgd", "apgd")
-_TARGETED = "targeted_"
-_LONG = ("apgd", "fab", "square", "autoattack", "sea")  # those that say how far they are
 
 
 class Attacked(NamedTuple):
@@ -61,25 +55,11 @@ def check_fits(attack: AttackConfig, task: Task) -> None:
     Raises:
       ConfigError: saying which there are.
     """
-    pixels = isinstance(task, Segmentation)
-    if pixels and attack.kind in _PER_EXAMPLE:
-        raise ConfigError(
-            f"{attack.name} is for one label per example; label maps have pgd, apgd, segpgd, sea, "
-            "square and fgsm"
-        )
-    if not pixels and attack.kind in _PER_PIXEL:
-        raise ConfigError(f"{attack.name} is for a label per pixel; take pgd, apgd or autoattack")
-    if attack.kind not in _WITH_LOSS:
-        return
-    targeted = attack.loss.startswith(_TARGETED)
-    if targeted and pixels:
-        raise ConfigError(f"{attack.name} has targets: it is for one label per example")
     try:
-        # A single logit is attacked as two.
-        loss, classes = attack.loss.removeprefix(_TARGETED), max(task.outputs, 2)
-        losses.check_loss(loss, classes, 2 if pixels else 0, targeted=targeted)
+        label_axes = 2 if isinstance(task, Segmentation) else 0
+        catalogue.check_fits(attack.settings, task.outputs, label_axes)
     except ValueError as error:
-        raise ConfigError(f"{attack.name}: {error}") from error
+        raise ConfigError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +115,7 @@ class Opponent:
             if alone:
                 return self._one_by_one(attack, threat, batch, key, count)
             function, settings = _call(attack, self.dependent)
-            if attack.kind in _LONG:
+            if attack.settings.tells:
                 settings["on_progress"] = self._tell
             result = function(self.logits_fn, x, y, threat=threat, key=key, **settings)
         result.check(threat, attack.name)
@@ -190,20 +170,4 @@ def _call(
     attack: AttackConfig, dependent: bool
 ) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
     """The function that runs an attack, and its settings."""
-    steps, restarts = {"steps": attack.steps}, {"restarts": attack.restarts}
-    walk = {**steps, **restarts, "step_size": attack.step_size, "random_start": attack.random_start}
-    loss = {"loss": attack.loss}
-    known: dict[str, tuple[Callable[..., AttackResult], dict[str, Any]]] = {
-        "fgsm": (attacks.fgsm, loss),
-        "pgd": (attacks.pgd, {**walk, **loss}),
-        "apgd": (attacks.apgd, {**steps, **restarts, **loss}),
-        "fab": (attacks.fab, {**steps, **restarts}),
-        "square": (attacks.square, {"queries": attack.queries}),
-        "autoattack": (attacks.autoattack, {**steps, "queries": attack.queries}),
-        "segpgd": (attacks.segpgd, walk),
-        "sea": (attacks.sea, steps),
-    }
-    function, settings = known[attack.kind]
-    if attack.kind != "fgsm":
-        settings = {**settings, "batch_dependent": dependent}
-    return function, settings
+    return attack.settings.call(batch_dependent=dependent)

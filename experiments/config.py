@@ -7,6 +7,7 @@ smoke run with ``dataclasses.replace``.  ``kind`` tells the members of a union a
 import dataclasses
 from typing import Literal
 
+from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.checks.settings import ChecksConfig
 
 Statistics = Literal["running", "batch", "shrunk", "none"]
@@ -291,6 +292,12 @@ class AttackConfig:
     def has_ball(self) -> bool:
         """Whether there is an attacker: noise has none, nor have clean inputs."""
         return self.kind not in NOISES
+
+    @property
+    def settings(self) -> AttackSettings:
+        """The attack as the library knows it, without ball and strengths."""
+        names = [field.name for field in dataclasses.fields(AttackSettings)]
+        return AttackSettings(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
