@@ -7,9 +7,9 @@ that an evaluation which was stopped goes on with the next one.
 from pathlib import Path
 from typing import Any
 
-from steinnorm.attacks.per_example import SHOWN as SHOWN
-from steinnorm.attacks.per_example import PerExample
-from steinnorm.attacks.per_example import Values as Values
+from steinnorm.attacks.per_example import SHOWN, PerExample, Values
+
+__all__ = ["SHOWN", "Cell", "Values", "load", "load_all", "path_of"]
 
 
 class Cell(PerExample):

@@ -1,4 +1,4 @@
-"""The library's attacks (``steinnorm.attacks.catalogue``) at strengths that are usual for images."""
+"""The attacks of ``steinnorm.attacks.catalogue``, at strengths that are usual for images."""
 
 import dataclasses
 

@@ -10,7 +10,9 @@ from steinnorm.attacks._criterion import VOID as VOID
 from steinnorm.attacks._model import predict as predict
 from steinnorm.attacks.apgd import apgd as apgd
 from steinnorm.attacks.autoattack import autoattack as autoattack
+from steinnorm.attacks.catalogue import AttackSettings as AttackSettings
 from steinnorm.attacks.dependence import batch_dependence as batch_dependence
+from steinnorm.attacks.errors import RadiusWarning as RadiusWarning
 from steinnorm.attacks.fab import fab as fab
 from steinnorm.attacks.noise import NOISES as NOISES
 from steinnorm.attacks.noise import clipped_cauchy as clipped_cauchy
@@ -21,6 +23,8 @@ from steinnorm.attacks.noise import uniform as uniform
 from steinnorm.attacks.pgd import fgsm as fgsm
 from steinnorm.attacks.pgd import pgd as pgd
 from steinnorm.attacks.pgd_scan import pgd_scan as pgd_scan
+from steinnorm.attacks.robustness import Robustness as Robustness
+from steinnorm.attacks.robustness import evaluate_robustness as evaluate_robustness
 from steinnorm.attacks.segmentation import sea as sea
 from steinnorm.attacks.segmentation import segpgd as segpgd
 from steinnorm.attacks.square import square as square

@@ -162,9 +162,7 @@ def check_fits(attack: AttackSettings, classes: int, label_axes: int) -> None:
       ValueError: saying which attacks there are.
     """
     if label_axes and attack.kind in _PER_EXAMPLE:
-        raise ValueError(
-            f"{attack.name} is for one label per example; label maps have {_FOR_MAPS}"
-        )
+        raise ValueError(f"{attack.name} is for one label per example; label maps have {_FOR_MAPS}")
     if not label_axes and attack.kind in _PER_PIXEL:
         raise ValueError(f"{attack.name} is for a label per pixel; take pgd, apgd or autoattack")
     if attack.kind not in _WITH_LOSS:

@@ -154,9 +154,7 @@ class PerExample:
 Results = TypeVar("Results", bound=PerExample)
 
 
-def worst_of(
-    found: Sequence[Results], wrong: Sequence[np.ndarray], *, joint: bool
-) -> Results:
+def worst_of(found: Sequence[Results], wrong: Sequence[np.ndarray], *, joint: bool) -> Results:
     """Returns the worst of several attacks, example by example.
 
     Each example keeps the attack under which most of its labels are wrong and, of those, the one of
