@@ -114,19 +114,12 @@ class Opponent:
                 warnings.simplefilter("ignore", ShortReachWarning)
             if alone:
                 return self._one_by_one(attack, threat, batch, key, count)
-            function, settings = _call(attack, self.dependent)
-            if attack.settings.tells:
-                settings["on_progress"] = self._tell
+            function, settings = _call(attack, self.dependent, self.on_progress)
             result = function(self.logits_fn, x, y, threat=threat, key=key, **settings)
         result.check(threat, attack.name)
         outputs = answer(self.logits_fn, result.x_adv)
         distance = geometry.distance(result.x_adv, x, threat.norm)
         return Attacked(result.x_adv, outputs, distance, result.zero_gradients)
-
-    def _tell(self, *how_far: str | int) -> None:
-        """Of a member of an ensemble, how much is done, and of how much; or the last two."""
-        *name, done, total = how_far
-        self.on_progress(" ".join([*map(str, name), f"{done} of {total}"]))
 
     def _one_by_one(
         self,
@@ -167,7 +160,7 @@ def answer(logits_fn: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
 
 
 def _call(
-    attack: AttackConfig, dependent: bool
+    attack: AttackConfig, dependent: bool, on_progress: Callable[[str], None] | None = None
 ) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
     """The function that runs an attack, and its settings."""
-    return attack.settings.call(batch_dependent=dependent)
+    return attack.settings.call(batch_dependent=dependent, on_progress=on_progress)

@@ -1,6 +1,7 @@
 """The attacks that have a name, with the usual budgets, and how each is called."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,16 +64,14 @@ class AttackSettings:
         """Whether there is an attacker: noise has none, and no ball."""
         return self.kind not in NOISES
 
-    @property
-    def tells(self) -> bool:
-        """Whether its function takes ``on_progress``."""
-        return self.kind in _TELLING
-
-    def call(self, *, batch_dependent: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+    def call(
+        self, *, batch_dependent: bool, on_progress: Callable[[str], None] | None = None
+    ) -> tuple[Callable[..., Any], dict[str, Any]]:
         """Returns the function that runs this attack, and its keyword arguments.
 
         Args:
           batch_dependent: whether an example's logits change with its companions.
+          on_progress: called now and then with how far a long attack is, in words.
 
         Raises:
           ValueError: this is a noise, which no such function runs.
@@ -100,7 +99,15 @@ class AttackSettings:
         function, settings = known[self.kind]
         if self.kind != "fgsm":
             settings = {**settings, "batch_dependent": batch_dependent}
+        if self.kind in _TELLING and on_progress is not None:
+            settings = {**settings, "on_progress": functools.partial(_tell, on_progress)}
         return function, settings
+
+
+def _tell(on_progress: Callable[[str], None], *how_far: str | int) -> None:
+    """Of a member of an ensemble, how much is done, and of how much; or the last two."""
+    *name, done, total = how_far
+    on_progress(" ".join([*map(str, name), f"{done} of {total}"]))
 
 
 KINDS = (*NOISES, "fgsm", "pgd", "apgd", "fab", "square", "autoattack", *_PER_PIXEL)

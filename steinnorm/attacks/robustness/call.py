@@ -6,7 +6,6 @@ of examples, and it may be stopped and gone on with at any time.
 """
 
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from steinnorm.attacks import catalogue
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks.checks.settings import ChecksConfig
-from steinnorm.attacks.errors import RadiusWarning
 from steinnorm.attacks.robustness.bar import Bar
 from steinnorm.attacks.robustness.checks import Checked, checked
 from steinnorm.attacks.robustness.data import Data
@@ -129,7 +127,6 @@ def evaluate_robustness(
             if folder is not None and loop.results:
                 write_tables(_result(loop, None, folder), complete=False)
             raise
-        _warn_of_radii(radii, loop)
         made = _checked(loop, checks, None if twin is None else as_function(twin), folder)
         for finding in made.findings if made else ():
             bar.say(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
@@ -197,22 +194,6 @@ def _radii(given: float | Iterable[float], norm: str, bounds: Any) -> list[float
     for epsilon in wanted:
         Threat(norm, epsilon, bounds)  # refuses what is no radius, norm or box
     return list(dict.fromkeys(float(epsilon) for epsilon in wanted))
-
-
-def _warn_of_radii(radii: Sequence[float], loop: Loop) -> None:
-    bounds, first = loop.measure.bounds, loop.first
-    if bounds is None or first is None or not loop.balls:
-        return
-    width = np.broadcast_to(np.subtract(bounds[1], bounds[0]), first.x.shape[1:])
-    widest = np.linalg.norm(width) if loop.measure.norm == "l2" else width.max()
-    for epsilon in radii:
-        if epsilon >= widest:
-            warnings.warn(
-                f"a ball of radius {epsilon:g} holds every input of the box {bounds}: is it in "
-                "other units, such as 8 for 8/255?",
-                RadiusWarning,
-                stacklevel=3,
-            )
 
 
 def _checked(

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -65,7 +66,9 @@ class Data:
         self._size = int(batch_size)
         self._y = None if y is None else np.asarray(y)
         if self._y is not None:
-            self._x = x if hasattr(x, "shape") else np.asarray(x)
+            # On several devices a part of it could not be taken without saying where it goes.
+            many = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+            self._x = x if hasattr(x, "shape") and not many else np.asarray(x)
             _check_pair(self._x, self._y)
         elif hasattr(x, "shape") or not hasattr(x, "__iter__"):
             got = f"an array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__

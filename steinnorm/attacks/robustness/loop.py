@@ -1,17 +1,20 @@
 """The loop of an evaluation: batches outside, attacks inside, so that data pass by once."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from steinnorm.attacks._inputs import resolve_batch_dependence
 from steinnorm.attacks.catalogue import AttackSettings, check_fits
+from steinnorm.attacks.errors import RadiusWarning
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.data import Batch, Data
 from steinnorm.attacks.robustness.identity import Fingerprint, code_identity, settings_of
 from steinnorm.attacks.robustness.measure import Attack, Measure, Ready, has_ball, name_of
 from steinnorm.attacks.robustness.rows import NONE, Key
+from steinnorm.attacks.robustness.said import said_once, warn
 from steinnorm.attacks.robustness.store import Store
 
 
@@ -101,7 +104,9 @@ class Loop:
         for attack in self.attacks:
             if isinstance(attack, AttackSettings):
                 check_fits(attack, ready.problem.classes, ready.problem.label_axes)
-        dependent = resolve_batch_dependence(ready.problem, self.given_dependence)
+        self._warn_of_radii(batch)
+        with said_once(self.measure.said):
+            dependent = resolve_batch_dependence(ready.problem, self.given_dependence)
         self.measure = dataclasses.replace(self.measure, batch_dependent=dependent)
         self.identity = {
             **code_identity(),
@@ -114,16 +119,29 @@ class Loop:
             name, other = self.store.model(Fingerprint.of(ready.problem))
             self.identity["model"] = name
             if other:
-                warnings.warn(
+                warn(
                     "the results in this folder are of another model or of other data, and are "
-                    "replaced",
-                    stacklevel=5,
+                    "replaced"
                 )
         for cell in self._cells():
             found = self.store.load(self._about(*cell))
             if found is not None:
                 self.results[_key(*cell)] = found
         return ready
+
+    def _warn_of_radii(self, batch: Batch) -> None:
+        bounds = self.measure.bounds
+        if bounds is None or not self.balls:
+            return
+        width = np.broadcast_to(np.subtract(bounds[1], bounds[0]), batch.x.shape[1:])
+        widest = np.linalg.norm(width) if self.measure.norm == "l2" else width.max()
+        for epsilon in self.epsilons:
+            if epsilon >= widest:
+                warn(
+                    f"a ball of radius {epsilon:g} holds every input of the box {bounds}: is it in "
+                    "other units, such as 8 for 8/255?",
+                    RadiusWarning,
+                )
 
     def _cell(
         self, cell: tuple[Attack | None, float], batch: Batch, digest: str, ready: Ready | None

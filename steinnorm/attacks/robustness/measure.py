@@ -1,12 +1,11 @@
 """One batch under one attack: what of it is kept."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +17,11 @@ from steinnorm.attacks._criterion import Criterion, known, reached
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks.catalogue import AttackSettings
-from steinnorm.attacks.errors import RadiusWarning
 from steinnorm.attacks.losses import per_example
 from steinnorm.attacks.noise import NOISES
 from steinnorm.attacks.per_example import SHOWN, PerExample, Values
 from steinnorm.attacks.robustness.data import Batch
+from steinnorm.attacks.robustness.said import Said, said_once
 from steinnorm.attacks.threat import ShortReachWarning, Threat
 
 Attack = AttackSettings | Callable[..., Any]
@@ -78,7 +77,7 @@ class Measure:
     pictures: bool
     on_progress: Callable[[str], None]
     batch_dependent: bool = False
-    said: set[tuple[type[Warning], str]] = dataclasses.field(default_factory=set)
+    said: Said = dataclasses.field(default_factory=set)
 
     def ready(self, batch: Batch, size: int) -> Ready:
         """Checks a batch and brings it to the device.
@@ -142,9 +141,7 @@ class Measure:
             # Judged by us, whatever the function says of itself: ball, box and finite logits.
             judged = problem._replace(threat=threat).result(jnp.asarray(found.x_adv))
             return judged.x_adv, int(getattr(found, "zero_gradients", 0))
-        function, settings = attack.call(batch_dependent=dependent)
-        if attack.tells:
-            settings = {**settings, "on_progress": self._tell}
+        function, settings = attack.call(batch_dependent=dependent, on_progress=self.on_progress)
         if attack.short_reach:
             warnings.simplefilter("ignore", ShortReachWarning)
         result = function(problem.model, x, y, threat=threat, key=key, **settings)
@@ -185,11 +182,6 @@ class Measure:
             "prediction": prediction[:few],
         }
 
-    def _tell(self, *how_far: str | int) -> None:
-        """Of a member of an ensemble, how much is done, and of how much; or the last two."""
-        *name, done, total = how_far
-        self.on_progress(" ".join([*map(str, name), f"{done} of {total}"]))
-
 
 @jax.jit
 def _judged(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
@@ -214,23 +206,3 @@ def share_wrong(summary: dict[str, np.ndarray]) -> np.ndarray:
     labelled = summary["known_pixels"]
     right = summary["right_pixels"] / np.maximum(labelled, 1)
     return np.where(labelled > 0, 1.0 - right, 0.0)
-
-
-@contextlib.contextmanager
-def said_once(said: set[tuple[type[Warning], str]]) -> Iterator[None]:
-    """Gives each warning of the block once, however many batches and attacks give it.
-
-    A radius that is too large is left out: the evaluation has said so before.
-
-    Args:
-      said: warnings that were given already; those of the block are added.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        # The caller's filters stay as they are: what is an error for them is one here.
-        warnings.simplefilter("ignore", RadiusWarning)
-        yield
-    for warning in caught:
-        known_as = (warning.category, str(warning.message))
-        if known_as not in said:
-            said.add(known_as)
-            warnings.warn(warning.message, warning.category, stacklevel=4)

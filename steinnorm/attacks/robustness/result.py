@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from steinnorm.attacks._files import write_bytes, write_json, write_text
 from steinnorm.attacks.checks import Finding
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.rows import NONE, WORST, Key, Row
+from steinnorm.attacks.robustness.said import warn
 from steinnorm.attacks.robustness.tables import (
     as_json,
     checks_text,
@@ -105,11 +105,10 @@ def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
         # Here and not above, so that only those need it who want figures.
         from steinnorm.attacks.robustness import pictures, plots  # noqa: PLC0415
     except ImportError as error:
-        warnings.warn(
+        warn(
             f"no plot and no pictures were written, because matplotlib is missing ({error}): "
             'pip install "steinnorm[plots]" and call again with the same folder, which takes '
-            "what is measured from there",
-            stacklevel=4,
+            "what is measured from there"
         )
         return
     write_bytes(out / "accuracy.png", plots.accuracy_plot(result.rows))

@@ -46,8 +46,7 @@ def markdown_table(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
     lines = ["| " + " | ".join(_HEAD) + " |", "|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     what = "known pixels" if rows and rows[0].metric == "pixel_accuracy" else "examples"
-    of = "" if what == "examples" else f" of {rows[0].n} images"
-    lines += ["", f"Share of the {what}{of} that are right, of {rows[0].n} examples."]
+    lines += ["", f"Share of the {what} that the model gets right; n = {rows[0].n} examples."]
     if findings:
         lines += ["", "| check | verdict | |", "|---|---|---|"]
         lines += [f"| {f.name} | {f.verdict} | {f.detail} |" for f in findings]

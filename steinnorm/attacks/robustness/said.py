@@ -1,0 +1,46 @@
+"""Warnings of an evaluation: each once, and at the caller's line."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+from steinnorm.attacks.errors import RadiusWarning
+
+Said = set[tuple[type[Warning], str]]
+"""Warnings that were given already: kind and text."""
+
+_OURS = ("steinnorm.attacks.", "contextlib")
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the line that called the library.
+
+    Args:
+      message: what is wrong, and what to do.
+      category: of the warning.
+    """
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
+
+
+@contextlib.contextmanager
+def said_once(said: Said) -> Iterator[None]:
+    """Gives each warning of the block once, however many batches and attacks give it.
+
+    A radius that is too large is left out: the evaluation has said so before.
+
+    Args:
+      said: warnings that were given already; those of the block are added.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        # The caller's filters stay as they are: what is an error for them is one here.
+        warnings.simplefilter("ignore", RadiusWarning)
+        yield
+    for warning in caught:
+        known_as = (warning.category, str(warning.message))
+        if known_as not in said:
+            said.add(known_as)
+            warn(str(warning.message), warning.category)
