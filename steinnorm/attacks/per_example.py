@@ -88,10 +88,11 @@ class PerExample:
         Args:
           more: results of the same attack; their ``about`` is not looked at.
         """
-        shown = {
-            name: np.concatenate([value, more.shown[name]])[:SHOWN] if name in more.shown else value
-            for name, value in self.shown.items()
-        }
+        shown = dict(self.shown)
+        for name, value in more.shown.items():
+            if name in shown and len(shown[name]) < SHOWN:
+                room = SHOWN - len(shown[name])
+                shown[name] = np.concatenate([shown[name], value[:room]])
         return dataclasses.replace(
             self,
             summary={n: np.concatenate([v, more.summary[n]]) for n, v in self.summary.items()},
