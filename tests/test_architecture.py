@@ -81,6 +81,19 @@ def test_the_library_needs_jax_and_flax_only():
             assert name.split(".")[0] in known | standard, f"{path.name} imports {name}"
 
 
+# What needs more than jax and numpy, and is imported only where it is asked for.
+ATTACKS_MORE = {"bar.py": {"rich"}, "plots.py": {"matplotlib"}, "pictures.py": {"matplotlib"}}
+
+
+def test_attacks_need_jax_and_numpy_only():
+    known = {"jax", "numpy", *__import__("sys").stdlib_module_names}
+    for path in (ROOT / "steinnorm" / "attacks").rglob("*.py"):
+        for name in imported(path):
+            ours = name == "steinnorm" or name.startswith("steinnorm.attacks")
+            allowed = known | ATTACKS_MORE.get(path.name, set())
+            assert ours or name.split(".")[0] in allowed, f"{relative(path)} imports {name}"
+
+
 # The rooms of the experiments, a file or a folder each; inside a folder files may use each other.
 ROOMS = [
     ["config", "files", "compile", "metrics", "progress", "interrupts"],
@@ -161,7 +174,13 @@ def test_public_names_are_documented(value):
 
 
 # Those of the experiments whose docstrings have examples for people who use them from outside.
-EXAMPLES = ["steinnorm.attacks.pgd", "steinnorm.attacks.pgd_scan", "steinnorm.attacks.checks.run"]
+EXAMPLES = [
+    "steinnorm.attacks.catalogue",
+    "steinnorm.attacks.checks.run",
+    "steinnorm.attacks.pgd",
+    "steinnorm.attacks.pgd_scan",
+    "steinnorm.attacks.robustness.call",
+]
 
 
 @pytest.mark.usefixtures("mixed_dtypes")

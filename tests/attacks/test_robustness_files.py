@@ -199,9 +199,11 @@ def test_other_data_are_measured_anew(measured):
     later = X.copy()
     later[-1] += np.float32(0.001) * (later[-1] < 0.5)
     found, calls = measure(measured, x=later)  # the last batch differs: all begins anew
-    assert calls == 2 + 3 - 2
+    assert calls == 3
     assert found.rows == measure(None, x=later)[0].rows
     assert measure(measured, x=X[:20], y=Y[:20])[0].row("fgsm", EPSILON).n == 20
+    # What lies there of the data at hand is used, whatever lies beside it.
+    assert measure(measured, epsilons=(EPSILON, 0.1))[1] == 1 + 3
     with pytest.raises(ValueError, match="name another folder, or make x repeatable"):
         measure(measured, x=iter([(X[:10], Y[:10]), (X[10:20], 2 - Y[10:20])]), y=None)
 

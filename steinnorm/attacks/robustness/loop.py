@@ -19,7 +19,15 @@ from steinnorm.attacks.robustness.store import Store
 
 
 class _OtherDataError(Exception):
-    """What is in the folder was measured on other data, and batches have passed by already."""
+    """What is in the folder was measured on other data, and batches have passed by already.
+
+    Attributes:
+      results: which.
+    """
+
+    def __init__(self, results: set[Key]):
+        super().__init__(results)
+        self.results = results
 
 
 @dataclasses.dataclass
@@ -36,6 +44,8 @@ class Loop:
       results: so far.
       first: the first batch, once it is there.
       identity: what all results depend on.
+      digests: of the batches that were gone through.
+      stale: what lies in the folder of other data.
     """
 
     measure: Measure
@@ -47,6 +57,8 @@ class Loop:
     results: dict[Key, PerExample] = dataclasses.field(default_factory=dict)
     first: Batch | None = None
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
+    digests: tuple[str, ...] = ()
+    stale: set[Key] = dataclasses.field(default_factory=set)
 
     def run(self, data: Data) -> None:
         """Goes through all batches.
@@ -58,17 +70,19 @@ class Loop:
           ValueError: the data do not fit the model or the attacks, or are others than those in the
             folder and cannot be gone through again.
         """
-        try:
-            self._through(data)
-        except _OtherDataError as error:
-            if not data.is_repeatable:
-                raise ValueError(
-                    "the results in this folder are of other data, which x, an iterator, showed "
-                    "too late to begin anew: name another folder, or make x repeatable"
-                ) from error
-            self.store.forget()
-            self.results, self.first = {}, None
-            self._through(data)
+        while True:
+            try:
+                self._through(data)
+                return
+            except _OtherDataError as error:
+                if not data.is_repeatable:
+                    raise ValueError(
+                        "the results in this folder are of other data, which x, an iterator, "
+                        "showed too late to begin anew: name another folder, or make x repeatable"
+                    ) from error
+                # Never taken from the files again, so that this ends.
+                self.stale |= error.results
+                self.results, self.first = {}, None
 
     @property
     def steps(self) -> int:
@@ -81,15 +95,15 @@ class Loop:
         return [(name_of(a), e) for a in self.attacks if has_ball(a) for e in self.epsilons]
 
     def _through(self, data: Data) -> None:
-        number = 0
+        self.digests = ()
         for batch in data:
             ready = self._begin(batch) if self.first is None else None
-            digest = batch.digest()
+            self.digests += (batch.digest(),)
             for cell in self._cells():
-                ready = self._cell(cell, batch, digest, ready)
-            number += 1
-        if any(results.batches > number for results in self.results.values()):
-            raise _OtherDataError
+                ready = self._cell(cell, batch, ready)
+        longer = {k for k, results in self.results.items() if results.batches > len(self.digests)}
+        if longer:
+            raise _OtherDataError(longer)
 
     def _cells(self) -> Iterator[tuple[Attack | None, float]]:
         yield None, 0.0
@@ -125,7 +139,7 @@ class Loop:
                 )
         for cell in self._cells():
             found = self.store.load(self._about(*cell))
-            if found is not None:
+            if found is not None and _key(*cell) not in self.stale:
                 self.results[_key(*cell)] = found
         return ready
 
@@ -144,17 +158,17 @@ class Loop:
                 )
 
     def _cell(
-        self, cell: tuple[Attack | None, float], batch: Batch, digest: str, ready: Ready | None
+        self, cell: tuple[Attack | None, float], batch: Batch, ready: Ready | None
     ) -> Ready | None:
         """One attack on one batch; the batch as it lies on the device now, if it does."""
-        (attack, epsilon), key = cell, _key(*cell)
+        (attack, epsilon), key, digest = cell, _key(*cell), self.digests[-1]
         have = self.results.get(key)
         if have is not None and have.batches > batch.place:
             if have.digests[batch.place] == digest:
                 self.on_batch(f"{key[0]} {epsilon:.4g}")
                 return ready
             if batch.place:
-                raise _OtherDataError
+                raise _OtherDataError(self._of_other_data())
             have = None
         assert self.first is not None
         ready = ready or self.measure.ready(batch, len(self.first.x))
@@ -168,6 +182,11 @@ class Loop:
         self.store.save(self.results[key])
         self.on_batch(f"{key[0]} {epsilon:.4g}")
         return ready
+
+    def _of_other_data(self) -> set[Key]:
+        """Results of which a batch is not the one that was gone through at its place."""
+        seen = self.digests
+        return {k for k, r in self.results.items() if r.digests[: len(seen)] != seen[: r.batches]}
 
     def _about(self, attack: Attack | None, epsilon: float) -> dict[str, Any]:
         return {

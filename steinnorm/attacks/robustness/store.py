@@ -19,7 +19,6 @@ class Store:
 
     def __init__(self, out: Path | None):
         self._folder = None if out is None else out / FOLDER
-        self._forgotten = False
 
     @property
     def is_kept(self) -> bool:
@@ -31,17 +30,13 @@ class Store:
         assert self._folder is not None
         return recognised(fingerprint, self._folder / "model.npz")
 
-    def forget(self) -> None:
-        """Takes nothing from the files any more; they are written anew."""
-        self._forgotten = True
-
     def load(self, about: dict[str, Any]) -> PerExample | None:
         """Returns what was measured of just this; None where there is nothing.
 
         Args:
           about: what is measured; without ``attack_settings`` nobody can tell.
         """
-        if self._folder is None or self._forgotten or about["attack_settings"] is None:
+        if self._folder is None or about["attack_settings"] is None:
             return None
         found = PerExample.read(self._path(about))
         usable = found is not None and found.about == about
