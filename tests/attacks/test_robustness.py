@@ -119,6 +119,26 @@ class Dense(nnx.Module):
         return self.layer(x.reshape(x.shape[0], -1) - 0.5)
 
 
+def test_an_nnx_model_in_training_mode_stays_as_it_is():
+    class Normed(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(12, rngs=nnx.Rngs(jax.random.key(0, impl="rbg")))
+
+        def __call__(self, x):
+            return self.norm(x.reshape(x.shape[0], -1) - 0.5) @ jnp.asarray(WEIGHTS)
+
+    model = Normed()
+    before = np.asarray(model.norm.mean[...])
+    with pytest.warns(BatchDependenceWarning):
+        evaluate_robustness(model, X, Y, attacks="fgsm", epsilons=0.1, **QUIET)
+    np.testing.assert_array_equal(model.norm.mean[...], before)
+    model.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate_robustness(model, X, Y, attacks="fgsm", epsilons=0.1, **QUIET)
+    assert found.row("none").value == 22 / 25
+
+
 def _linen_closure():
     model = linen.Dense(CLASSES, use_bias=False)
     variables = {"params": {"kernel": jnp.asarray(WEIGHTS)}}

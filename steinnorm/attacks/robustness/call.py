@@ -114,7 +114,7 @@ def evaluate_robustness(
     per_batch = 1 + len(chosen) * len(radii)
     with Bar(progress, None if batches is None else batches * per_batch) as bar:
         loop = Loop(
-            Measure(as_function(logits_fn), norm, bounds, seed, folder is not None, bar.note),
+            Measure(_as_function(logits_fn), norm, bounds, seed, folder is not None, bar.note),
             chosen,
             radii,
             Store(folder),
@@ -127,7 +127,7 @@ def evaluate_robustness(
             if folder is not None and loop.results:
                 write_tables(_result(loop, None, folder), complete=False)
             raise
-        made = _checked(loop, checks, None if twin is None else as_function(twin), folder)
+        made = _checked(loop, checks, None if twin is None else _as_function(twin), folder)
         for finding in made.findings if made else ():
             bar.say(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
         result = _result(loop, made, folder)
@@ -138,7 +138,7 @@ def evaluate_robustness(
     return result
 
 
-def as_function(model: Any) -> LogitsFn:
+def _as_function(model: Any) -> LogitsFn:
     """Returns a model as a function of inputs; an NNX model as one that JAX takes as an argument.
 
     Args:

@@ -35,12 +35,15 @@ def said_once(said: Said) -> Iterator[None]:
     Args:
       said: warnings that were given already; those of the block are added.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        # The caller's filters stay as they are: what is an error for them is one here.
-        warnings.simplefilter("ignore", RadiusWarning)
-        yield
-    for warning in caught:
-        known_as = (warning.category, str(warning.message))
-        if known_as not in said:
-            said.add(known_as)
-            warn(str(warning.message), warning.category)
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            # The caller's filters stay as they are: what is an error for them is one here.
+            warnings.simplefilter("ignore", RadiusWarning)
+            yield
+    finally:  # what an attack warned of may be why it failed
+        for warning in caught:
+            known_as = (warning.category, str(warning.message))
+            if known_as not in said:
+                said.add(known_as)
+                warn(known_as[1], known_as[0])
