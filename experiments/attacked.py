@@ -29,7 +29,7 @@ errs.
 """
 
 DEPENDENT = ("batch", "shrunk")
-"""Sources of statistics with which an example's answer hangs on its batch."""
+"""Sources of statistics with which an example's answer depends on its batch."""
 
 
 class Attacked(NamedTuple):
@@ -69,7 +69,7 @@ class Opponent:
     Attributes:
       logits_fn: the model, in evaluation.
       threat_model: who attacks whom, where that makes a difference.
-      dependent: whether an example's answer hangs on its batch.
+      dependent: whether an example's answer depends on its batch.
       on_progress: called now and then with how far a long attack is, in words.
     """
 

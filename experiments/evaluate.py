@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def dependent(self) -> bool:
-        """Whether an example's answer hangs on its batch."""
+        """Whether an example's answer depends on its batch."""
         return self.statistics in DEPENDENT
 
     @property
