@@ -258,7 +258,7 @@ def test_a_model_whose_logits_depend_on_the_batch_is_measured_by_whole_batches()
         found = evaluate_robustness(
             centred, X, y, epsilons=0.05, attacks=("fgsm", PGD), batch_size=9, **QUIET
         )
-    assert found.row("none").value == 1.0  # the last, smaller batch was not filled with copies
+    assert found.row("none").value == 1.0
     assert found.settings["batch_dependent"]
     assert [w.filename for w in seen] == [__file__]
     each = [found.per_example[name, 0.05] for name in ("fgsm", "pgd")]
@@ -274,6 +274,22 @@ def test_a_model_whose_logits_depend_on_the_batch_is_measured_by_whole_batches()
             centred, X, y, attacks=(), batch_size=9, batch_dependent=True, **QUIET
         )
     assert known.row("none").value == 1.0
+
+
+@pytest.mark.parametrize(("dependent", "last"), [(True, 7), (False, 9)])
+def test_only_a_batch_that_no_statistics_see_is_filled(dependent, last):
+    sizes, keys = [], []
+
+    def seen(logits_fn, x, y, *, threat, key):
+        sizes.append(len(x))
+        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
+        return fgsm(logits_fn, x, y, threat=threat, key=key)
+
+    settings = {"epsilons": 0.1, "batch_size": 9, "batch_dependent": dependent, **QUIET}
+    found = evaluate_robustness(linear, X, Y, attacks=seen, **settings)
+    assert sizes == [9, 9, last]
+    assert len(set(keys)) == 3  # other random numbers for every batch
+    assert found.row("seen", 0.1).n == COUNT
 
 
 def test_attacks_of_ones_own_are_judged_by_us():
