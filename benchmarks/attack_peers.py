@@ -20,7 +20,6 @@ import copy
 import functools
 import importlib
 import importlib.util
-import math
 import os
 import statistics
 import time
@@ -28,7 +27,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +35,6 @@ from flax import nnx
 
 from benchmarks.torch_twin import twin_of
 from benchmarks.training_throughput import torch_network
-from experiments import compile as compilation
 from experiments import data
 from experiments.commands.weights import load_weights
 from experiments.evaluate import as_logits_fn
@@ -160,14 +157,7 @@ def speed(model: nnx.Module, batch: Images, epsilon: float, rounds: int) -> None
             pgd(logits_fn, x, y, threat=threat, steps=steps, step_size=size).x_adv
         )
 
-    def ours_by_defaults() -> None:
-        with mock.patch.object(compilation, "_WORTH_TWO_COMPILATIONS", math.inf):
-            ours()
-
-    runs: dict[str, Callable[[], Any]] = {
-        "steinnorm": ours,
-        "steinnorm, XLA's defaults": ours_by_defaults,
-    }
+    runs: dict[str, Callable[[], Any]] = {"steinnorm": ours}
     if not missing("torch", "torchattacks"):
         torch = importlib.import_module("torch")
         attack = importlib.import_module("torchattacks").PGD

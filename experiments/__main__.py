@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.config import CheckpointError, ConfigError
+from experiments.errors import CheckpointError, ConfigError
 
 
 def demo(

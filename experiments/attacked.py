@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.config import AttackConfig, ConfigError
+from experiments.config import AttackConfig
+from experiments.errors import ConfigError
 from experiments.tasks import Segmentation, Task
 from steinnorm import attacks
 from steinnorm.attacks import (
@@ -16,7 +17,7 @@ from steinnorm.attacks import (
     ShortReachWarning,
     Threat,
     batch_threats,
-    losses,
+    catalogue,
 )
 from steinnorm.attacks import _geometry as geometry
 
@@ -29,13 +30,7 @@ errs.
 """
 
 DEPENDENT = ("batch", "shrunk")
-"""Sources of statistics with which an example's answer hangs on its batch."""
-
-_PER_PIXEL = ("segpgd", "sea")
-_PER_EXAMPLE = ("fab", "autoattack")
-_WITH_LOSS = ("fgsm", "pgd", "apgd")
-_TARGETED = "targeted_"
-_LONG = ("apgd", "fab", "square", "autoattack", "sea")  # those that say how far they are
+"""Sources of statistics with which an example's answer depends on its batch."""
 
 
 class Attacked(NamedTuple):
@@ -61,25 +56,11 @@ def check_fits(attack: AttackConfig, task: Task) -> None:
     Raises:
       ConfigError: saying which there are.
     """
-    pixels = isinstance(task, Segmentation)
-    if pixels and attack.kind in _PER_EXAMPLE:
-        raise ConfigError(
-            f"{attack.name} is for one label per example; label maps have pgd, apgd, segpgd, sea, "
-            "square and fgsm"
-        )
-    if not pixels and attack.kind in _PER_PIXEL:
-        raise ConfigError(f"{attack.name} is for a label per pixel; take pgd, apgd or autoattack")
-    if attack.kind not in _WITH_LOSS:
-        return
-    targeted = attack.loss.startswith(_TARGETED)
-    if targeted and pixels:
-        raise ConfigError(f"{attack.name} has targets: it is for one label per example")
     try:
-        # A single logit is attacked as two.
-        loss, classes = attack.loss.removeprefix(_TARGETED), max(task.outputs, 2)
-        losses.check_loss(loss, classes, 2 if pixels else 0, targeted=targeted)
+        label_axes = 2 if isinstance(task, Segmentation) else 0
+        catalogue.check_fits(attack.settings, task.outputs, label_axes)
     except ValueError as error:
-        raise ConfigError(f"{attack.name}: {error}") from error
+        raise ConfigError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +70,7 @@ class Opponent:
     Attributes:
       logits_fn: the model, in evaluation.
       threat_model: who attacks whom, where that makes a difference.
-      dependent: whether an example's answer hangs on its batch.
+      dependent: whether an example's answer depends on its batch.
       on_progress: called now and then with how far a long attack is, in words.
     """
 
@@ -134,19 +115,12 @@ class Opponent:
                 warnings.simplefilter("ignore", ShortReachWarning)
             if alone:
                 return self._one_by_one(attack, threat, batch, key, count)
-            function, settings = _call(attack, self.dependent)
-            if attack.kind in _LONG:
-                settings["on_progress"] = self._tell
+            function, settings = _call(attack, self.dependent, self.on_progress)
             result = function(self.logits_fn, x, y, threat=threat, key=key, **settings)
         result.check(threat, attack.name)
         outputs = answer(self.logits_fn, result.x_adv)
         distance = geometry.distance(result.x_adv, x, threat.norm)
         return Attacked(result.x_adv, outputs, distance, result.zero_gradients)
-
-    def _tell(self, *how_far: str | int) -> None:
-        """Of a member of an ensemble, how much is done, and of how much; or the last two."""
-        *name, done, total = how_far
-        self.on_progress(" ".join([*map(str, name), f"{done} of {total}"]))
 
     def _one_by_one(
         self,
@@ -187,23 +161,7 @@ def answer(logits_fn: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
 
 
 def _call(
-    attack: AttackConfig, dependent: bool
+    attack: AttackConfig, dependent: bool, on_progress: Callable[[str], None] | None = None
 ) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
     """The function that runs an attack, and its settings."""
-    steps, restarts = {"steps": attack.steps}, {"restarts": attack.restarts}
-    walk = {**steps, **restarts, "step_size": attack.step_size, "random_start": attack.random_start}
-    loss = {"loss": attack.loss}
-    known: dict[str, tuple[Callable[..., AttackResult], dict[str, Any]]] = {
-        "fgsm": (attacks.fgsm, loss),
-        "pgd": (attacks.pgd, {**walk, **loss}),
-        "apgd": (attacks.apgd, {**steps, **restarts, **loss}),
-        "fab": (attacks.fab, {**steps, **restarts}),
-        "square": (attacks.square, {"queries": attack.queries}),
-        "autoattack": (attacks.autoattack, {**steps, "queries": attack.queries}),
-        "segpgd": (attacks.segpgd, walk),
-        "sea": (attacks.sea, steps),
-    }
-    function, settings = known[attack.kind]
-    if attack.kind != "fgsm":
-        settings = {**settings, "batch_dependent": dependent}
-    return function, settings
+    return attack.settings.call(batch_dependent=dependent, on_progress=on_progress)

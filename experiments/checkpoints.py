@@ -18,7 +18,7 @@ from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from experiments.config import CheckpointError
+from experiments.errors import CheckpointError
 
 _KEPT = 2  # the newest ones: one to resume from, one more in case it is damaged
 

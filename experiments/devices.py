@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 
 AXIS = "data"
 

@@ -24,7 +24,7 @@ from experiments.models.norms import in_evaluation
 from experiments.record import Row
 from experiments.step import as_inputs
 from experiments.tasks import Summary, Task
-from steinnorm import attacks
+from steinnorm.attacks._code import code_digest
 
 
 class Labels(NamedTuple):
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def dependent(self) -> bool:
-        """Whether an example's answer hangs on its batch."""
+        """Whether an example's answer depends on its batch."""
         return self.statistics in DEPENDENT
 
     @property
@@ -293,18 +293,10 @@ def identity_of(model: Any, examples: Examples, batch_size: int) -> dict[str, An
         "weights": weights_digest(model),
         "data": data.hexdigest(),
         "batch_size": batch_size,
-        "code": _code_digest(),
+        # Of both packages: models, tasks and checks count as much as the attacks.
+        "code": code_digest(Path(steinnorm.__file__).parent, Path(__file__).parent),
         "versions": [module.__version__ for module in (steinnorm, jax, flax)],
     }
-
-
-@functools.cache
-def _code_digest() -> str:
-    """Changes with the attacks: what another version of them found is not what they find."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(attacks.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def weights_digest(model: Any) -> str:

@@ -1,7 +1,6 @@
-"""Scores of whole test sets, and bootstrap intervals."""
+"""Scores of whole test sets."""
 
 import math
-from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy.stats import rankdata
@@ -66,38 +65,3 @@ def micro_jaccard(right: np.ndarray, pixels: np.ndarray, batch: int) -> float:
         n = float(pixels[start : start + batch].sum())
         values.append(h / (2 * n - h))
     return float(np.mean(values)) if values else math.nan
-
-
-def bootstrap_intervals(
-    statistics: Callable[[np.ndarray], Mapping[str, float]],
-    examples: int,
-    *,
-    seed: int = 0,
-    resamples: int = 500,
-    confidence: float = 0.95,
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (Efron 1979) of numbers that are computed from whole examples.
-
-    Args:
-      statistics: names and numbers, of the examples at the given positions, (n,) integers; a
-        number that is not finite is left out.
-      examples: how many there are.
-      seed: of the resampling, which is the same for all numbers.
-      resamples: how many.
-      confidence: coverage, in (0, 1).
-
-    Returns:
-      Lower and upper end for each name; NaN where the number never exists.
-    """
-    generator = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
-    for _ in range(resamples if examples else 0):
-        for name, value in statistics(generator.integers(0, examples, examples)).items():
-            found.setdefault(name, []).append(value)
-    tail = 100 * (1 - confidence) / 2
-    intervals = {}
-    for name, values in found.items():
-        finite = [value for value in values if math.isfinite(value)]
-        low, high = np.percentile(finite, [tail, 100 - tail]) if finite else (math.nan, math.nan)
-        intervals[name] = (float(low), float(high))
-    return intervals

@@ -19,7 +19,8 @@ import flax
 import jax
 
 import steinnorm
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import ExperimentConfig
+from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.train import LogRow
 
@@ -50,7 +51,7 @@ class Row:
       max: the largest.
       nan_count: how many values are not finite.
       zero_gradients: images whose gradient was all zero in the last step.
-      threat_model: of a model whose answer for an image hangs on its batch: ``joint`` (the
+      threat_model: of a model whose answer for an image depends on its batch: ``joint`` (the
         attacker owns the batch), ``independent`` (each image attacked, its batch fixed) or
         ``companion`` (only the others are attacked); empty where there is nothing to choose.
       over: of a worst case, the attacks it was taken over, separated by commas.

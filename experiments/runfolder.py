@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import pydantic
 
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import ExperimentConfig
+from experiments.errors import ConfigError
 from experiments.files import write_json, write_text
 from experiments.settings import unknown_fields
 

@@ -1,18 +1,17 @@
 """Rows from per-example results: scores with their intervals, and the worst of several attacks."""
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
 
-from experiments.cells import Cell, Values
+from experiments.cells import Cell
 from experiments.config import AttackConfig, Statistics
-from experiments.metrics import bootstrap_intervals
 from experiments.record import Row
 from experiments.tasks import Task
-from steinnorm.attacks.intervals import Tally, wilson_interval
+from steinnorm.attacks.intervals import Tally, bootstrap_intervals, wilson_interval
+from steinnorm.attacks.per_example import worst_of
 
 WORST = "worst"
 """Name of the attack of rows that take the worst of all attacks of one ball."""
@@ -51,7 +50,8 @@ def worst_rows(task: Task, done: Sequence[Cell], metrics: Sequence[str] | None =
 
     Per example the attack under which most of its labels are wrong and, of those, the one of the
     largest loss: an attack that fails proves nothing.  Where the attacker owns the whole batch
-    (threat model ``joint``), per batch: its examples fall together.
+    (threat model ``joint``), per batch: its examples fall together.  The loss of these rows is the
+    mean of the largest over all attacks, so that it is never below the loss of one of them.
 
     Args:
       task: its scores.
@@ -93,29 +93,8 @@ def _attack(cell: Cell) -> AttackConfig:
 
 
 def _worst(task: Task, of_ball: Sequence[Cell]) -> Cell:
-    first = of_ball[0]
-    wrong = np.stack([task.share_wrong(cell.summary) for cell in of_ball])
-    loss = np.stack([cell.summary["loss"] for cell in of_ball]).astype(np.float64)
-    if first.about["threat_model"] == "joint":
-        batches = [first.batch == place for place in np.unique(first.batch)]
-        for members in batches:
-            wrong[:, members] = wrong[:, members].mean(axis=1, keepdims=True)
-            loss[:, members] = loss[:, members].mean(axis=1, keepdims=True)
-    # The largest share wrong, and of those the largest loss.
-    tied = np.where(wrong == wrong.max(axis=0), loss, -np.inf)
-    choice = np.argmax(tied, axis=0)
-    column = np.arange(len(first))
-
-    def chosen(name: str) -> np.ndarray:
-        return np.stack([cell.summary[name] for cell in of_ball])[choice, column]
-
-    return Cell(
-        about=first.about,
-        summary={name: chosen(name) for name in first.summary},
-        distance=np.stack([cell.distance for cell in of_ball])[choice, column],
-        batch=first.batch,
-        values=functools.reduce(Values.merged, (cell.values for cell in of_ball)),
-    )
+    wrong = [task.share_wrong(cell.summary) for cell in of_ball]
+    return worst_of(of_ball, wrong, joint=of_ball[0].about["threat_model"] == "joint")
 
 
 def _rows(

@@ -9,7 +9,8 @@ from typing import Any
 import pydantic
 
 from experiments import configs
-from experiments.config import AdversaryConfig, ConfigError, ExperimentConfig, ResNetModel
+from experiments.config import AdversaryConfig, ExperimentConfig, ResNetModel
+from experiments.errors import ConfigError
 
 _CONFIG = pydantic.TypeAdapter(ExperimentConfig)
 _GROUPS = ("data", "model", "train", "evaluation")

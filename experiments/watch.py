@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.progress import is_quiet
 from experiments.runfolder import RunFolder
 from experiments.train import LogRow, Observer

@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import graphlib
 import importlib
 import inspect
 import pathlib
@@ -81,10 +82,44 @@ def test_the_library_needs_jax_and_flax_only():
             assert name.split(".")[0] in known | standard, f"{path.name} imports {name}"
 
 
+# What needs more than jax and numpy, and is imported only where it is asked for.
+def attack_modules():
+    """Modules of the attacks by name, packages by that of their folder."""
+    for path in (ROOT / "steinnorm" / "attacks").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def test_imports_of_attacks_go_round_in_no_circle():
+    modules = dict(attack_modules())
+    above = {}
+    for name, path in modules.items():
+        found = set(imported(path)) & set(modules)
+        # "from package import module" needs the module, not all that the package names.
+        packages = {other.rpartition(".")[0] for other in found}
+        above[name] = found - packages
+    order = tuple(graphlib.TopologicalSorter(above).static_order())
+    assert set(order) == set(modules)
+
+
+ATTACKS_MORE = {"bar.py": {"rich"}, "plots.py": {"matplotlib"}, "pictures.py": {"matplotlib"}}
+
+
+def test_attacks_need_jax_and_numpy_only():
+    known = {"jax", "numpy", *__import__("sys").stdlib_module_names}
+    for path in (ROOT / "steinnorm" / "attacks").rglob("*.py"):
+        for name in imported(path):
+            ours = name == "steinnorm" or name.startswith("steinnorm.attacks")
+            allowed = known | ATTACKS_MORE.get(path.name, set())
+            assert ours or name.split(".")[0] in allowed, f"{relative(path)} imports {name}"
+
+
 # The rooms of the experiments, a file or a folder each; inside a folder files may use each other.
 ROOMS = [
-    ["config", "files", "compile", "metrics", "progress", "interrupts"],
-    ["configs", "data", "devices", "checkpoints"],
+    ["errors", "files", "compile", "metrics", "progress", "interrupts"],
+    ["data"],
+    ["config"],
+    ["configs", "devices", "checkpoints"],
     ["settings", "tasks", "models"],
     ["step", "attacked"],
     ["adversary"],
@@ -161,7 +196,13 @@ def test_public_names_are_documented(value):
 
 
 # Those of the experiments whose docstrings have examples for people who use them from outside.
-EXAMPLES = ["steinnorm.attacks.pgd", "steinnorm.attacks.pgd_scan", "steinnorm.attacks.checks.run"]
+EXAMPLES = [
+    "steinnorm.attacks.catalogue",
+    "steinnorm.attacks.checks.run",
+    "steinnorm.attacks.pgd",
+    "steinnorm.attacks.pgd_scan",
+    "steinnorm.attacks.robustness.call",
+]
 
 
 @pytest.mark.usefixtures("mixed_dtypes")

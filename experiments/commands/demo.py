@@ -13,8 +13,9 @@ from rich.console import Console
 from experiments import configs, data, plots, report
 from experiments.commands.checking import Checker
 from experiments.commands.twins import Twins
-from experiments.config import ConfigError, ExperimentConfig, Statistics
+from experiments.config import ExperimentConfig, Statistics
 from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
 from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate
 from experiments.files import write_bytes, write_json, write_text
 from experiments.models.build import build

@@ -17,9 +17,10 @@ from experiments.attacked import DEPENDENT, ThreatModel, check_fits
 from experiments.commands import checking
 from experiments.commands.checking import Checker
 from experiments.commands.weights import load_weights
-from experiments.config import AttackConfig, ConfigError, EvaluationConfig, Statistics
+from experiments.config import AttackConfig, EvaluationConfig, Statistics
 from experiments.configs import attacks as catalogue
 from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
 from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate, identity_of
 from experiments.files import write_json
 from experiments.models.norms import in_evaluation, sources

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments import pictures, plots, report
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.files import write_bytes, write_json, write_text
 from experiments.report import Column, Content, Experiment, Figure, Section, Summary
 from experiments.scores import WORST

@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import configs, data
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
 from experiments.files import write_json, write_text
 from experiments.models.build import build
 from experiments.models.recording import NormLayer, norm_layers

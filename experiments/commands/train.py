@@ -10,8 +10,9 @@ from rich.console import Console
 
 from experiments import data, devices
 from experiments.checkpoints import Checkpoints
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.data.batches import check_fills
+from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.models.norms import NORMS, sources
 from experiments.runfolder import RunFolder, RunSettings

@@ -7,8 +7,8 @@ from flax import nnx
 
 from experiments import devices
 from experiments.checkpoints import Checkpoints, Progress
-from experiments.config import ConfigError
 from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.runfolder import RunSettings
 from experiments.step import TrainState, optimiser, split

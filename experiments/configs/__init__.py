@@ -2,8 +2,9 @@
 
 from types import ModuleType
 
-from experiments.config import ConfigError, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.configs import cifar10, cityscapes, digits, volumes
+from experiments.errors import ConfigError
 
 _CONFIGS: dict[str, ModuleType] = {
     "digits": digits,

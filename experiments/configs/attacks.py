@@ -1,34 +1,20 @@
-"""The attacks that every experiment can be measured under, by name, with the usual budgets."""
+"""The attacks of ``steinnorm.attacks.catalogue``, at strengths that are usual for images."""
 
 import dataclasses
 
-from experiments.config import NOISES, AttackConfig, ConfigError
+from experiments.config import AttackConfig
+from experiments.errors import ConfigError
+from steinnorm.attacks import catalogue
 
 _L2 = "-l2"
 _LINF_RADII = (8 / 255,)
 _L2_RADII = (0.5,)
 _RMS = (0.1,)
 
-_ATTACKS = (
-    AttackConfig("fgsm", "fgsm", ()),
-    AttackConfig("pgd", "pgd", (), steps=20, random_start=True),
-    AttackConfig("pgd-margin", "pgd", (), steps=20, random_start=True, loss="margin"),
-    AttackConfig("apgd", "apgd", (), steps=100),
-    AttackConfig("apgd-dlr", "apgd", (), steps=100, loss="dlr"),
-    AttackConfig("apgd-margin", "apgd", (), steps=100, loss="margin"),
-    AttackConfig("apgd-t", "apgd", (), steps=100, loss="targeted_dlr"),
-    AttackConfig("fab-t", "fab", (), steps=100),
-    AttackConfig("square", "square", ()),
-    AttackConfig("autoattack", "autoattack", (), steps=100),
-    AttackConfig("segpgd", "segpgd", (), steps=20, random_start=True),
-    AttackConfig("sea", "sea", (), steps=300),
-)
-_KNOWN = {attack.name: attack for attack in _ATTACKS}
-
 
 def names() -> tuple[str, ...]:
     """The names that ``by_name`` knows, without their ``-l2`` forms."""
-    return (*NOISES, *_KNOWN)
+    return catalogue.names()
 
 
 def by_name(name: str) -> AttackConfig:
@@ -40,14 +26,16 @@ def by_name(name: str) -> AttackConfig:
     Raises:
       ConfigError: there is none; the message lists those there are.
     """
-    if name in NOISES:
-        return AttackConfig(name, name, _RMS)  # type: ignore[arg-type]
-    known = _KNOWN.get(name.removesuffix(_L2))
-    if known is None:
+    plain = name.removesuffix(_L2)
+    known = catalogue.by_name(plain) if plain in catalogue.names() else None
+    if known is None or (plain != name and not known.has_ball):
         raise ConfigError(
             f"unknown attack {name!r}; there are {', '.join(names())}, and all but the noises "
             f"also with {_L2} behind"
         )
-    if name.endswith(_L2):
-        return dataclasses.replace(known, name=name, norm="l2", epsilons=_L2_RADII)
-    return dataclasses.replace(known, epsilons=_LINF_RADII)
+    settings = dataclasses.asdict(known) | {"name": name}
+    if not known.has_ball:
+        return AttackConfig(epsilons=_RMS, **settings)
+    if plain != name:
+        return AttackConfig(epsilons=_L2_RADII, norm="l2", **settings)
+    return AttackConfig(epsilons=_LINF_RADII, **settings)

@@ -10,12 +10,12 @@ import dataclasses
 from experiments.config import (
     SMOKE_CHECKS,
     AttackConfig,
-    Cifar10Data,
     EvaluationConfig,
     ExperimentConfig,
     ResNetModel,
     TrainConfig,
 )
+from experiments.data.configs import Cifar10Data
 
 PRESETS = ("paper", "strong")
 

@@ -12,12 +12,12 @@ from experiments.config import (
     SMOKE_CHECKS,
     AttackConfig,
     ChecksConfig,
-    CityscapesData,
     EvaluationConfig,
     ExperimentConfig,
     HRNetModel,
     TrainConfig,
 )
+from experiments.data.configs import CityscapesData
 
 PRESETS = ("paper", "strong", "camvid")
 

@@ -12,12 +12,12 @@ from experiments.config import (
     SMOKE_CHECKS,
     AttackConfig,
     ChecksConfig,
-    DigitsData,
     EvaluationConfig,
     ExperimentConfig,
     ResNetModel,
     TrainConfig,
 )
+from experiments.data.configs import DigitsData
 
 PRESETS = ("demo",)
 

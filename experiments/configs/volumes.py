@@ -17,8 +17,8 @@ from experiments.config import (
     EvaluationConfig,
     ExperimentConfig,
     TrainConfig,
-    VolumesData,
 )
+from experiments.data.configs import VolumesData
 
 PRESETS = ("paper", "hippocampus")
 

@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from experiments.config import (
+from experiments.data.cache import OnProgress
+from experiments.data.configs import (
     Cifar10Data,
     CityscapesData,
-    ConfigError,
     DataConfig,
     DigitsData,
     VolumesData,
 )
-from experiments.data.cache import OnProgress
 from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
 
 _LAYOUTS = {
     "cifar10": "a TensorFlow Datasets folder with cifar10/3.0.2/ in it, or an empty folder to "

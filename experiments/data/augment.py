@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from steinnorm.attacks import VOID
+from experiments.data.configs import VOID
 
 
 class Draw(NamedTuple):

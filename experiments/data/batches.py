@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
-from experiments.config import ConfigError
 from experiments.data.augment import NO_AUGMENTATION, Augmentation
 from experiments.data.examples import Examples
+from experiments.errors import ConfigError
 
 _THREADS = 2
 _AHEAD = 4  # batches that wait for the step; more only costs memory

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.config import CityscapesData, ConfigError
 from experiments.data import split
 from experiments.data.cache import Allocate, OnProgress, cached, fill, report, source_key
+from experiments.data.configs import VOID, CityscapesData
 from experiments.data.examples import DataError, Dataset, Examples
-from steinnorm.attacks import VOID
+from experiments.errors import ConfigError
 
 CLASSES = {
     "road": 7,

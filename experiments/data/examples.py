@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 
 
 class DataError(ConfigError):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 
 TRAIN, VALIDATION, TEST, CHOICE = 0, 1, 2, 3
 """Streams of random numbers, so that what one seed shuffles is shuffled independently."""

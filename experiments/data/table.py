@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.config import ConfigError, VolumesData
 from experiments.data import split
 from experiments.data.cache import report
+from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError
+from experiments.errors import ConfigError
 
 PARTS = ("train", "validation", "test")
 _WORDS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.config import Cnn3dModel, ConfigError, HRNetModel, ModelConfig, TrainConfig
+from experiments.config import Cnn3dModel, HRNetModel, ModelConfig, TrainConfig
 from experiments.data.examples import Examples
+from experiments.errors import ConfigError
 from experiments.models.cnn3d import Cnn3d
 from experiments.models.hrnet import HRNet
 from experiments.models.inputs import Standardised

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
 from experiments.record import Check, Row
 from experiments.report.labels import CONVERGENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source

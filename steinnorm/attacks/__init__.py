@@ -14,6 +14,7 @@ from steinnorm.attacks._model import LogitsFn as LogitsFn
 from steinnorm.attacks._model import predict as predict
 from steinnorm.attacks.apgd import apgd as apgd
 from steinnorm.attacks.autoattack import autoattack as autoattack
+from steinnorm.attacks.catalogue import AttackSettings as AttackSettings
 from steinnorm.attacks.dependence import batch_dependence as batch_dependence
 from steinnorm.attacks.errors import BatchDependenceWarning as BatchDependenceWarning
 from steinnorm.attacks.errors import LeftThreatError as LeftThreatError
@@ -34,6 +35,8 @@ from steinnorm.attacks.pgd import pgd as pgd
 from steinnorm.attacks.pgd_scan import pgd_scan as pgd_scan
 from steinnorm.attacks.result import AttackResult as AttackResult
 from steinnorm.attacks.result import Stage as Stage
+from steinnorm.attacks.robustness import Robustness as Robustness
+from steinnorm.attacks.robustness import evaluate_robustness as evaluate_robustness
 from steinnorm.attacks.segmentation import sea as sea
 from steinnorm.attacks.segmentation import segpgd as segpgd
 from steinnorm.attacks.square import square as square

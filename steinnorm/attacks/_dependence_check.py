@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import predict
 from steinnorm.attacks._survivors import placed_like
+from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import BatchDependenceWarning
 
 _ROUNDING = 0.01  # of the largest logit; bfloat16 may change logits by 0.4 % with their place
@@ -21,7 +21,7 @@ _REMEMBERED = 64
 _found: OrderedDict[Any, bool] = OrderedDict()
 
 
-def resolve_batch_dependence(problem: Problem, given: bool | None, *, warn: bool = True) -> bool:
+def resolve_batch_dependence(problem: Problem, given: bool | None, *, quiet: bool = False) -> bool:
     """Returns ``given``, or what ``depends_on_batch`` finds where that is None.
 
     Warns:
@@ -30,15 +30,14 @@ def resolve_batch_dependence(problem: Problem, given: bool | None, *, warn: bool
     if given is not None:
         return given
     found = _remembered(problem)
-    if found and warn:
-        warnings.warn(
+    if found and not quiet:
+        warn(
             "an example's logits change with its companions (a model in training mode, or with "
             "statistics of the test batch): the whole batch is attacked at once and kept as a "
             "whole. If that is not what you want, put the model into evaluation first: "
             "model.eval() in NNX, use_running_average=True in Linen. If it is, pass "
             "batch_dependent=True; steinnorm.attacks.batch_threats has the other threat models",
             BatchDependenceWarning,
-            stacklevel=3,
         )
     return found
 

@@ -44,7 +44,7 @@ def step_to_plane(at: jax.Array, normal: jax.Array, gap: jax.Array, threat: Any)
     if threat.norm == "l2":
         pace = size
     elif threat.per_channel:
-        pace = jnp.broadcast_to(jnp.asarray(threat.epsilon, at.dtype), at.shape)
+        pace = jnp.broadcast_to(geometry.as_number(threat.epsilon, at), at.shape)
         room = jnp.where(pace > 0, room, 0)
     else:
         pace = jnp.ones_like(size)

@@ -4,18 +4,26 @@ Shapes: ``x`` and everything like it is (B, ...); an "example" is one index of t
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Number = float | np.ndarray | jax.Array  # one, or what broadcasts to an example
+Number = Any  # a float, or an array that broadcasts to an example
 Bounds = tuple[Number, Number]
 
 
 def as_number(value: Number, like: jax.Array) -> Number:
-    """Returns an array in the dtype of ``like``; a Python float as it is, being of weak type."""
-    return value if isinstance(value, float | int) else jnp.asarray(value, like.dtype)
+    """Returns a number that broadcasts to ``like`` (B, ...), in its dtype.
+
+    A Python float is returned as it is, being of weak type; arrays get the rank of ``like``, for
+    those who made rank promotion an error.
+    """
+    if isinstance(value, float | int):
+        return value
+    array = jnp.asarray(value, like.dtype)
+    return array.reshape((1,) * (like.ndim - array.ndim) + array.shape) if array.ndim else array
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -60,7 +68,7 @@ def distance(x_adv: jax.Array, x: jax.Array, norm: str, unit: Number | None = No
     if norm == "l2":
         return euclidean(delta)
     if unit is not None:
-        unit = jnp.asarray(unit, delta.dtype)
+        unit = as_number(unit, delta)
         change = jnp.abs(delta)
         delta = jnp.where(unit > 0, change / jnp.where(unit > 0, unit, 1), 0)
         delta = jnp.where((unit == 0) & (change > 0), jnp.inf, delta)

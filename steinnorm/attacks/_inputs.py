@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +25,11 @@ from steinnorm.attacks._model import (
     warn_of_dropout,
 )
 from steinnorm.attacks._survivors import placed_like, take_rows
+from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
 from steinnorm.attacks.losses import needs_reference
 from steinnorm.attacks.result import AttackResult, Stage
-from steinnorm.attacks.threat import Threat
+from steinnorm.attacks.threat import Threat, radius_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,10 @@ class Problem:
           RandomLogitsWarning: the model is random.
         """
         problem = cls.unwarned(logits_fn, x, y, threat, target)
+        vars(problem)["probabilities"] = True
         warn_of_dropout(logits_fn)
         if threat.holds_box(problem.x.shape):
-            warnings.warn(
-                f"a radius of {float(np.max(threat.epsilon)):g} lets any input of the box "
-                f"{threat.bounds} become any other. Radius and bounds are in the units of x: "
-                "8/255 for images in [0, 1], 8 for images in [0, 255] with bounds=(0, 255)",
-                RadiusWarning,
-                stacklevel=3,
-            )
+            warn(radius_text(threat), RadiusWarning)
         if "logits" in vars(problem):
             problem.check_logits(problem.logits)
         return problem
@@ -99,10 +94,11 @@ class Problem:
             model, logits = current(logits_fn, x)
         shape = logits_shape(model, x)
         right = _labels(y, shape, "y", void=True)
-        wanted = None if target is None else _labels(target, shape, "target", void=False)
-        if wanted is not None:
-            _check_target(wanted, right)
-            wanted = placed_like(wanted, x)
+        wanted = None
+        if target is not None:
+            towards = _labels(target, shape, "target", void=False)
+            _check_target(towards, right)
+            wanted = placed_like(towards, x)
         problem = cls(model, x, Criterion(placed_like(right, x), wanted), threat, shape)
         if logits is not None:
             vars(problem)["logits"] = logits  # what is known already is not computed again
@@ -150,8 +146,11 @@ class Problem:
         return order.astype(y.dtype)
 
     def check_logits(self, logits: jax.Array, which: str = "clean examples") -> None:
-        """Refuses logits that are not finite, and warns of those that look like probabilities."""
-        _check_logits(logits, which)
+        """Refuses logits that are not finite, and warns once of what looks like probabilities."""
+        values = np.asarray(logits)
+        _check_finite_logits(values, which)
+        if vars(self).pop("probabilities", False):
+            _warn_of_probabilities(values)
 
     def result(
         self,
@@ -314,23 +313,24 @@ def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) 
     return y.astype(np.int32)
 
 
-def _check_logits(logits: jax.Array, which: str) -> None:
-    values = np.asarray(logits)
+def _check_finite_logits(values: np.ndarray, which: str) -> None:
     bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     if bad.any():
         raise NotFiniteError(
             f"logits_fn returned NaN or infinite logits for {bad.sum()} of {len(values)} {which}; "
             "an attack on them would say nothing"
         )
+
+
+def _warn_of_probabilities(values: np.ndarray) -> None:
     between = values.min() >= 0 and values.max() <= 1
     softmax = np.abs(values.sum(axis=-1) - 1).max() < 0.02  # as bfloat16 rounds
     sigmoid = values.shape[-1] == 2 and not values[..., 0].any() and values[..., 1].all()
     if between and (softmax or sigmoid):
-        warnings.warn(
+        warn(
             "logits_fn seems to return probabilities: its values lie in [0, 1]"
             + (" and sum to 1" if softmax else "")
             + ". Attacks want logits; a softmax or sigmoid before them hides gradients"
             + ("" if softmax else ", and 0 is the threshold of a single logit"),
             ProbabilitiesWarning,
-            stacklevel=5,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import RandomLogitsWarning
 
 LogitsFn = Callable[[jax.Array], jax.Array]
@@ -43,7 +43,9 @@ def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     if nnx is not None and isinstance(logits_fn, nnx.Module):
         return jax.tree_util.Partial(_call_nnx, *nnx.split(logits_fn))
     if not callable(logits_fn):
-        raise ValueError(f"logits_fn must be callable; got {type(logits_fn).__name__}")
+        raise ValueError(
+            f"logits_fn must be a function from inputs to logits; got {type(logits_fn).__name__}"
+        )
     with contextlib.suppress(TypeError):
         if logits_fn in _REMADE:
             return _REMADE[logits_fn]
@@ -81,11 +83,10 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
         model = _remade(logits_fn)
         logits = predict(model, x)
         if _differ(direct, logits, 1e-2):
-            warnings.warn(
+            warn(
                 "two calls of logits_fn on the same inputs gave other logits: a model that is "
                 "random, or holds state, needs an attack on its mean answer",
                 RandomLogitsWarning,
-                stacklevel=4,
             )
     return model, logits
 
@@ -107,11 +108,10 @@ def warn_of_dropout(logits_fn: LogitsFn) -> None:
     if any(
         getattr(module, "deterministic", None) is False for _, module in nnx.iter_modules(logits_fn)
     ):
-        warnings.warn(
+        warn(
             "the model's dropout is on: every call draws the same mask, and the result is that of "
             "this one. Call model.eval() first",
             RandomLogitsWarning,
-            stacklevel=4,
         )
 
 
@@ -119,7 +119,7 @@ def _remade(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     """Returns another object, which JAX has not compiled yet."""
     try:
         refer = weakref.ref(logits_fn)  # a strong one would keep the key alive
-        model = jax.tree_util.Partial(lambda x: refer()(x))  # noqa: PLW0108
+        model = jax.tree_util.Partial(lambda x: refer()(x))  # type: ignore[misc]  # noqa: PLW0108
         _REMADE[logits_fn] = model
     except TypeError:  # what cannot be referred to weakly is made every time
         model = jax.tree_util.Partial(lambda x: logits_fn(x))  # noqa: PLW0108

@@ -124,10 +124,9 @@ def propose(
 def _radius(threat: Threat, x: jax.Array) -> float | jax.Array:
     """Returns the radius in a form that broadcasts over ``grid(x.shape)``."""
     if not threat.per_channel:
-        return threat.epsilon  # type: ignore[return-value]
-    return jnp.broadcast_to(jnp.asarray(threat.epsilon, x.dtype), x.shape[1:]).reshape(
-        grid(x.shape)[1:]
-    )
+        return threat.epsilon
+    radius = jnp.broadcast_to(geometry.as_number(threat.epsilon, x), (1, *x.shape[1:]))
+    return radius.reshape(1, *grid(x.shape)[1:])
 
 
 def _moved_mass(

@@ -17,7 +17,7 @@ Where it departs from algorithm 1 there and from the authors' code:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,7 +128,7 @@ def run_apgd(
     restarts: int = 1,
     loss: str = "cross_entropy",
     target_classes: int = 9,
-    start: ArrayLike | None = None,
+    start: Any = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[jax.Array, int]:
     """Runs the attack on a problem; the arguments are those of ``apgd``, checked already.
@@ -315,9 +315,7 @@ def _aims(problem: Problem, loss: str, target_classes: int) -> tuple[list[Criter
     return [problem.criterion._replace(target=column) for column in columns], TOWARDS[loss]
 
 
-def _start(
-    key: jax.Array | None, run: tuple[int, int], problem: Problem, start: ArrayLike | None
-) -> jax.Array:
+def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start: Any) -> jax.Array:
     """Returns where a run begins: where it is told to, on the ball's surface, or at the input."""
     x, threat = problem.x, problem.threat
     if start is not None:

@@ -98,9 +98,8 @@ def autoattack(
             f"{steps}, {queries} and {target_classes}"
         )
     batches, joint = _open(logits_fn, x, y, threat, batch_size, batch_dependent)
-    clean = [np.asarray(share_reached(p.logits, p.criterion)) for p in batches.all()]
-    share = np.concatenate(clean)
-    kept = Worst(batches.x, np.asarray(for_batch(share, joint)) if joint else share)
+    clean = [for_batch(share_reached(p.logits, p.criterion), joint) for p in batches.all()]
+    kept = Worst(batches.x, np.concatenate([np.asarray(share) for share in clean]))
     stages, vanished = [], 0
     budgets = _Budgets(steps, queries, target_classes, joint)
     for number, (name, attack) in enumerate(_members(budgets, batches.classes)):

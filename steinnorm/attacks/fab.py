@@ -99,7 +99,7 @@ def fab(
     problem = Problem.of(logits_fn, x, y, threat, target)
     if problem.label_axes:
         raise ValueError("fab is for one label per example; for a label per pixel take pgd or sea")
-    if resolve_batch_dependence(problem, batch_dependent, warn=False):
+    if resolve_batch_dependence(problem, batch_dependent, quiet=True):
         raise ValueError(
             "fab keeps a smallest distance per example, which says nothing where an example's "
             "logits change with its companions: take apgd or square"
@@ -295,7 +295,11 @@ def _towards(
     from_x, size_from_x = step(x, ahead_at_x)
     alpha = jnp.minimum(size / (size + size_from_x), settings.alpha_max)
     alpha = geometry.per_example(alpha, x)
-    return geometry.into_box((1 - alpha) * from_here + alpha * from_x, threat.bounds)
+    moved = geometry.into_box((1 - alpha) * from_here + alpha * from_x, threat.bounds)
+    if not threat.per_channel:
+        return moved
+    # A channel of radius 0 must not change by the average's rounding either.
+    return jnp.where(geometry.as_number(threat.epsilon, x) > 0, moved, x)
 
 
 def _is_clear(logits: jax.Array, criterion: Criterion) -> jax.Array:

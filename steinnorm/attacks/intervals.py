@@ -1,6 +1,7 @@
-"""Counts that are merged and divided once, and intervals for shares."""
+"""Counts that are merged and divided once, and intervals of shares and of other scores."""
 
 import math
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -57,3 +58,38 @@ def wilson_interval(tally: Tally, confidence: float = 0.95) -> tuple[float, floa
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_intervals(
+    statistics: Callable[[np.ndarray], Mapping[str, float]],
+    examples: int,
+    *,
+    seed: int = 0,
+    resamples: int = 500,
+    confidence: float = 0.95,
+) -> dict[str, tuple[float, float]]:
+    """Returns percentile intervals (Efron 1979) of numbers that are computed from whole examples.
+
+    Args:
+      statistics: names and numbers, of the examples at the given positions, (n,) integers; a
+        number that is not finite is left out.
+      examples: how many there are.
+      seed: of the resampling, which is the same for all numbers.
+      resamples: how many.
+      confidence: coverage, in (0, 1).
+
+    Returns:
+      Lower and upper end for each name; NaN where the number never exists.
+    """
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[float]] = {}
+    for _ in range(resamples if examples else 0):
+        for name, value in statistics(generator.integers(0, examples, examples)).items():
+            found.setdefault(name, []).append(value)
+    tail = 100 * (1 - confidence) / 2
+    intervals = {}
+    for name, values in found.items():
+        finite = [value for value in values if math.isfinite(value)]
+        low, high = np.percentile(finite, [tail, 100 - tail]) if finite else (math.nan, math.nan)
+        intervals[name] = (float(low), float(high))
+    return intervals

@@ -252,7 +252,7 @@ def _step_sizes(
     threat: Threat,
     steps: int,
     absolute: Any,
-    relative: float | None,
+    relative: Any,
     schedule: str | Schedule,
 ) -> list[Any]:
     """Returns the size of every step, in the threat's norm."""

@@ -6,6 +6,7 @@ import dataclasses
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,12 +154,13 @@ def _shrinking(  # noqa: PLR0917
     problem: Problem,
     loss: str,
     steps: int,
-    key: ArrayLike,
+    key: jax.Array,
     joint: bool,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> tuple[jax.Array, int]:
     """Runs APGD in balls that shrink to the threat's, each run from where the last one arrived."""
-    start, done, vanished = None, 0, 0
+    start: Any = None
+    done, vanished = 0, 0
     for factor, count in _plan(steps):
 
         def tick(step: int, of: int, before: int = done) -> None:

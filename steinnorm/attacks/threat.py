@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +11,13 @@ import jax
 import numpy as np
 
 from steinnorm.attacks import _geometry
+from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import ShortReachWarning
 
 NORMS = ("linf", "l2")
 
-Number = float | np.ndarray | jax.Array
-"""One number, or one for each channel (whatever broadcasts to an example)."""
+Number = Any
+"""A float, or an array with one for each channel (whatever broadcasts to an example)."""
 
 
 @jax.tree_util.register_pytree_node_class
@@ -199,12 +199,20 @@ def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
         return
     reach = np.sum(np.stack([np.asarray(size, np.float64) for size in sizes]), axis=0)
     if np.any(reach < np.asarray(threat.epsilon) * (1 - 1e-6)):
-        warnings.warn(
+        warn(
             f"{len(sizes)} steps of {float(np.min(reach)) / len(sizes):g} cannot cross a ball of "
             f"radius {float(np.max(threat.epsilon)):g}: the attack is weaker than its radius says",
             ShortReachWarning,
-            stacklevel=4,
         )
+
+
+def radius_text(threat: Threat) -> str:
+    """Returns what ``RadiusWarning`` says of a threat whose ball holds the whole box."""
+    return (
+        f"a radius of {float(np.max(threat.epsilon)):g} lets any input of the box {threat.bounds} "
+        "become any other. Radius and bounds are in the units of x: 8/255 for images in [0, 1], 8 "
+        "for images in [0, 255] with bounds=(0, 255)"
+    )
 
 
 def _number(name: str, value: Any) -> Any:

@@ -3,8 +3,8 @@
 import pytest
 
 from experiments.attacked import check_fits
-from experiments.config import ConfigError
 from experiments.configs import attacks
+from experiments.errors import ConfigError
 from experiments.tasks import Binary, Classification, Segmentation
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from experiments.checkpoints import Checkpoints, DamagedCheckpointWarning, Progress
-from experiments.config import CheckpointError
 from experiments.devices import mesh, replicated
+from experiments.errors import CheckpointError
 
 # Reading a damaged checkpoint, Orbax drops coroutines that have failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -313,7 +313,7 @@ import resource, signal, sys
 from pathlib import Path
 import jax, numpy as np
 from experiments.checkpoints import Checkpoints, Progress
-from experiments.config import CheckpointError
+from experiments.errors import CheckpointError
 arrays = lambda step: {"w": jax.random.normal(jax.random.key(step), (200, 200))}
 checkpoints = Checkpoints(Path(sys.argv[1]))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

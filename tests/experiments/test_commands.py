@@ -10,8 +10,8 @@ import pytest
 
 from experiments import configs, data
 from experiments.__main__ import main
-from experiments.config import Cifar10Data
 from experiments.configs import attacks
+from experiments.data.configs import Cifar10Data
 from experiments.models.norms import NORMS
 from steinnorm.attacks.checks import NAMES
 from tests.experiments import commands

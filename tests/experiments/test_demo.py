@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.commands import demo
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from steinnorm.attacks.checks import NAMES
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 
 from experiments import attacked, cells
-from experiments.config import AttackConfig, ConfigError
+from experiments.config import AttackConfig
 from experiments.configs import attacks as catalogue
 from experiments.data.examples import Examples
+from experiments.errors import ConfigError
 from experiments.evaluate import Labels, Plan, evaluate
 from experiments.tasks import Binary, Classification, Segmentation
 from steinnorm.attacks import LeftThreatError

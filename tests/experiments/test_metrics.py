@@ -9,13 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import jaccard_score
 
-from experiments.metrics import (
-    auc,
-    bootstrap_intervals,
-    mean_iou,
-    micro_jaccard,
-)
-from steinnorm.attacks.intervals import Tally, wilson_interval
+from experiments.metrics import auc, mean_iou, micro_jaccard
+from steinnorm.attacks.intervals import Tally, bootstrap_intervals, wilson_interval
 
 
 def bootstrap_interval(statistic, examples, **settings):

@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from experiments import configs
-from experiments.config import ConfigError
 from experiments.data import digits
+from experiments.errors import ConfigError
 from experiments.models.norms import NORMS, in_evaluation, norm_factory, sources
 from experiments.models.resnet import ResNet
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from experiments import configs, files
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.record import Row, Run, WorkFolder
 from experiments.train import LogRow
 

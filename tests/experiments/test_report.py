@@ -14,7 +14,7 @@ from rich.console import Console
 
 from experiments import configs, report
 from experiments.cells import Cell, Values
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.models.norms import NORMS, sources
 from experiments.record import Row

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import runfolder
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.runfolder import RunFolder, RunSettings, data_dir_of, read_log, read_settings
 from experiments.settings import resolve
 

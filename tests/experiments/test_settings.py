@@ -7,7 +7,8 @@ import pydantic
 import pytest
 
 from experiments import configs
-from experiments.config import AdversaryConfig, ConfigError, ExperimentConfig
+from experiments.config import AdversaryConfig, ExperimentConfig
+from experiments.errors import ConfigError
 from experiments.settings import resolve
 
 ALL = [(name, preset) for name in configs.names() for preset in configs.presets(name)]

@@ -10,8 +10,9 @@ import pytest
 from flax import nnx
 
 from experiments.checkpoints import Checkpoints
-from experiments.config import AdversaryConfig, ConfigError, TrainConfig
+from experiments.config import AdversaryConfig, TrainConfig
 from experiments.data.examples import Dataset, Examples
+from experiments.errors import ConfigError
 from experiments.models.norms import norm_factory
 from experiments.step import learning_rate
 from experiments.tasks import Classification

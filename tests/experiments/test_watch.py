@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments import watch as watch_module
-from experiments.config import ConfigError
+from experiments.errors import ConfigError
 from experiments.runfolder import RunFolder, RunSettings
 from experiments.settings import resolve
 from experiments.train import LogRow

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.config import ConfigError
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches, ahead, in_order
 from experiments.data.examples import Examples
+from experiments.errors import ConfigError
 from steinnorm.attacks import VOID
 
 MOVED = Augmentation(mirror=True, shift=2)

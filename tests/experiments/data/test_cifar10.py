@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import Cifar10Data, ConfigError
 from experiments.data import cifar10
+from experiments.data.configs import Cifar10Data
 from experiments.data.examples import DataError
+from experiments.errors import ConfigError
 from tests.experiments.data import real
 
 PER_FILE = 20  # of the original's 10,000 images per file

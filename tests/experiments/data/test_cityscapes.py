@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.config import CityscapesData, ConfigError
 from experiments.data import cityscapes
+from experiments.data.configs import CityscapesData
 from experiments.data.examples import DataError
+from experiments.errors import ConfigError
 from steinnorm.attacks import VOID
 from tests.experiments.data import real
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import ConfigError, VolumesData
+from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError
 from experiments.data.harmonise import Combat
+from experiments.errors import ConfigError
 from tests.experiments.data.test_volumes import _fails, _rows, _save, _table, _which
 
 CONFIG = VolumesData(shape=(4, 4, 4), normalise="none", harmonise=True)

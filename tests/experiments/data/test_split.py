@@ -7,14 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import (
-    Cifar10Data,
-    CityscapesData,
-    ConfigError,
-    DigitsData,
-    VolumesData,
-)
-from experiments.data import split
+from experiments.data import configs, split
+from experiments.data.configs import Cifar10Data, CityscapesData, DigitsData, VolumesData
+from experiments.errors import ConfigError
+from steinnorm import attacks
 
 
 def test_orders_depend_on_seed_and_stream():
@@ -76,9 +72,13 @@ def test_libraries_load_only_when_needed():
     code = (
         "import sys\n"
         "from experiments import data\n"
-        "from experiments.config import DigitsData\n"
+        "from experiments.data.configs import DigitsData\n"
         "data.load(DigitsData())\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'nibabel', 'PIL', 'jax'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_void_is_the_label_that_attacks_leave_out():
+    assert configs.VOID == attacks.VOID

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.config import ConfigError, VolumesData
 from experiments.data import volumes
+from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError
+from experiments.errors import ConfigError
 from tests.experiments.data import real
 
 CONFIG = VolumesData(shape=(4, 4, 4), normalise="none")

@@ -1,0 +1,98 @@
+"""Which data set is read, and how; plain data, whose import loads no library."""
+
+import dataclasses
+from typing import Literal
+
+VOID = 255
+"""Label of pixels that count neither in a loss nor in a score, as ``steinnorm.attacks`` has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DigitsData:
+    """scikit-learn's digits: bundled, no folder needed.
+
+    Attributes:
+      train_examples: size of the training part; the rest of the images are left out.
+      test_examples: size of the test part.
+      split_seed: seed of the stratified split.  It is the same for every run, so that runs with
+        different norms and seeds are compared on the same test images.
+    """
+
+    train_examples: int = 1297
+    test_examples: int = 500
+    split_seed: int = 0
+    kind: Literal["digits"] = "digits"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cifar10Data:
+    """CIFAR-10 as prepared by TensorFlow Datasets, read without TensorFlow.
+
+    Attributes:
+      train_examples: size of the training part, out of what validation leaves; None is all.
+      validation_share: of the 50,000 training images, kept back to choose weights by.
+      test_examples: size of the test part; None is all 10,000.
+      split_seed: of the choice of both.
+    """
+
+    train_examples: int | None = None
+    validation_share: float = 0.2
+    test_examples: int | None = None
+    split_seed: int = 6
+    kind: Literal["cifar10"] = "cifar10"
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumesData:
+    """NIfTI volumes with a table ``path,label[,site][,split][,subject]``.
+
+    Attributes:
+      shape: (depth, height, width) that every volume is brought to.
+      table: file name of the table, in the data folder.
+      fit: how: ``resample`` (linear) or ``crop`` (about the centre, padded with the lowest value
+        where the volume is smaller).
+      normalise: per volume: ``percentile`` (1st and 99th to 0 and 1, clipped), ``minmax`` (lowest
+        and highest to 0 and 1) or ``none`` (values must lie in [0, 1], as FA maps do).
+      harmonise: remove differences between sites (ComBat), fitted on the training part only.
+      validation_share: where the table has no ``split``, share of the subjects for validation.
+      test_share: likewise, for the test.
+      train_examples: size of the training part; None is all of it.
+      split_seed: of the split by subject, and of the choice of ``train_examples``.
+    """
+
+    shape: tuple[int, int, int] = (128, 128, 64)
+    table: str = "participants.csv"
+    fit: Literal["resample", "crop"] = "resample"
+    normalise: Literal["percentile", "minmax", "none"] = "percentile"
+    harmonise: bool = False
+    validation_share: float = 0.2
+    test_share: float = 0.2
+    train_examples: int | None = None
+    split_seed: int = 0
+    kind: Literal["volumes"] = "volumes"
+
+
+@dataclasses.dataclass(frozen=True)
+class CityscapesData:
+    """Images and label maps in the folder layout of Cityscapes.
+
+    Attributes:
+      shape: (height, width) that frames are resized to: images bilinear with antialiasing, labels
+        nearest.
+      validation: ``folder``: the folder ``val`` is for validation and ``test`` for the test;
+        ``split``: as the paper does, a share of ``train`` is for validation and ``val`` is for
+        the test (the official test labels are not public).
+      validation_share: that share.
+      train_examples: size of the training part; None is all of it.
+      split_seed: of the share, and of the choice of ``train_examples``.
+    """
+
+    shape: tuple[int, int] = (256, 512)
+    validation: Literal["folder", "split"] = "split"
+    validation_share: float = 0.2
+    train_examples: int | None = None
+    split_seed: int = 0
+    kind: Literal["cityscapes"] = "cityscapes"
+
+
+DataConfig = DigitsData | Cifar10Data | VolumesData | CityscapesData

@@ -1,0 +1,121 @@
+"""The files of an evaluation, made from its results."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from steinnorm.attacks._files import write_bytes, write_json, write_text
+from steinnorm.attacks._warnings import warn
+from steinnorm.attacks.checks import Finding
+from steinnorm.attacks.per_example import PerExample
+from steinnorm.attacks.robustness.rows import NONE, WORST, Key, Row
+from steinnorm.attacks.robustness.tables import (
+    as_json,
+    checks_text,
+    csv_table,
+    markdown_table,
+    terminal_table,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Robustness:
+    """What an evaluation found; ``print`` shows it as a table.
+
+    Attributes:
+      rows: clean (attack ``none``), every attack at every radius, and ``worst`` for every radius:
+        of each example the worst of all attacks, of a model whose logits depend on the batch the
+        worst of each batch as a whole.
+      checks: what the checks of the evaluation itself found; empty where none were made.
+      curve: PGD's steps -> share of the labels that it leaves right, on the checks' examples.
+      per_example: results of each example by attack and radius, ``worst`` included.
+      settings: norm, bounds, seed and batch dependence.
+      out: where the files lie; None where there are none.
+    """
+
+    rows: list[Row]
+    checks: tuple[Finding, ...]
+    curve: dict[int, float]
+    per_example: Mapping[Key, PerExample]
+    settings: dict[str, Any]
+    out: Path | None = None
+
+    def row(self, attack: str, epsilon: float = 0.0) -> Row:
+        """Returns the row of an attack at a radius.
+
+        Args:
+          attack: its name; ``none`` for clean inputs.
+          epsilon: the radius, exactly as it was asked for.
+
+        Raises:
+          KeyError: there is none; the message lists those there are.
+        """
+        for row in self.rows:
+            if (row.attack, row.epsilon) == (attack, epsilon):
+                return row
+        raise KeyError(
+            f"no row {attack!r} at {epsilon}; there are "
+            + ", ".join(f"{row.attack} at {row.epsilon:g}" for row in self.rows)
+        )
+
+    def __str__(self) -> str:
+        """Returns a short table."""
+        settings = self.settings
+        what = "pixel accuracy" if self.rows[0].metric == "pixel_accuracy" else "accuracy"
+        head = f"{what} of {self.rows[0].n} examples, {settings['norm']} ball"
+        if settings["batch_dependent"]:
+            head += ", logits depend on the batch: the attacker owns it as a whole"
+        return "\n".join([head, terminal_table(self.rows), checks_text(self.checks)])
+
+    def __repr__(self) -> str:
+        """Returns the same: never a pixel."""
+        return str(self)
+
+
+def write_tables(result: Robustness, *, complete: bool) -> None:
+    """Writes ``results.json``, ``table.csv``, ``table.md`` and ``settings.json``.
+
+    Args:
+      result: with a folder.
+      complete: whether all was measured; ``settings.json`` says so.
+    """
+    out = result.out
+    assert out is not None
+    write_json(out / "results.json", [as_json(row) for row in result.rows])
+    write_text(out / "table.csv", csv_table(result.rows))
+    write_text(out / "table.md", markdown_table(result.rows, result.checks))
+    write_json(out / "settings.json", {**result.settings, "complete": complete})
+
+
+def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
+    """Writes ``accuracy.png``, and pictures of the first examples into ``pictures``.
+
+    Args:
+      result: with a folder.
+      class_names: for the pictures; may be empty.
+
+    Warns:
+      UserWarning: matplotlib is missing, and so are the figures.
+    """
+    out = result.out
+    assert out is not None
+    try:
+        # Here and not above, so that only those need it who want figures.
+        from steinnorm.attacks.robustness import pictures, plots  # noqa: PLC0415
+    except ImportError as error:
+        warn(
+            f"no plot and no pictures were written, because matplotlib is missing ({error}): "
+            'pip install "steinnorm[plots]" and call again with the same folder, which takes '
+            "what is measured from there"
+        )
+        return
+    write_bytes(out / "accuracy.png", plots.accuracy_plot(result.rows))
+    clean = result.per_example[NONE, 0.0]
+    for (name, epsilon), found in result.per_example.items():
+        if name in (NONE, WORST) or not pictures.are_images(found):
+            continue
+        png = pictures.picture(found, clean, result.settings["bounds"], class_names)
+        file = re.sub(r"[^\w.+-]", "_", f"{name}-{epsilon:.6g}") + ".png"
+        write_bytes(out / "pictures" / file, png)

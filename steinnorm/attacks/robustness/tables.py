@@ -1,0 +1,92 @@
+"""Rows as text, CSV and Markdown."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+
+from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, Finding
+from steinnorm.attacks.robustness.rows import Row
+
+_HEAD = ("attack", "radius", "accuracy", "95 % interval")
+
+
+def radius_text(epsilon: float) -> str:
+    """Returns a radius as people write it: ``8/255`` where it is a multiple of 1/255."""
+    multiple = 255 * epsilon
+    if 0 < multiple < 255 and abs(multiple - round(multiple)) < 1e-6:
+        return f"{round(multiple)}/255"
+    return f"{epsilon:.4g}" if epsilon else ""
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """Returns a table with aligned columns."""
+    lines = [_HEAD, *(_cells(row) for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(_HEAD))]
+    name, *numbers = widths
+    return "\n".join(
+        "  ".join(
+            [
+                f"{line[0]:<{name}}",
+                *(f"{cell:>{width}}" for cell, width in zip(line[1:], numbers, strict=True)),
+            ]
+        )
+        for line in lines
+    )
+
+
+def markdown_table(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
+    """Returns the table and the checks in Markdown.
+
+    Args:
+      rows: of the evaluation.
+      findings: of its checks; may be empty.
+    """
+    lines = ["| " + " | ".join(_HEAD) + " |", "|---|---:|---:|---:|"]
+    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    what = "known pixels" if rows and rows[0].metric == "pixel_accuracy" else "examples"
+    lines += ["", f"Share of the {what} that the model gets right; n = {rows[0].n} examples."]
+    if findings:
+        lines += ["", "| check | verdict | |", "|---|---|---|"]
+        lines += [f"| {f.name} | {f.verdict} | {f.detail} |" for f in findings]
+    return "\n".join(lines) + "\n"
+
+
+def csv_table(rows: Sequence[Row]) -> str:
+    """Returns all fields of all rows."""
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(as_json(row) for row in rows)
+    return text.getvalue()
+
+
+def as_json(row: Row) -> dict[str, object]:
+    """Returns the fields of a row; what does not exist is None, for JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in dataclasses.asdict(row).items()
+    }
+
+
+def checks_text(findings: Sequence[Finding]) -> str:
+    """Returns how many checks failed, and which, in words."""
+    if not findings:
+        return "no checks were made"
+    failed = [finding.name for finding in findings if finding.verdict == FAIL]
+    made = sum(finding.verdict != NOT_APPLICABLE for finding in findings)
+    if not failed:
+        return f"checks: {made} of {made} passed"
+    return f"checks: {len(failed)} of {made} FAILED: {', '.join(failed)}"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.attack,
+        radius_text(row.epsilon),
+        f"{100 * row.value:.1f} %",
+        f"{100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}",
+    )

@@ -1,0 +1,200 @@
+"""Balls and boxes: radii and bounds per channel, none at all, tolerances, what is refused."""
+
+import copy
+import pickle
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steinnorm.attacks import (
+    AttackResult,
+    LeftThreatError,
+    RadiusWarning,
+    Threat,
+    apgd,
+    autoattack,
+    fab,
+    fgsm,
+    pgd,
+    pgd_scan,
+    predict,
+    square,
+)
+from tests.attacks.problems import KEY, draws
+
+SHAPE = (8, 4, 4, 3)
+WEIGHTS = np.random.default_rng(0).normal(size=(48, 5)).astype(np.float32)
+MODEL = jax.tree_util.Partial(
+    lambda w, x: jnp.tanh((x.reshape(len(x), -1) - 0.5) @ w), jnp.asarray(WEIGHTS)
+)
+ATTACKS = {
+    "fgsm": (fgsm, {}),
+    "pgd": (pgd, {"steps": 5, "restarts": 2}),
+    "apgd": (apgd, {"steps": 10}),
+    "fab": (fab, {"steps": 20}),
+    "square": (square, {"queries": 40}),
+    "autoattack": (autoattack, {"steps": 5, "queries": 10}),
+}
+
+
+def inputs():
+    x = 0.3 + 0.4 * draws(*SHAPE)
+    return x, jnp.argmax(predict(MODEL, x), axis=1)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_one_radius_for_each_channel(name):
+    attack, settings = ATTACKS[name]
+    x, y = inputs()
+    radius = np.array([0.0, 0.1, 0.2], np.float32)
+    found = attack(MODEL, x, y, threat=Threat("linf", radius), key=KEY, **settings)
+    change = np.abs(np.asarray(found.x_adv - x)).max(axis=(0, 1, 2))
+    assert change[0] == 0
+    assert (change <= radius + 1e-6).all()
+    if name != "fab":  # which goes no farther than it must
+        np.testing.assert_allclose(change[1:], radius[1:], atol=1e-6)
+    assert found.max_norm <= 1 + 1e-5  # in multiples of the radius
+    assert found.success.any()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_equal_radii_are_one_radius(name):
+    attack, settings = ATTACKS[name]
+    x, y = inputs()
+    one = attack(MODEL, x, y, threat=Threat("linf", 0.0625), key=KEY, **settings)
+    each = attack(MODEL, x, y, threat=Threat("linf", np.full(3, 0.0625)), key=KEY, **settings)
+    np.testing.assert_allclose(one.x_adv, each.x_adv, atol=1e-6)
+    assert each.max_norm == pytest.approx(one.max_norm / 0.0625, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_bounds_for_each_channel_and_none(name, norm):
+    attack, settings = ATTACKS[name]
+    x, y = inputs()
+    low, high = np.array([0.29, 0.0, 0.2]), np.array([0.71, 1.0, 0.72])
+    radius = 0.1 if norm == "linf" else 0.4
+    found = attack(MODEL, x, y, threat=Threat(norm, radius, (low, high)), key=KEY, **settings)
+    values = np.asarray(found.x_adv)
+    assert (values >= low.astype(np.float32)).all()
+    assert (values <= high.astype(np.float32)).all()
+    far = 100 + x  # where a box of any size would have rounded the ball away
+    moved = jax.tree_util.Partial(lambda model, x: model(x - 100), MODEL)
+    y = jnp.argmax(predict(moved, far), axis=1)
+    free = attack(moved, far, y, threat=Threat(norm, radius, None), key=KEY, **settings)
+    assert free.outside_box == 0
+    distance = Threat(norm, radius, None).distance(free.x_adv, far)
+    assert float(distance.max()) <= radius + 1e-4  # numbers near 100 are 8e-6 apart
+    assert free.success.any()
+
+
+def test_a_threat_is_a_pytree_with_a_static_norm():
+    threat = Threat("linf", 0.1)
+    leaves, structure = jax.tree.flatten(threat)
+    assert leaves == [0.1, 0.0, 1.0]
+    assert jax.tree.unflatten(structure, leaves) == threat == copy.deepcopy(threat)
+    assert pickle.loads(pickle.dumps(threat)) == threat
+    assert len({threat, Threat("linf", 0.1)}) == 1
+    traces = []
+
+    @jax.jit
+    def attacked(x, y, threat):
+        traces.append(threat.norm)
+        return pgd_scan(MODEL, x, y, threat=threat, steps=2)
+
+    x, y = inputs()
+    for epsilon in (0.1, 0.2):
+        found = attacked(x, y, Threat("linf", epsilon))
+        expected = pgd(MODEL, x, y, threat=Threat("linf", epsilon), steps=2).x_adv
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert traces == ["linf"]
+
+
+@pytest.mark.parametrize("bounds", [(-1e9, 1e9), None])
+def test_a_wide_box_does_not_widen_the_ball(bounds):
+    """The ball's tolerance is that of the inputs' numbers, not of the box's."""
+    threat = Threat("linf", 0.05, bounds)
+    x, y = inputs()
+    found = pgd(MODEL, x, y, threat=threat, steps=3)
+    found.check(threat)
+    for excess in (1e-5, 0.01, 100.0):
+        with pytest.raises(LeftThreatError, match="left its ball"):
+            found._replace(max_norm=0.05 + excess).check(threat)
+
+
+def test_large_images_in_the_euclidean_ball():
+    """The rounding of 150,000 values is no excess."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.2, 0.8, (1, 224, 224, 3)), jnp.float32)
+    model = jax.tree_util.Partial(lambda x: jnp.mean(x, axis=(1, 2)))
+    y = jnp.argmax(predict(model, x), axis=1)
+    for epsilon in (0.5, 3.0):
+        pgd(model, x, y, threat=Threat("l2", epsilon), steps=3, batch_dependent=False)
+
+
+@pytest.mark.parametrize(
+    ("threat", "warns"),
+    [
+        (Threat("linf", 8.0), True),
+        (Threat("linf", 1.0), True),
+        (Threat("linf", 8.0, (0.0, 255.0)), False),
+        (Threat("linf", 8.0, None), False),
+        (Threat("linf", 0.9), False),
+        (Threat("l2", 6.9), False),
+        (Threat("l2", 7.0), True),  # sqrt(48) is 6.93
+        (Threat("linf", np.array([1.0, 1.0, 0.5])), False),
+    ],
+)
+def test_a_radius_in_other_units_warns(threat, warns):
+    x, y = inputs()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fgsm(MODEL, x, y, threat=threat)
+    found = [w for w in caught if issubclass(w.category, RadiusWarning)]
+    assert bool(found) == warns
+    if found:
+        assert "8/255" in str(found[0].message)
+        assert found[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("linf", np.array([0.1, -0.1, 0.2])), "not negative"),
+        (("l2", np.array([0.1, 0.1, 0.2])), "radius per channel needs the norm linf"),
+        (("linf", "8/255"), "epsilon must be a number"),
+        (("linf", True), "epsilon must be a number"),
+        (("linf", 0.1, 1.0), r"bounds must be \(low, high\) or None"),
+        (("linf", 0.1, (0.0, np.array([1.0, 0.0]))), "low < high"),
+        (("linf", 0.1, (0.0, np.inf)), "bounds must be finite"),
+        (("linf", 1j), "epsilon must be a number"),
+        (("linf", np.array([1j])), "must be real"),
+        (("l7", 0.1), "norm must be one of"),
+    ],
+)
+def test_bad_threats_are_refused(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Threat(*arguments)
+
+
+def test_numbers_that_do_not_fit_the_inputs_are_refused():
+    x, y = inputs()
+    with pytest.raises(ValueError, match="epsilon must be a number or broadcast"):
+        fgsm(MODEL, x, y, threat=Threat("linf", np.ones(4)))
+    with pytest.raises(ValueError, match="upper bound must be a number or broadcast"):
+        fgsm(MODEL, x, y, threat=Threat("linf", 0.1, (0.0, np.ones((8, 1, 1, 1)))))
+    with pytest.raises(ValueError, match="x must be finite"):
+        fgsm(MODEL, x.at[0].set(jnp.nan), y, threat=Threat("linf", 0.1, None))
+    with pytest.raises(ValueError, match="threat must be a Threat"):
+        fgsm(MODEL, x, y, threat=0.1)
+
+
+def test_results_are_short_to_read():
+    result = AttackResult(jnp.zeros((4, 2)), jnp.array([True, False, True, True]), 0.1, 0, 0, 0, 0)
+    assert repr(result) == str(result)
+    assert "25.00 % of 4 examples left" in repr(result)
+    assert len(repr(result)) < 150
+    assert result.robust_accuracy == 0.25
+    assert result._replace(labels=6).robust_accuracy == 0.5
