@@ -60,8 +60,11 @@ def worst_rows(task: Task, done: Sequence[Cell], metrics: Sequence[str] | None =
       metrics: as in ``rows``.
     """
     balls: dict[tuple[Any, ...], list[Cell]] = {}
+    clean = {}
     for cell in done:
         about = cell.about
+        if about["attack"] == CLEAN.name:
+            clean[about["statistics"], about["threat_model"]] = cell
         if _attack(cell).has_ball:
             ball = (about["norm_order"], about["epsilon"])
             balls.setdefault((*ball, about["statistics"], about["threat_model"]), []).append(cell)
@@ -71,6 +74,10 @@ def worst_rows(task: Task, done: Sequence[Cell], metrics: Sequence[str] | None =
         layouts = [tuple(cell.batch) for cell in of_ball]
         same = [cell for cell in of_ball if tuple(cell.batch) == max(layouts, key=len)]
         over = ", ".join(sorted(cell.about["attack"] for cell in same))
+        # The clean point lies in every ball, should all attacks have turned a wrong answer right.
+        unchanged = clean.get((same[0].about["statistics"], same[0].about["threat_model"]))
+        if unchanged is not None and tuple(unchanged.batch) == tuple(same[0].batch):
+            same.append(unchanged)
         more = {"attack": WORST, "epsilon": epsilon, "norm_order": norm, "over": over}
         found += _rows(task, _worst(task, same), metrics, more)
     return found

@@ -97,8 +97,7 @@ class AttackSettings:
             "sea": (sea, steps),
         }
         function, settings = known[self.kind]
-        if self.kind != "fgsm":
-            settings = {**settings, "batch_dependent": batch_dependent}
+        settings = {**settings, "batch_dependent": batch_dependent}
         if self.kind in _TELLING and on_progress is not None:
             settings = {**settings, "on_progress": functools.partial(_tell, on_progress)}
         return function, settings

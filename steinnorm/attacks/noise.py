@@ -12,7 +12,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Bounds = tuple[float, float]
+from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks.threat import Threat
+
+Bounds = geometry.Bounds
 
 _CUT = 2.0  # where truncated_gaussian is cut, in standard deviations of the uncut normal law
 # Variance of a standard normal draw, given that it lies in [-c, c]: 1 - 2 c phi(c) / (2 Phi(c) - 1)
@@ -90,11 +93,9 @@ def _add(
         raise ValueError(f"x must be floating; got dtype {x.dtype}.  Scale images to [0, 1] first")
     if bounds is None:
         return x + rms * draw()
-    low, high = bounds
-    if not low < high:
-        raise ValueError(f"bounds must be (low, high) with low < high; got {bounds}")
-    if not isinstance(x, jax.core.Tracer) and x.size:  # inside jit values cannot be looked at
-        smallest, largest, slack = float(jnp.min(x)), float(jnp.max(x)), 1e-6 * (high - low)
-        if not (smallest >= low - slack and largest <= high + slack):
-            raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
-    return jnp.clip(x + rms * draw(), low, high)
+    box = Threat("linf", 0.0, bounds)  # which refuses what is no box
+    looked_at = not isinstance(x, jax.core.Tracer) and x.size  # inside jit values cannot be
+    if looked_at and not float(geometry.outside_box(x, box.bounds)) <= box.box_tolerance():
+        smallest, largest = float(jnp.min(x)), float(jnp.max(x))
+        raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
+    return geometry.into_box(x + rms * draw(), box.bounds)

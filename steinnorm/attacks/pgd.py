@@ -202,7 +202,7 @@ class _Run:
         """Returns the last point of a run, and how many gradients were all zero there."""
         velocity = jnp.zeros_like(start) if self._momentum else None
         broken = jnp.zeros_like(self._problem.x, shape=start.shape[:1], dtype=bool)
-        at, vanished = _At(start, velocity, broken), broken
+        at, vanished, first = _At(start, velocity, broken), broken, None
         for number, size in enumerate(sizes):
             aim = self._criterion._replace(progress=number / len(sizes))
             seen, logits = loss_and_gradient(
@@ -213,12 +213,14 @@ class _Run:
                 loss=self._loss,
                 joint=self._joint,
             )
-            if number == 0:
-                which = "clean examples" if start is self._problem.x else "starts"
-                self._problem.check_logits(logits, which)
+            first = logits if number == 0 else first
             at, vanished = _move(
                 at, seen, self._problem.x, self._problem.threat, (size, self._momentum)
             )
+        # Looked at behind the last step: before it, the host would wait for the device.
+        assert first is not None  # there is at least one step
+        which = "clean examples" if start is self._problem.x else "starts"
+        self._problem.check_logits(first, which)
         check_finite(at.broken, "gradients")
         return at.x, int(jnp.sum(vanished))
 

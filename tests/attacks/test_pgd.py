@@ -304,7 +304,7 @@ def test_threat_refuses(arguments, message):
         ({"loss": "segpgd"}, "label per pixel"),
         ({"logits_fn": lambda x: x}, "shape"),
         ({"logits_fn": lambda x: x.reshape(x.shape[0], -1)[:, :1]}, r"\[0, 2\)"),
-        ({"logits_fn": "model"}, "callable"),
+        ({"logits_fn": "model"}, "must be a function"),
     ],
 )
 def test_pgd_refuses(change, message):

@@ -399,3 +399,38 @@ def test_imports_are_lazy():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert importlib.import_module("steinnorm.attacks.robustness").Row
+
+
+def test_the_worst_case_includes_the_clean_point():
+    """A last step may turn a wrong answer right: an attacker need not take it."""
+
+    def helper(logits_fn, x, y, *, threat, key=None):
+        towards = jnp.where(y[:, None] == 0, 1.0, -1.0)  # makes class 0 likelier where it is right
+        moved = jnp.clip(x + threat.epsilon * towards, 0, 1)
+        return fgsm(logits_fn, x, y, threat=threat)._replace(x_adv=moved)
+
+    def first_value(x):
+        return jnp.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], axis=1)
+
+    x = jnp.full((4, 2), 0.45)  # all predicted as class 1
+    y = jnp.zeros(4, jnp.int32)
+    found = evaluate_robustness(
+        first_value, x, y, epsilons=0.1, attacks=helper, checks=False, progress=False
+    )
+    assert [row.value for row in found.rows] == [0.0, 1.0, 0.0]
+    assert found.row("worst", 0.1).over == "helper"
+
+
+def test_noise_with_bounds_for_each_channel():
+    bounds = (np.zeros(2, np.float32), np.array([1.0, 0.5], np.float32))
+    x = jnp.full((4, 2), 0.45)
+    found = evaluate_robustness(
+        lambda x: x,
+        x,
+        jnp.zeros(4, jnp.int32),
+        epsilons=0.2,
+        attacks="gaussian",
+        bounds=bounds,
+        progress=False,
+    )
+    assert found.per_example["gaussian", 0.2].values.max <= 1

@@ -6,7 +6,7 @@ import numpy as np
 
 from steinnorm.attacks.threat import Threat
 
-_ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
+_ORDERS = {"linf": np.inf, "l2": 2}
 
 
 def limits(threat: Threat, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -79,7 +79,8 @@ def evaluate_robustness(
         whole, and intervals, which take examples to be independent, are too narrow.
       checks: whether the checks of ``steinnorm.attacks.checks`` are made, on the first batch at the
         largest radius; or their settings.
-      check_examples: on how many examples, at most those of a batch.
+      check_examples: on how many examples, at most those of a batch; on the whole of it where
+        logits depend on the batch.
       twin: the same model without its defence, for the check of transfer.
       class_names: for the pictures.
       progress: whether progress, and the checks' verdicts, are printed.

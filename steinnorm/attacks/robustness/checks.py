@@ -58,7 +58,8 @@ def checked(
       path: of the file; None for none.
     """
     threat = Threat(measure.norm, epsilon, measure.bounds)
-    count = min(examples, len(first.x))
+    # Where logits depend on the batch, a part of it would be another model.
+    count = len(first.x) if measure.batch_dependent else min(examples, len(first.x))
     theirs = None if twin is None else arrays_digest(as_argument(twin))
     depends_on = {
         **identity,

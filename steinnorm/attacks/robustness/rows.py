@@ -71,9 +71,11 @@ def with_worst(
             over.setdefault(epsilon, []).append(name)
     results = dict(found)
     for epsilon, attacks in over.items():
-        # An evaluation that was stopped may have measured one attack on a batch more.
-        batches = min(found[name, epsilon].batches for name in attacks)
-        same = [_first(found[name, epsilon], batches) for name in attacks]
+        # The clean point lies in every ball. An evaluation that was stopped may have measured one
+        # attack on a batch more.
+        members = [found[name, epsilon] for name in attacks] + [found[NONE, 0.0]]
+        batches = min(member.batches for member in members)
+        same = [_first(member, batches) for member in members]
         wrong = [share_wrong(results.summary) for results in same]
         results[WORST, epsilon] = worst_of(same, wrong, joint=joint)
     return results, {epsilon: ", ".join(sorted(attacks)) for epsilon, attacks in over.items()}
