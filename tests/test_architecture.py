@@ -201,6 +201,7 @@ EXAMPLES = [
     "steinnorm.attacks.checks.run",
     "steinnorm.attacks.pgd",
     "steinnorm.attacks.pgd_scan",
+    "steinnorm.attacks.random_models",
     "steinnorm.attacks.robustness.call",
 ]
 

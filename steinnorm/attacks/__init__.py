@@ -33,6 +33,7 @@ from steinnorm.attacks.noise import uniform as uniform
 from steinnorm.attacks.pgd import fgsm as fgsm
 from steinnorm.attacks.pgd import pgd as pgd
 from steinnorm.attacks.pgd_scan import pgd_scan as pgd_scan
+from steinnorm.attacks.random_models import expected_over_randomness as expected_over_randomness
 from steinnorm.attacks.result import AttackResult as AttackResult
 from steinnorm.attacks.result import Stage as Stage
 from steinnorm.attacks.robustness import Robustness as Robustness

@@ -85,7 +85,8 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
         if _differ(direct, logits, 1e-2):
             warn(
                 "two calls of logits_fn on the same inputs gave other logits: a model that is "
-                "random, or holds state, needs an attack on its mean answer",
+                "random, or holds state, needs an attack on its mean answer: see "
+                "expected_over_randomness",
                 RandomLogitsWarning,
             )
     return model, logits

@@ -1,0 +1,66 @@
+"""Random models: the attack on the mean prediction, judged by draws that it has not seen."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from steinnorm.attacks import RandomLogitsWarning, Threat, apgd, expected_over_randomness, pgd
+from tests.attacks.problems import draws
+
+WEIGHTS = draws(16, 4) - 0.5
+X = 0.2 + 0.6 * draws(40, 16)
+Y = jnp.argmax(X @ WEIGHTS, axis=1)
+THREAT = Threat("linf", 0.05)
+
+
+def dropping(weights, key, x):
+    """Most inputs are dropped: the gradient of one draw is zero at all of these."""
+    kept = jax.random.bernoulli(key, 0.2, x.shape)
+    return 5 * jnp.where(kept, x - 0.5, 0) @ weights
+
+
+MODEL = jax.tree_util.Partial(dropping, WEIGHTS)
+
+
+def mean_accuracy(x, seed):
+    """By the mean of 400 fresh draws, in NumPy."""
+    total = 0.0
+    for key in jax.random.split(jax.random.key(seed), 400):
+        total += np.asarray(jax.nn.softmax(MODEL(key, x)))
+    return (total.argmax(axis=1) == np.asarray(Y)).mean()
+
+
+def test_the_mean_is_that_of_the_draws():
+    key = jax.random.key(1)
+    model = expected_over_randomness(MODEL, key, samples=5)
+    each = [jax.nn.softmax(MODEL(k, X)) for k in jax.random.split(key, 5)]
+    np.testing.assert_allclose(jnp.exp(model(X)), np.mean(each, axis=0), rtol=1e-5)
+    np.testing.assert_array_equal(model(X), model(X))
+    single = expected_over_randomness(lambda key, x: MODEL(key, x)[:, :1], key, samples=2)
+    assert single(X).shape == (40, 2)
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd])
+def test_the_mean_is_attacked_more_strongly_than_one_draw(attack):
+    left = {}
+    for samples in (1, 24):
+        model = expected_over_randomness(MODEL, jax.random.key(2), samples=samples)
+        found = attack(model, X, Y, threat=THREAT, steps=15)
+        left[samples] = mean_accuracy(found.x_adv, seed=9)
+    assert left[24] < left[1] - 0.2
+
+
+def test_a_model_that_draws_by_itself_is_noticed():
+    seeds = itertools.count()
+    with pytest.warns(RandomLogitsWarning, match="an attack on its mean answer"):
+        pgd(lambda x: MODEL(jax.random.key(next(seeds)), x), X, Y, threat=THREAT, steps=1)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="at least one draw"):
+        expected_over_randomness(MODEL, jax.random.key(0), samples=0)
+    with pytest.raises(ValueError, match=r"must be a jax.random.key"):
+        expected_over_randomness(MODEL, 0)
