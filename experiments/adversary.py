@@ -13,9 +13,7 @@ from experiments.data.batches import Batch
 from experiments.models.norms import in_evaluation
 from experiments.step import TrainState, as_inputs, split
 from experiments.tasks import Task
-from steinnorm.attacks import _geometry as geometry
-
-_BOX = (0.0, 1.0)
+from steinnorm.attacks import Threat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,47 +67,44 @@ class Adversary:
           batch: on the devices.
           step: its number, which decides the random start.
         """
-        epsilon = self.config.epsilon
-        size = self.config.step_size
-        size = 2.5 * epsilon / self.config.steps if size is None else size
-        key = jax.random.fold_in(jax.random.key(self.seed), step)
-        clean, attacked = _start(self.config, key, batch.inputs)
-        for _ in range(self.config.steps):
+        config, threat = self.config, Threat(self.config.norm, self.config.epsilon)
+        size = 2.5 * config.epsilon / config.steps if config.step_size is None else config.step_size
+        clean = _clean(batch.inputs)
+        attacked = clean
+        if config.random_start:
+            key = jax.random.fold_in(jax.random.key(self.seed), step)
+            attacked = _start(threat, key, clean)
+        for _ in range(config.steps):
             attacked = _ascend(
-                (self.task, self.graphdef, self.config.norm),
+                (self.task, self.graphdef),
                 (state.params, state.rest),
                 (attacked, clean, batch.targets),
-                (epsilon, size),
+                (threat, size),
             )
         return batch._replace(inputs=attacked)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(
-    config: AdversaryConfig, key: jax.Array, inputs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    clean = as_inputs(inputs)
-    if not config.random_start:
-        return clean, clean
-    noise = geometry.random_in_ball(key, clean, config.norm, config.epsilon)
-    return clean, geometry.project(clean + noise, clean, config.norm, config.epsilon, _BOX)
+_clean = jax.jit(as_inputs)
+
+
+@jax.jit
+def _start(threat: Threat, key: jax.Array, clean: jax.Array) -> jax.Array:
+    return threat.random_start(key, clean)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ascend(
-    what: tuple[Task, nnx.GraphDef, str],
+    what: tuple[Task, nnx.GraphDef],
     variables: tuple[nnx.State, nnx.State],
     arrays: tuple[jax.Array, jax.Array, jax.Array],
-    sizes: tuple[float, float],
+    how: tuple[Threat, float],
 ) -> jax.Array:
-    """One step: of which task, model and norm; from where, around what, against which targets."""
-    task, graphdef, norm = what
+    """One step: of which task and model; from where, around what, against which targets."""
+    (task, graphdef), (threat, size) = what, how
     attacked, clean, targets = arrays
-    epsilon, step_size = sizes
 
     def total(x: jax.Array) -> jax.Array:
         losses, weights = task.losses(nnx.merge(graphdef, *variables, copy=True)(x), targets)
         return jnp.sum(losses * weights)
 
-    moved = attacked + step_size * geometry.ascent(jax.grad(total)(attacked), norm)
-    return geometry.project(moved, clean, norm, epsilon, _BOX)
+    return threat.step(attacked, clean, jax.grad(total)(attacked), size)

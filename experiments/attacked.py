@@ -19,7 +19,6 @@ from steinnorm.attacks import (
     batch_threats,
     catalogue,
 )
-from steinnorm.attacks import _geometry as geometry
 
 ThreatModel = Literal["joint", "independent", "companion"]
 """Who attacks whom in a batch whose statistics count.
@@ -119,7 +118,7 @@ class Opponent:
             result = function(self.logits_fn, x, y, threat=threat, key=key, **settings)
         result.check(threat, attack.name)
         outputs = answer(self.logits_fn, result.x_adv)
-        distance = geometry.distance(result.x_adv, x, threat.norm)
+        distance = threat.distance(result.x_adv, x)
         return Attacked(result.x_adv, outputs, distance, result.zero_gradients)
 
     def _one_by_one(
@@ -148,7 +147,7 @@ class Opponent:
             result.check(threat, attack.name)
             # What was evaluated is the whole batch, of which the victim's row counts.
             outputs = answer(self.logits_fn, result.x_adv)[i]
-            change = jnp.max(geometry.distance(result.x_adv, x, threat.norm))
+            change = jnp.max(threat.distance(result.x_adv, x))
             found.append((result.x_adv[i], outputs, change, result.zero_gradients))
         inputs, answers, changes, zeros = zip(*found, strict=True)
         return Attacked(jnp.stack(inputs), jnp.stack(answers), jnp.stack(changes), sum(zeros))
