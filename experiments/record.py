@@ -23,6 +23,7 @@ from experiments.config import ExperimentConfig
 from experiments.errors import ConfigError
 from experiments.files import write_json
 from experiments.train import LogRow
+from steinnorm.attacks._code import code_digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,8 +183,9 @@ class WorkFolder:
 
 
 def _fingerprint(config: ExperimentConfig) -> str:
-    """Changes with all that a result depends on: settings and versions, not descriptions."""
+    """Changes with all that a result depends on: settings, code and versions, not descriptions."""
     settings = dataclasses.asdict(config)
+    settings["code"] = code_digest(Path(steinnorm.__file__).parent, Path(__file__).parent)
     settings["versions"] = [m.__version__ for m in (steinnorm, jax, flax)]
     for description in ("dataset", "size", "expected_time"):
         del settings[description]

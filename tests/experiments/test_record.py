@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from experiments import configs, files
+from experiments import configs, files, record
 from experiments.errors import ConfigError
 from experiments.record import Row, Run, WorkFolder
 from experiments.train import LogRow
@@ -69,3 +69,11 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="taken"):
         WorkFolder.open(tmp_path / "taken", configs.by_name("digits"))
+
+
+def test_a_run_of_other_code_is_made_again(tmp_path, monkeypatch):
+    config = configs.by_name("digits")
+    WorkFolder.open(tmp_path, config).save(_run())
+    assert WorkFolder.open(tmp_path, config).load("stein", 0) == _run()
+    monkeypatch.setattr(record, "code_digest", lambda *folders: "of another version")
+    assert WorkFolder.open(tmp_path, config).load("stein", 0) is None
