@@ -21,12 +21,14 @@ class Criterion(NamedTuple):
       reference: logits of the clean inputs, (B, *S, K), for losses that measure a change.
       progress: share of the steps that are done, a scalar in [0, 1), for losses that change on
         the way.
+      temperature: by which saturating losses divide the logits, a scalar or (B,); None for 1.
     """
 
     y: jax.Array
     target: jax.Array | None = None
     reference: jax.Array | None = None
     progress: jax.Array | float = 0.0
+    temperature: jax.Array | None = None
 
 
 def known(y: jax.Array) -> jax.Array:

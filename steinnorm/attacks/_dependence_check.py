@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,11 +15,28 @@ from steinnorm.attacks._survivors import placed_like
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import BatchDependenceWarning
 
-_ROUNDING = 0.01  # of the largest logit; bfloat16 may change logits by 0.4 % with their place
+# Examples keep their places, so that an independent model gives the same logits bit by bit on most
+# devices; as a share of the logits' spread, and for rounding as a share of the largest.
+_CHANGE, _ROUNDING = 1e-3, 1e-6
 _REMEMBERED = 64
-# Structure and shapes of models and inputs -> whether logits depend on the batch. For models whose
-# arrays are arguments: what makes them depend on it, such as a training mode, is in the structure.
-_found: OrderedDict[Any, bool] = OrderedDict()
+
+
+class _Seen(NamedTuple):
+    """A model that was looked at: its arrays, which must still be the same objects, and the answer.
+
+    What makes logits depend on the batch may be in the numbers: behind a head of zeros nothing
+    shows.
+    """
+
+    leaves: tuple[Any, ...]
+    answer: bool
+
+    def is_of(self, leaves: list[Any]) -> bool:
+        """Returns whether these are the arrays that were looked at."""
+        return all(seen() is leaf for seen, leaf in zip(self.leaves, leaves, strict=True))
+
+
+_seen: OrderedDict[Any, _Seen] = OrderedDict()
 
 
 def resolve_batch_dependence(problem: Problem, given: bool | None, *, quiet: bool = False) -> bool:
@@ -28,7 +46,7 @@ def resolve_batch_dependence(problem: Problem, given: bool | None, *, quiet: boo
       BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
     """
     if given is not None:
-        return given
+        return bool(given)
     found = _remembered(problem)
     if found and not quiet:
         warn(
@@ -46,32 +64,37 @@ def _remembered(problem: Problem) -> bool:
     leaves, structure = jax.tree.flatten(problem.model)
     if not leaves:  # a plain function may have changed since
         return depends_on_batch(problem)
-    shapes = tuple((np.shape(leaf), str(leaf.dtype)) for leaf in leaves if hasattr(leaf, "dtype"))
-    key = (structure, shapes, problem.x.shape)
-    if key not in _found:
-        _found[key] = depends_on_batch(problem)
-        if len(_found) > _REMEMBERED:
-            _found.popitem(last=False)
-    return _found[key]
+    key = (structure, problem.x.shape)
+    before = _seen.get(key)
+    if before is not None and before.is_of(leaves):
+        return before.answer
+    answer = depends_on_batch(problem)
+    try:
+        _seen[key] = _Seen(tuple(map(weakref.ref, leaves)), answer)
+    except TypeError:  # a number of Python's cannot be referred to weakly
+        return answer
+    _seen.move_to_end(key)
+    if len(_seen) > _REMEMBERED:
+        _seen.popitem(last=False)
+    return answer
 
 
 def depends_on_batch(problem: Problem) -> bool:
     """Returns whether an example's logits change with its companions, of which half become others.
 
     One more forward pass of the same shape, so that nothing compiles anew. An example alone is
-    given a companion; a model that takes no second example has no companions: False. So is what
-    changes logits by less than 1 % of the largest, which bfloat16 may do by itself;
-    ``batch_dependence`` measures smaller changes.
+    given a companion; a model that takes no second example has no companions: False.
+    ``batch_dependence`` says how large the change is.
     """
     rows = np.asarray(problem.x)
     kept = len(rows) - len(rows) // 2
-    # Negatives: unlike other images of the batch, they cannot have its statistics by chance.
-    low, high = (rows.min(), rows.max()) if problem.threat.bounds is None else problem.threat.bounds
-    negatives = (np.asarray(low) + np.asarray(high) - rows).astype(rows.dtype)
+    # Darker and of less contrast: companions of another mean and variance.
+    low = rows.min() if problem.threat.bounds is None else np.asarray(problem.threat.bounds[0])
+    others = (low + (rows - low) / 4).astype(rows.dtype)
     if len(rows) == 1:
-        batch = np.concatenate([rows, negatives])
+        batch = np.concatenate([rows, others])
     else:
-        batch = np.concatenate([rows[:kept], negatives[: len(rows) // 2]])
+        batch = np.concatenate([rows[:kept], others[kept:]])
     try:
         there = np.asarray(predict(problem.model, placed_like(batch, problem.x)))[:kept]
     except (TypeError, ValueError):
@@ -79,5 +102,7 @@ def depends_on_batch(problem: Problem) -> bool:
             raise
         return False
     here = np.asarray(problem.logits)[:kept]
-    scale = max(float(np.abs(here).max()), 1e-6)
-    return not bool(np.abs(there - here).max() <= _ROUNDING * scale)
+    # A number that all logits share changes no prediction, however large it is.
+    spread = float(np.max(here.max(axis=-1) - here.min(axis=-1)))
+    allowed = max(_CHANGE * spread, _ROUNDING * float(np.abs(here).max()))
+    return not bool(np.abs(there - here).max() <= allowed)

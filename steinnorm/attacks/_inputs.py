@@ -27,9 +27,9 @@ from steinnorm.attacks._model import (
 from steinnorm.attacks._survivors import placed_like, take_rows
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
-from steinnorm.attacks.losses import needs_reference
+from steinnorm.attacks.losses import needs_reference, saturates, temperature_of
 from steinnorm.attacks.result import AttackResult, Stage
-from steinnorm.attacks.threat import Threat, radius_text
+from steinnorm.attacks.threat import Threat, check_threat, radius_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,18 +121,27 @@ class Problem:
         """0 where each example has one label, 2 for label maps."""
         return len(self.shape) - 2
 
-    def criterion_for(self, loss: str) -> Criterion:
-        """Returns the criterion, with the clean logits where a loss needs them."""
-        if not needs_reference(loss):
-            return self.criterion
-        return self.criterion._replace(reference=self.logits)
+    def criterion_for(self, loss: str, *, joint: bool) -> Criterion:
+        """Returns the criterion, with the clean logits and the temperature where a loss needs them.
+
+        Args:
+          loss: its name.
+          joint: whether examples depend on each other.
+        """
+        criterion = self.criterion
+        if needs_reference(loss):
+            criterion = criterion._replace(reference=self.logits)
+        if saturates(loss) and (joint or self.label_axes):
+            temperature = _temperature(self.logits, criterion.y, joint=joint)
+            criterion = criterion._replace(temperature=temperature)
+        return criterion
 
     def take(self, index: np.ndarray) -> Problem:
         """Returns the problem of the examples at these positions alone."""
-        y, target, _, progress = self.criterion
+        y, target = self.criterion.y, self.criterion.target
         x, y, target = take_rows((self.x, y, target), jnp.asarray(index))
         shape = (len(index), *self.shape[1:])
-        return Problem(self.model, x, Criterion(y, target, None, progress), self.threat, shape)
+        return Problem(self.model, x, Criterion(y, target), self.threat, shape)
 
     def likeliest_wrong(self, count: int) -> np.ndarray:
         """Returns classes (B, n) but the right one, those of the largest clean logits first.
@@ -185,6 +194,9 @@ class Problem:
         result.check(self.threat, name)
         check_finite(~jnp.isfinite(logits), "logits of attacked inputs")
         return result
+
+
+_temperature = jax.jit(temperature_of, static_argnames="joint")
 
 
 @jax.jit
@@ -249,19 +261,20 @@ def check_key(key: Any) -> None:
     """
     if key is None or isinstance(key, jax.core.Tracer):
         return
-    is_key = isinstance(key, jax.Array) and (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32
-    )
-    if not is_key:
-        hint = f"; write jax.random.key({key})" if isinstance(key, int) else ""
-        raise ValueError(f"key must be a jax.random.key; got {type(key).__name__}{hint}")
+    got = type(key).__name__
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if (typed and not key.ndim) or (key.dtype == jnp.uint32 and key.shape in ((2,), (4,))):
+            return
+        got = f"an array of shape {key.shape} and dtype {key.dtype}"
+    hint = f"; write jax.random.key({key})" if isinstance(key, int) else ""
+    raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
 
 
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     if isinstance(x, jax.core.Tracer):
         raise ValueError("attacks loop on the host; inside jit, vmap or scan use pgd_scan")
-    if not isinstance(threat, Threat):
-        raise ValueError(f"threat must be a Threat; got {type(threat).__name__}")
+    check_threat(threat)
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
@@ -301,6 +314,7 @@ def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) 
     if y.shape != shape[:-1] or not np.issubdtype(y.dtype, np.integer):
         expected = f"integer labels of shape {shape[:-1]}"
         soft = "; soft and one-hot labels are not taken, use jnp.argmax" if y.shape == shape else ""
+        soft = soft or ("; use y.astype(int)" if y.dtype == bool else "")
         raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{soft}")
     classes = shape[-1]
     if void and y.ndim > 1 and classes > VOID:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -22,7 +24,11 @@ K = 1 stands for two classes and the logit z of class 1, and is read as the two 
 softmax has the same probabilities. Attacks take an NNX model as well, as it is in evaluation.
 """
 
-# Functions whose arrays had changed since they were compiled -> what is compiled now.
+# Functions -> what they traced to when they were seen last, for each shape of the inputs.
+_DIGESTS: weakref.WeakKeyDictionary[LogitsFn, dict[tuple[int, ...], str]] = (
+    weakref.WeakKeyDictionary()
+)
+# Functions that have changed since they were compiled -> what is compiled now.
 _REMADE: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = weakref.WeakKeyDictionary()
 
 
@@ -75,9 +81,12 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
       RandomLogitsWarning: the function's logits differ between two calls.
     """
     model = as_argument(logits_fn)
-    logits = predict(model, x)
     if has_arguments(logits_fn, model):
-        return model, logits
+        return model, predict(model, x)
+    logits_shape(model, x)  # refuses what is no such model, in words
+    if _has_changed(logits_fn, x):
+        model = _remade(logits_fn)
+    logits = predict(model, x)
     direct = traced_logits(logits_fn, x)
     if _differ(direct, logits, 1e-4):
         model = _remade(logits_fn)
@@ -90,6 +99,27 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
                 RandomLogitsWarning,
             )
     return model, logits
+
+
+def _has_changed(logits_fn: LogitsFn, x: jax.Array) -> bool:
+    """Returns whether a function computes something else than when it was seen last.
+
+    By what it traces to, constants included, since what it answers may be the same: with a
+    ``stop_gradient`` more or less its logits are.
+    """
+    traced = jax.make_jaxpr(lambda inputs: logits_fn(inputs))(x)  # noqa: PLW0108
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
+    for constant in traced.consts:
+        if not jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+            digest.update(np.asarray(constant).tobytes())
+    found = digest.hexdigest()
+    try:
+        of_shapes = _DIGESTS.setdefault(logits_fn, {})
+    except TypeError:  # what cannot be referred to weakly is always made anew
+        return True
+    before = of_shapes.get(x.shape, found)
+    of_shapes[x.shape] = found
+    return before != found
 
 
 def has_arguments(logits_fn: LogitsFn, model: jax.tree_util.Partial) -> bool:

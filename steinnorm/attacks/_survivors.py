@@ -99,8 +99,11 @@ def placed_like(rows: Any, like: Any) -> jax.Array:
     Rows whose number the devices do not divide go to all of them.
     """
     rows = np.asarray(rows)
-    if not isinstance(like, jax.Array) or len(like.sharding.device_set) == 1:
+    if not isinstance(like, jax.Array):
         return jnp.asarray(rows)
+    if len(like.sharding.device_set) == 1:
+        # Where nobody chose a device, the rows may still go where a model's arrays are.
+        return jax.device_put(rows, like.sharding) if like.committed else jnp.asarray(rows)
     if len(rows) % shards(like):
         return jnp.asarray(rows)
     if like.ndim == rows.ndim:

@@ -136,7 +136,7 @@ def run_apgd(
     Returns:
       The attacked inputs, and how many gradients were all zero at the end of the last run.
     """
-    aims, name = _aims(problem, loss, target_classes)
+    aims, name = _aims(problem, loss, target_classes, joint)
     kept = Worst(problem.x, for_batch(share_reached(problem.logits, problem.criterion), joint))
     vanished, done, total = 0, 0, restarts * len(aims) * steps
     for restart in range(restarts):
@@ -306,10 +306,12 @@ def _check_loss(problem: Problem, loss: str, target_classes: int) -> None:
         raise ValueError(f"target_classes must be at least 1; got {target_classes}")
 
 
-def _aims(problem: Problem, loss: str, target_classes: int) -> tuple[list[Criterion], str]:
+def _aims(
+    problem: Problem, loss: str, target_classes: int, joint: bool
+) -> tuple[list[Criterion], str]:
     """Returns the criteria whose loss is followed, one per run, and the name of that loss."""
     if loss not in TOWARDS:
-        return [problem.criterion_for(loss)], loss
+        return [problem.criterion_for(loss, joint=joint)], loss
     targets = problem.likeliest_wrong(target_classes)
     columns = [placed_like(column, problem.x) for column in targets.T]
     return [problem.criterion._replace(target=column) for column in columns], TOWARDS[loss]

@@ -6,7 +6,7 @@ Where it departs from algorithm 1 there and from the authors' code:
    likeliest wrong classes; any wrong class counts, or with ``target`` only the wanted one.
 2. The projection onto the linearised boundary within the box is exact, by Newton's iteration
    instead of a sort.
-3. A wrong logit must lead by a millionth of the largest one: points on the boundary itself are
+3. A wrong logit must lead by a millionth of the logits' spread: points on the boundary itself are
    turned back by rounding in a batch of another size.
 4. Points outside of the ball are not handed back; broken examples leave before the next run.
 5. There is no final search by bisection between the input and the nearest point.
@@ -43,7 +43,7 @@ from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat
 
 _TELL_EVERY = 25
-_CLEAR = 1e-6  # share of the largest logit by which a wrong one must lead
+_CLEAR = 1e-6  # share of the logits' spread by which a wrong one must lead
 
 
 def fab(
@@ -304,4 +304,6 @@ def _towards(
 
 def _is_clear(logits: jax.Array, criterion: Criterion) -> jax.Array:
     """Returns whether what is wanted leads clearly, (B,)."""
-    return margin(logits, criterion) > _CLEAR * jnp.max(jnp.abs(logits), axis=1)
+    spread = jnp.max(logits, axis=1) - jnp.min(logits, axis=1)
+    rounding = 2 * jnp.finfo(logits.dtype).eps * jnp.max(jnp.abs(logits), axis=1)
+    return margin(logits, criterion) > jnp.maximum(_CLEAR * spread, rounding)

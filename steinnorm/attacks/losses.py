@@ -11,6 +11,11 @@ the largest one of the labels that a gradient sums over: of the example's own pi
 whole batch where an example's logits depend on the others. That is the gradient of the loss but
 for one positive factor, which no attack here looks at, and it never vanishes by rounding.
 
+Where a gradient sums over many labels, the weights between them matter, and those of a sure model
+are no help: exp(-1000) beside exp(-100), it follows the one label that is least sure. There the
+logits are divided by a temperature (after Carlini & Wagner 2016), found once from the clean logits,
+at which the median label's lead is 4 nats; where it is less, the temperature is 1.
+
 Values saturate as well: of a model that is sure enough all losses round to 0, and an attack that
 compares them learns nothing. So it compares logarithms of mean losses, in which they stay apart.
 """
@@ -33,6 +38,7 @@ from steinnorm.attacks._criterion import (
 
 _TINY = 1e-12
 _LOG_2 = 0.6931471805599453
+_LEAD = 4.0  # nats by which the median label may lead before logits are divided
 _LOWEST = -1e30  # logarithm of no loss at all; finite, as infinities mean a broken model
 
 
@@ -191,6 +197,7 @@ LOSSES: dict[str, Loss] = {
 
 _WITH_TARGET = ("cross_entropy", "margin", "dlr")
 _WITH_REFERENCE = ("kl",)
+_SATURATING = ("cross_entropy", "kl", "segpgd", "masked_cross_entropy", "js")
 
 
 def per_label(
@@ -204,6 +211,7 @@ def per_label(
       criterion: what the attack is after.
       joint: whether examples depend on each other, so that one gradient sums over all of them.
     """
+    logits, criterion = _tempered(name, logits, criterion)
     loss = LOSSES[name](logits, criterion)
     if not isinstance(loss, Saturating):
         return loss
@@ -224,6 +232,7 @@ def per_example(
       criterion: what the attack is after.
       joint: whether examples depend on each other; every one then gets the number of the batch.
     """
+    logits, criterion = _tempered(name, logits, criterion)
     loss, y = LOSSES[name](logits, criterion), criterion.y
     if not isinstance(loss, Saturating):
         return for_batch(mean_over_labels(loss, y), joint)
@@ -233,6 +242,26 @@ def per_example(
     else:
         value = _log_mean(loss.log_value, y, joint)
     return _with_gradient_of(value, followed)
+
+
+def temperature_of(logits: jax.Array, y: jax.Array, *, joint: bool) -> jax.Array:
+    """Returns the temperature of each example, or of the batch, at least 1.
+
+    Args:
+      logits: of the clean inputs, (B, *S, K).
+      y: right labels, (B, *S).
+      joint: one temperature for the whole batch, whose examples depend on each other.
+    """
+    lead, _ = _lead_of_others(logits, right_labels(y))
+    size = jnp.where(known(y), jnp.abs(lead), jnp.nan)
+    axes = None if joint else tuple(range(1, y.ndim))
+    median = jnp.nanmedian(size, axis=axes)
+    return jnp.maximum(jnp.where(jnp.isfinite(median), median, 0) / _LEAD, 1)
+
+
+def saturates(name: str) -> bool:
+    """Returns whether the loss of that name does."""
+    return name in _SATURATING
 
 
 def needs_reference(name: str) -> bool:
@@ -262,6 +291,19 @@ def check_loss(name: str, classes: int, label_axes: int, *, targeted: bool) -> N
         raise ValueError(f"{name} has no target; with one, take {', '.join(_WITH_TARGET)}")
     if name in _PER_PIXEL and not label_axes:
         raise ValueError(f"{name} is for a label per pixel; got one per example")
+
+
+def _tempered(name: str, logits: jax.Array, criterion: Criterion) -> tuple[jax.Array, Criterion]:
+    """Divides the logits, and those of the clean inputs, by the temperature."""
+    if criterion.temperature is None or not saturates(name):
+        return logits, criterion
+    divisor = criterion.temperature.astype(logits.dtype)
+    if divisor.ndim:
+        divisor = divisor.reshape(divisor.shape + (1,) * (logits.ndim - 1))
+    reference = criterion.reference
+    if reference is not None:
+        reference = reference / divisor
+    return logits / divisor, criterion._replace(reference=reference)
 
 
 def _followed(loss: Saturating, logits: jax.Array, criterion: Criterion, joint: bool) -> jax.Array:

@@ -7,7 +7,8 @@ Where they depart from the papers and from the reference implementation (torchat
    directions are the same otherwise.
 2. A Euclidean direction is normalised without a small constant in the divisor, which would shorten
    the steps where gradients are tiny.
-3. The projection leaves no rounding: nothing is farther from ``x`` than the radius.
+3. The projection leaves no rounding: no value is farther from ``x`` (Linf) than the radius, as a
+   number of the inputs' dtype.
 4. With restarts each example keeps the run in which the attack has most of what it wants and, among
    those, the largest loss; what is kept is judged again.
 5. Where an example's logits depend on its companions the batch is attacked, and kept, as a whole.
@@ -37,7 +38,7 @@ from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import keep_worse
 from steinnorm.attacks.losses import check_loss, needs_reference, per_example
 from steinnorm.attacks.result import AttackResult
-from steinnorm.attacks.threat import Threat, warn_of_short_reach
+from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
 Schedule = Callable[[float], float]
 """Maps the share of the steps that are done, in [0, 1), to a factor of the step size."""
@@ -155,6 +156,7 @@ def pgd(
       BatchDependenceWarning, RadiusWarning: as in ``fgsm``.
     """
     check_key(key)
+    check_threat(threat)
     random_start = key is not None if random_start is None else random_start
     if random_start and key is None:
         raise ValueError("a random start needs a key: pass key=jax.random.key(seed)")
@@ -196,7 +198,7 @@ class _Run:
     def __init__(self, problem: Problem, loss: str, *, joint: bool, momentum: float):
         self._problem, self._loss, self._joint = problem, loss, joint
         self._momentum = float(momentum)
-        self._criterion = problem.criterion_for(loss)
+        self._criterion = problem.criterion_for(loss, joint=joint)
 
     def follow(self, start: jax.Array, sizes: list[Any]) -> tuple[jax.Array, int]:
         """Returns the last point of a run, and how many gradients were all zero there."""
@@ -228,7 +230,7 @@ class _Run:
         """Returns the share of the labels reached and the loss, (B,) both."""
         logits = predict(self._problem.model, x_adv)
         share = share_reached(logits, self._criterion)
-        return share, per_example(self._loss, logits, self._criterion)
+        return share, per_example(self._loss, logits, self._criterion, joint=self._joint)
 
 
 @jax.jit

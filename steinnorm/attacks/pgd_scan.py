@@ -9,8 +9,14 @@ import jax.numpy as jnp
 
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._model import LogitsFn, traced_logits
-from steinnorm.attacks.losses import check_loss, needs_reference, per_example
-from steinnorm.attacks.threat import Threat, warn_of_short_reach
+from steinnorm.attacks.losses import (
+    check_loss,
+    needs_reference,
+    per_example,
+    saturates,
+    temperature_of,
+)
+from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
 
 def pgd_scan(
@@ -57,6 +63,7 @@ def pgd_scan(
       >>> attack(jnp.array([[0.75, 0.5]]), jnp.array([0]))
       Array([[0.5 , 0.75]], dtype=float32)
     """
+    check_threat(threat)
     if steps < 1 or (step_size is not None and not step_size >= 0):
         raise ValueError(
             f"steps must be at least 1 and step_size not negative; got {steps} and {step_size}"
@@ -69,10 +76,14 @@ def pgd_scan(
     check_loss(loss, classes, y.ndim - 1, targeted=False)
     warn_of_short_reach([step_size] * steps if step_size is not None else [], threat)
     size = 2.5 * threat.epsilon / steps if step_size is None else step_size
+    temperature = None
+    if saturates(loss) and (batch_dependent or y.ndim > 1):
+        temperature = temperature_of(traced_logits(logits_fn, x), y, joint=batch_dependent)
     start = x if key is None else threat.random_start(jax.random.fold_in(key, 0), x)
 
     def step(x_adv: jax.Array, progress: jax.Array) -> tuple[jax.Array, None]:
-        criterion = Criterion(y.astype(jnp.int32), progress=progress)
+        labels = y.astype(jnp.int32)
+        criterion = Criterion(labels, progress=progress, temperature=temperature)
 
         def total(images: jax.Array) -> jax.Array:
             logits = traced_logits(logits_fn, images)

@@ -188,7 +188,8 @@ def _judged(problem: Problem, x_adv: jax.Array, joint: bool) -> tuple[jax.Array,
     """Returns the share of the labels reached and what grows with the cross-entropy, (B,) both."""
     logits = predict(problem.model, x_adv)
     share = share_reached(logits, problem.criterion)
-    loss = per_example("cross_entropy", logits, problem.criterion, joint=joint)
+    criterion = problem.criterion_for("cross_entropy", joint=joint)
+    loss = per_example("cross_entropy", logits, criterion, joint=joint)
     return for_batch(share, joint), loss
 
 

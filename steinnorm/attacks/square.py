@@ -172,7 +172,7 @@ class _Run:
 
     def __init__(self, problem: Problem, key: jax.Array, loss: str, joint: bool):
         self._problem, self._key, self._joint = problem, key, joint
-        self._criterion = problem.criterion_for(loss)
+        self._criterion = problem.criterion_for(loss, joint=joint)
         self._loss = loss
 
     def follow(self, schedule: list[tuple[int, ...]], kept: Worst, tick: Tick) -> None:

@@ -56,7 +56,7 @@ class Threat:
         _check_epsilon(self.norm, self.epsilon)
         if self.bounds is None:
             return
-        if not isinstance(self.bounds, Sequence) or len(self.bounds) != 2:
+        if not isinstance(self.bounds, Sequence | np.ndarray) or len(self.bounds) != 2:
             raise ValueError(f"bounds must be (low, high) or None; got {self.bounds!r}")
         low, high = (_number("bounds", bound) for bound in self.bounds)
         set_field(self, "bounds", (low, high))
@@ -185,6 +185,17 @@ class Threat:
         return bool(np.all(np.asarray(self.epsilon) >= width))
 
 
+def check_threat(threat: Any) -> None:
+    """Refuses what is no threat.
+
+    Raises:
+      ValueError: saying what to write.
+    """
+    if not isinstance(threat, Threat):
+        hint = f": write Threat('linf', {threat!r})" if isinstance(threat, int | float) else ""
+        raise ValueError(f"threat must be a Threat; got {type(threat).__name__}{hint}")
+
+
 def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
     """Warns where steps of these sizes cannot cross the ball.
 
@@ -226,7 +237,7 @@ def _number(name: str, value: Any) -> Any:
     array = np.asarray(value)
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise ValueError(f"{name} must be real; got dtype {array.dtype}")
-    return float(array) if array.ndim == 0 else array.astype(np.float32)
+    return float(array) if array.ndim == 0 else array.astype(np.float64)
 
 
 def _check_epsilon(norm: str, epsilon: Any) -> None:

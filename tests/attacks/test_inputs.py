@@ -28,7 +28,7 @@ from steinnorm.attacks import (
     predict,
     square,
 )
-from steinnorm.attacks._dependence_check import depends_on_batch
+from steinnorm.attacks._dependence_check import depends_on_batch, resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem
 from tests.attacks.problems import CLASSES, EXAMPLES, KEY, companions, draws, problem
 
@@ -320,3 +320,84 @@ def test_a_box_far_from_zero(norm):
     y = jnp.array([0, 1, 2, 0])
     model = lambda x: (x.reshape(4, 9) - 1000) @ weights  # noqa: E731
     assert pgd(model, x, y, threat=threat, steps=3).max_norm > 0.04
+
+
+def _standardised(p, x):
+    flat = x.reshape(len(x), -1)
+    deviation = jnp.sqrt(flat.var(axis=0, keepdims=True) + 1e-5)
+    return ((flat - flat.mean(axis=0, keepdims=True)) / deviation) @ p["w"] + p["offset"]
+
+
+def _found(p, x, **threat):
+    model = jax.tree_util.Partial(_standardised, p)
+    y = np.zeros(len(x), np.int32)
+    return resolve_batch_dependence(
+        Problem.of(model, x, y, Threat("linf", 0.1, **threat)), None, quiet=True
+    )
+
+
+def test_what_was_independent_at_other_weights_is_looked_at_again():
+    """Behind a head of zeros nothing shows."""
+    x = draws(12, 3, 3, 1)
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    zero = {"w": jnp.zeros((9, 4)), "offset": jnp.zeros((1, 4))}
+    assert not _found(zero, x)
+    assert _found({**zero, "w": head}, x)
+    assert not _found(zero, x)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_a_number_that_all_logits_share_hides_no_dependence(offset):
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    p = {"w": head, "offset": jnp.full((1, 4), offset)}
+    assert _found(p, draws(12, 3, 3, 1))
+
+
+def test_data_that_are_their_own_negatives_hide_no_dependence():
+    x = draws(10, 3, 3, 1)
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    both = jnp.concatenate([x, 1 - x])
+    assert _found({"w": head, "offset": jnp.zeros((1, 4))}, both)
+    assert _found({"w": head, "offset": jnp.zeros((1, 4))}, 5 * both, bounds=None)
+
+
+def test_a_large_batch_hides_no_dependence():
+    generator = np.random.default_rng(0)
+    kernel = jnp.asarray(generator.normal(size=(3, 3, 3, 8)) / 5, jnp.float32)
+    head = jnp.asarray(generator.normal(size=(8, 4)), jnp.float32)
+
+    def network(kernel, head, x):
+        lax = jax.lax
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, ("NHWC", "HWIO", "NHWC"))
+        axes = (0, 1, 2)
+        y = (y - y.mean(axes, keepdims=True)) * lax.rsqrt(y.var(axes, keepdims=True) + 1e-5)
+        return jnp.maximum(y, 0).mean(axis=(1, 2)) @ head
+
+    model = jax.tree_util.Partial(network, kernel, head)
+    x = jnp.asarray(generator.uniform(size=(256, 16, 16, 3)), jnp.float32)
+    problem = Problem.of(model, x, np.zeros(256, np.int32), THREAT)
+    assert depends_on_batch(problem)
+
+
+def test_a_defence_that_leaves_the_logits_alone_is_attacked_as_it_is_now():
+    model, _, x, y = problem()
+    held = {"hide": True}
+
+    def defended(x):
+        return model(jax.lax.stop_gradient(x) if held["hide"] else x)
+
+    threat = Threat("linf", 0.5)
+    hidden = pgd(defended, x, y, threat=threat, steps=3)
+    assert hidden.zero_gradients == len(x)
+    held["hide"] = False
+    shown = pgd(defended, x, y, threat=threat, steps=3)
+    fresh = pgd(lambda x: defended(x), x, y, threat=threat, steps=3)  # noqa: PLW0108
+    np.testing.assert_array_equal(shown.x_adv, fresh.x_adv)
+    assert shown.success.all()
+
+
+def test_a_number_for_a_threat_is_refused_in_words():
+    model, _, x, y = problem()
+    for attack in (fgsm, pgd, apgd, square, autoattack):
+        with pytest.raises(ValueError, match=r"threat must be a Threat; got float: write Threat\("):
+            attack(model, x, y, threat=8 / 255)
