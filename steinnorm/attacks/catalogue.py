@@ -5,6 +5,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from steinnorm.attacks import losses
 from steinnorm.attacks.apgd import apgd
 from steinnorm.attacks.autoattack import autoattack
@@ -19,6 +21,8 @@ _PER_EXAMPLE = ("fab", "autoattack")
 _WITH_LOSS = ("fgsm", "pgd", "apgd")
 _TELLING = ("apgd", "fab", "square", "autoattack", "sea")  # those that say how far they are
 _TARGETED = "targeted_"
+_WALKS = ("pgd", "segpgd")  # those that may start at a random point
+_USUAL_STEPS = {"pgd": 20, "apgd": 100, "fab": 100, "autoattack": 100, "segpgd": 20, "sea": 300}
 _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
 
 
@@ -26,14 +30,18 @@ _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
 class AttackSettings:
     """An attack and its budget, without norm and radius.
 
+    What is not given is as in the attack of the catalogue that has the kind for its name.
+
     Attributes:
       name: what the results call it.
       kind: which function of ``steinnorm.attacks`` runs it, a noise included.
       steps: gradient steps per run (``pgd``, ``apgd``, ``fab``, ``autoattack``, ``segpgd``,
-        ``sea``).
+        ``sea``); None means the usual number of this kind: 20 of ``pgd`` and ``segpgd``, 100 of
+        ``apgd``, ``fab`` and ``autoattack``, 300 of ``sea``.
       step_size: absolute, in the units of the inputs; None means 2.5 * epsilon / steps (``pgd``
         and ``segpgd``).
-      random_start: start at a random point of the ball (``pgd`` and ``segpgd``).
+      random_start: start at a random point of the ball (``pgd`` and ``segpgd``); None means that
+        these do.
       restarts: runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and ``segpgd``).
       loss: what the attack increases, a name of ``steinnorm.attacks.losses.LOSSES``, for ``apgd``
         also with ``targeted_`` before it (``fgsm``, ``pgd``, ``apgd``).
@@ -42,14 +50,19 @@ class AttackSettings:
         wanted.
 
     Raises:
-      ValueError: there is no attack of this kind.
+      ValueError: there is no attack of this kind, or it would run several times from one point.
+
+    Example:
+      >>> mine = AttackSettings("mine", "pgd", loss="margin")
+      >>> mine.steps, mine.random_start
+      (20, True)
     """
 
     name: str
     kind: str
-    steps: int = 1
+    steps: int | None = None
     step_size: float | None = None
-    random_start: bool = False
+    random_start: bool | None = None
     restarts: int = 1
     loss: str = "cross_entropy"
     queries: int = 5000
@@ -58,6 +71,22 @@ class AttackSettings:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind of attack {self.kind!r}; there are {', '.join(KINDS)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if hasattr(value, "item") and np.ndim(value) == 0:  # JSON has no numbers of NumPy
+                self._set(field.name, value.item())
+        if self.steps is None:
+            self._set("steps", _USUAL_STEPS.get(self.kind, 1))
+        if self.random_start is None:
+            self._set("random_start", self.kind in _WALKS)
+        if self.kind in _WALKS and self.restarts > 1 and not self.random_start:
+            raise ValueError(
+                f"{self.name}: {self.restarts} restarts from the same point are one; set "
+                "random_start=True"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
 
     @property
     def has_ball(self) -> bool:
@@ -114,17 +143,17 @@ KINDS = (*NOISES, "fgsm", "pgd", "apgd", "fab", "square", "autoattack", *_PER_PI
 
 _ATTACKS = (
     AttackSettings("fgsm", "fgsm"),
-    AttackSettings("pgd", "pgd", steps=20, random_start=True),
-    AttackSettings("pgd-margin", "pgd", steps=20, random_start=True, loss="margin"),
-    AttackSettings("apgd", "apgd", steps=100),
-    AttackSettings("apgd-dlr", "apgd", steps=100, loss="dlr"),
-    AttackSettings("apgd-margin", "apgd", steps=100, loss="margin"),
-    AttackSettings("apgd-t", "apgd", steps=100, loss="targeted_dlr"),
-    AttackSettings("fab-t", "fab", steps=100),
+    AttackSettings("pgd", "pgd"),
+    AttackSettings("pgd-margin", "pgd", loss="margin"),
+    AttackSettings("apgd", "apgd"),
+    AttackSettings("apgd-dlr", "apgd", loss="dlr"),
+    AttackSettings("apgd-margin", "apgd", loss="margin"),
+    AttackSettings("apgd-t", "apgd", loss="targeted_dlr"),
+    AttackSettings("fab-t", "fab"),
     AttackSettings("square", "square"),
-    AttackSettings("autoattack", "autoattack", steps=100),
-    AttackSettings("segpgd", "segpgd", steps=20, random_start=True),
-    AttackSettings("sea", "sea", steps=300),
+    AttackSettings("autoattack", "autoattack"),
+    AttackSettings("segpgd", "segpgd"),
+    AttackSettings("sea", "sea"),
 )
 _KNOWN = {
     **{name: AttackSettings(name, name) for name in NOISES},

@@ -247,7 +247,7 @@ CHILD = """
 import os, sys, time
 import numpy as np
 from steinnorm.attacks import evaluate_robustness, fgsm
-out, log, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
+out, log = sys.argv[1:3]  # the pause is no global, for results depend on those
 rng = np.random.default_rng(0)
 x = rng.uniform(size=(40, 12)).astype(np.float32)
 w = rng.normal(size=(12, 3)).astype(np.float32)
@@ -257,7 +257,7 @@ def slow(logits_fn, x, y, *, threat, key):
     found = fgsm(logits_fn, x, y, threat=threat, key=key)
     with open(log, "a") as file:
         print(float(x[0, 0]), threat.epsilon, file=file)
-    time.sleep(pause)
+    time.sleep(float(sys.argv[3]))
     return found
 
 settings = dict(epsilons=(0.1, 0.2), attacks=slow, batch_size=10, checks=False, progress=False)

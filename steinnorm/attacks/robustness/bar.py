@@ -1,14 +1,16 @@
 """How far an evaluation is: a bar on a terminal, a line now and then elsewhere."""
 
+import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Self
 
 _PAUSE = 30.0  # seconds between two lines where there is no bar
 
 
 class Bar:
-    """Use as a context manager.
+    """Use as a context manager.  Without rich there are lines instead of a bar.
 
     Args:
       shown: whether anything is shown at all.
@@ -17,31 +19,35 @@ class Bar:
 
     def __init__(self, shown: bool, steps: int | None):
         self._steps, self._done, self._last = steps, 0, time.monotonic()
-        self._console: Any = None
+        self._say: Callable[[str], None] | None = None
         self._progress: Any = None
         if shown:
             self._make()
 
     def _make(self) -> None:
-        # Here and not above, so that attacks alone do not load it.
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        self._console = Console(soft_wrap=True)
-        quiet = not self._console.is_terminal or bool(os.environ.get("CI"))
+        try:
+            # Here and not above, so that attacks alone do not load it.
+            from rich.console import Console  # noqa: PLC0415
+            from rich.progress import (  # noqa: PLC0415
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+            )
+        except ImportError:
+            self._say = functools.partial(print, flush=True)
+            return
+        console = Console(soft_wrap=True)
+        self._say = functools.partial(console.print, highlight=False, markup=False)
+        quiet = not console.is_terminal or bool(os.environ.get("CI"))
         if not quiet:
             self._progress = Progress(
                 TextColumn("{task.description:<44}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                console=self._console,
+                console=console,
                 transient=True,
             )
             self._task = self._progress.add_task("compiling", total=self._steps)
@@ -71,8 +77,8 @@ class Bar:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if self._console is not None:
-            self._console.print(line, highlight=False, markup=False)
+        if self._say is not None:
+            self._say(line)
             self._last = time.monotonic()
 
     def _now_and_then(self, line: str) -> None:

@@ -5,24 +5,34 @@ and keeps a few numbers of each example.  So it needs the memory of one batch, w
 of examples, and it may be stopped and gone on with at any time.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from steinnorm.attacks import catalogue
 from steinnorm.attacks._model import LogitsFn
+from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.robustness.arguments import (
+    Wanted,
+    checked_attacks,
+    checked_dependence,
+    checked_radii,
+    checked_wanted,
+    whole,
+)
 from steinnorm.attacks.robustness.bar import Bar
-from steinnorm.attacks.robustness.checks import Checked, checked
+from steinnorm.attacks.robustness.checks import checked
 from steinnorm.attacks.robustness.data import Data
 from steinnorm.attacks.robustness.loop import Loop
-from steinnorm.attacks.robustness.measure import Attack, Measure, name_of
+from steinnorm.attacks.robustness.measure import Attack, Measure
+from steinnorm.attacks.robustness.names import CHECKS
 from steinnorm.attacks.robustness.result import Robustness, write_figures, write_tables
-from steinnorm.attacks.robustness.rows import NONE, WORST, row_of, with_worst
+from steinnorm.attacks.robustness.rows import WORST, row_of, with_worst
 from steinnorm.attacks.robustness.store import Store
-from steinnorm.attacks.threat import Threat
+
+_STOPPED = "stopped before every attack was made on every batch"
+_UNCHECKED = "the checks are not finished"
 
 
 def evaluate_robustness(
@@ -38,7 +48,7 @@ def evaluate_robustness(
     out: str | Path | None = None,
     bounds: Any = (0.0, 1.0),
     batch_dependent: bool | None = None,
-    checks: bool | CheckSettings = True,
+    checks: bool | CheckSettings | None = True,
     check_examples: int = 128,
     twin: LogitsFn | None = None,
     class_names: Sequence[str] = (),
@@ -54,8 +64,10 @@ def evaluate_robustness(
     examples, where these are images) and ``per_example/`` (a file for each attack and radius,
     written after every batch).  A call that was stopped goes on where it was when it is made again
     with the same model, data and settings.  Models are told by their arrays, where they have any to
-    be seen, and by their logits and gradients on the first batch; results of another model, of
-    other data or settings, or of another version of this code are replaced.
+    be seen, and by their logits and gradients on the first batch; files of another model, of other
+    data or settings, or of another version of this code are replaced or removed.  An attack of
+    one's own is told by its code and the globals that it reads; where these cannot be described, it
+    is measured anew.
 
     Args:
       logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), ready for
@@ -77,8 +89,8 @@ def evaluate_robustness(
       batch_dependent: whether an example's logits change with its companions (statistics of the
         test batch); None to find out on the first batch.  If so the attacker owns each batch as a
         whole, and intervals, which take examples to be independent, are too narrow.
-      checks: whether the checks of ``steinnorm.attacks.checks`` are made, on the first batch at the
-        largest radius; or their settings.
+      checks: whether the checks of ``steinnorm.attacks.checks`` are made, on the first batch with a
+        known label at the largest radius; or their settings; None means no.
       check_examples: on how many examples, at most those of a batch; on the whole of it where
         logits depend on the batch.
       twin: the same model without its defence, for the check of transfer.
@@ -96,7 +108,8 @@ def evaluate_robustness(
     Warns:
       RadiusWarning: a ball holds all of the box.
       BatchDependenceWarning: logits depend on the batch, and nobody said so.
-      UserWarning: results of another model are replaced, or there is no matplotlib for figures.
+      UserWarning: results of another model are replaced, the checks could not be made, or there is
+        no matplotlib for figures.
 
     Example:
       >>> import jax.numpy as jnp
@@ -109,93 +122,68 @@ def evaluate_robustness(
       >>> [(row.attack, row.epsilon, row.value) for row in found.rows]
       [('none', 0.0, 1.0), ('pgd', 0.1, 0.5), ('worst', 0.1, 0.5)]
     """
-    chosen, radii = _attacks(attacks), _radii(epsilons, norm, bounds)
+    chosen, radii = checked_attacks(attacks), checked_radii(epsilons, norm, bounds)
+    wanted = checked_wanted(checks, check_examples, twin)
     data, folder = Data(x, y, batch_size), None if out is None else Path(out)
     batches = data.batches
     per_batch = 1 + len(chosen) * len(radii)
     with Bar(progress, None if batches is None else batches * per_batch) as bar:
         loop = Loop(
-            Measure(logits_fn, norm, bounds, seed, folder is not None, bar.note),
+            Measure(logits_fn, norm, bounds, whole("seed", seed), folder is not None, bar.note),
             chosen,
             radii,
             Store(folder),
             bar.advance,
-            batch_dependent,
+            checked_dependence(batch_dependent),
         )
         try:
             loop.run(data)
         except KeyboardInterrupt:
             if folder is not None and loop.results:
-                write_tables(_result(loop, None, folder), complete=False)
+                _write(loop, folder, _STOPPED)
             raise
-        made = _checked(loop, checks, check_examples, twin, folder)
-        for finding in made.findings if made else ():
-            bar.say(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
-        result = _result(loop, made, folder)
+        # Whatever becomes of the checks, what is measured is written.
+        result = _write(loop, folder, _UNCHECKED if _to_check(loop, wanted) else "")
         if folder is not None:
-            write_tables(result, complete=True)
             write_figures(result, class_names)
+        if _to_check(loop, wanted):
+            result = _with_checks(result, loop, wanted, bar)
+        if folder is not None:
             bar.say(f"written: {folder}")
     return result
 
 
-def _attacks(given: str | Attack | Iterable[str | Attack]) -> list[Attack]:
-    """The attacks that are asked for, each under a name of its own."""
-    single = isinstance(given, str | catalogue.AttackSettings) or callable(given)
-    wanted = [given] if single else list(given)  # type: ignore[arg-type]
-    found: list[Attack] = []
-    for attack in wanted:
-        if isinstance(attack, str):
-            found.append(catalogue.by_name(attack))
-        elif isinstance(attack, catalogue.AttackSettings) or callable(attack):
-            found.append(attack)
-        else:
-            raise ValueError(
-                f"an attack is a name, an AttackSettings or a function; got {type(attack).__name__}"
-            )
-    names = [name_of(attack) for attack in found]
-    doubled = sorted({name for name in names if names.count(name) > 1 or name in (NONE, WORST)})
-    if doubled:
-        raise ValueError(
-            f"every attack needs a name of its own, other than {NONE} and {WORST}; got {doubled}"
-        )
-    return found
+def _to_check(loop: Loop, wanted: Wanted) -> list[float]:
+    """The radii of which the largest is checked; none where no checks are made."""
+    return [] if wanted.settings is None else [epsilon for _, epsilon in loop.balls if epsilon > 0]
 
 
-def _radii(given: float | Iterable[float], norm: str, bounds: Any) -> list[float]:
-    wanted = [given] if isinstance(given, int | float | np.number) else list(given)
-    if not wanted:
-        raise ValueError("epsilons must name at least one radius")
-    for epsilon in wanted:
-        Threat(norm, epsilon, bounds)  # refuses what is no radius, norm or box
-    return list(dict.fromkeys(float(epsilon) for epsilon in wanted))
+def _write(loop: Loop, folder: Path | None, missing: str) -> Robustness:
+    """Writes the tables, and removes what lies beside them of another evaluation."""
+    result = _result(loop, folder, missing)
+    if folder is not None:
+        complete = missing != _STOPPED
+        loop.store.tidy(loop.results, loop.identity, loop.digests, complete=complete)
+        write_tables(result)
+    return result
 
 
-def _checked(
-    loop: Loop,
-    wanted: bool | CheckSettings,
-    examples: int,
-    twin: LogitsFn | None,
-    folder: Path | None,
-) -> Checked | None:
-    radii = [epsilon for _, epsilon in loop.balls if epsilon > 0]
-    if examples < 1:
-        raise ValueError(f"check_examples must be at least 1; got {examples}")
-    if wanted is False or not radii or loop.first is None:
-        return None
-    return checked(
-        loop.measure,
-        loop.first,
-        max(radii),
-        CheckSettings() if wanted is True else wanted,
-        examples=examples,
-        twin=twin,
-        identity=loop.identity,
-        path=None if folder is None else folder / "checks.json",
-    )
+def _with_checks(result: Robustness, loop: Loop, wanted: Wanted, bar: Bar) -> Robustness:
+    path = None if result.out is None else result.out / CHECKS
+    radius = max(_to_check(loop, wanted))
+    made = checked(loop.measure, loop.labelled, radius, wanted, identity=loop.identity, path=path)
+    for finding in made.findings:
+        bar.say(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
+    checks = {"checks": made.findings, "curve": made.curve}
+    result = dataclasses.replace(result, **checks, missing="")  # type: ignore[arg-type]
+    if result.out is not None:
+        write_tables(result)
+    if made.error:
+        warn(made.error)
+    return result
 
 
-def _result(loop: Loop, made: Checked | None, folder: Path | None) -> Robustness:
+def _result(loop: Loop, folder: Path | None, missing: str) -> Robustness:
     balls = loop.balls
     results, over = with_worst(loop.results, balls, joint=loop.measure.batch_dependent)
     rows = []
@@ -207,9 +195,10 @@ def _result(loop: Loop, made: Checked | None, folder: Path | None) -> Robustness
     settings = {name: loop.identity[name] for name in names}
     return Robustness(
         rows=rows,
-        checks=made.findings if made else (),
-        curve=made.curve if made else {},
+        checks=(),
+        curve={},
         per_example=results,
         settings=settings,
         out=folder,
+        missing=missing,
     )

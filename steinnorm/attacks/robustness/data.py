@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._criterion import VOID
+
 _PAIRS = "an iterable of (x, y) batches"
 
 
@@ -23,6 +25,11 @@ class Batch(NamedTuple):
     place: int
     x: np.ndarray
     y: np.ndarray
+
+    def with_label(self) -> np.ndarray:
+        """Returns the positions of the examples that have a known label."""
+        there = self.y.reshape(len(self.y), -1) != VOID
+        return np.flatnonzero(there.any(axis=1) | (self.y.ndim == 1))
 
     def digest(self) -> str:
         """Returns a hash of inputs and labels."""
@@ -126,3 +133,5 @@ def _check_pair(x: Any, y: np.ndarray, where: str = "") -> None:
         raise ValueError(
             f"y{where} must have a label for each of the {len(x)} inputs; got shape {y.shape}"
         )
+    if y.dtype == bool:
+        raise ValueError(f"y{where} must be integers; got booleans: use y.astype(int)")

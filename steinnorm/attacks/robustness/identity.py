@@ -1,12 +1,8 @@
 """What results depend on, so that those of another model, data or code are not taken for ours."""
 
 import dataclasses
-import functools
 import hashlib
-import inspect
 import io
-import json
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +18,7 @@ from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import traced_logits
 from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.losses import per_example
+from steinnorm.attacks.robustness.described import arrays_digest, described
 
 _MOST = 2**20  # values of logits and of gradients that are kept
 
@@ -74,10 +71,11 @@ def recognised(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
     """
     found = None
     try:
-        with np.load(path) as file:
+        # From memory: of a damaged file np.load leaves the handle open.
+        with np.load(io.BytesIO(path.read_bytes())) as file:
             before = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
             found = str(file["name"])
-    except (OSError, ValueError, KeyError, EOFError):
+    except Exception:  # a damaged file fails in many ways, zlib.error among them
         before = None
     if before is not None and found and fingerprint.is_like(before):
         return found, False
@@ -98,62 +96,16 @@ def code_identity() -> dict[str, Any]:
     }
 
 
-def arrays_digest(model: Any) -> str:
-    """Returns a hash of the arrays of a pytree, and of where they stand; empty without any."""
-    digest, some = hashlib.sha256(), False
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)  # noqa: PLW2901
-        if isinstance(leaf, jax.Array | np.ndarray):
-            values, some = np.asarray(leaf), True
-            digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
-            digest.update(values.tobytes())
-    return digest.hexdigest() if some else ""
-
-
 def settings_of(attack: AttackSettings | Callable[..., Any]) -> dict[str, Any] | None:
     """Returns what an attack's results depend on, as JSON; None where nobody can tell.
 
-    A function of one's own is told by its code, its defaults and what it closes over.
+    A function of one's own is told by its code, its defaults, what it closes over and what globals
+    it reads.
     """
     if isinstance(attack, AttackSettings):
         return dataclasses.asdict(attack)
-    try:
-        described = _described(attack)
-    except RecursionError:  # a function that closes over itself
-        described = None
-    if described is None:
-        return None
-    return {"function": hashlib.sha256(described.encode()).hexdigest()}
-
-
-def _described(value: Any) -> str | None:
-    """A value in words that another value does not share; None where there are none."""
-    words: str | None = None
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        words = repr(value)
-    elif isinstance(value, jax.Array | np.ndarray):
-        words = arrays_digest(value)
-    elif isinstance(value, tuple | list):
-        words = _joined(type(value).__name__, *value)
-    elif isinstance(value, dict):
-        words = _joined("dict", *(part for item in value.items() for part in item))
-    elif isinstance(value, functools.partial):
-        words = _joined("partial", value.func, value.args, value.keywords)
-    elif isinstance(value, types.CodeType):
-        words = _joined("code", value.co_code, value.co_names, value.co_consts)
-    elif inspect.isfunction(value) and (value.__module__ or "").startswith("steinnorm.attacks"):
-        words = f"{value.__module__}.{value.__qualname__}"  # whose code is hashed elsewhere
-    elif inspect.isfunction(value):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        more = (value.__defaults__, value.__kwdefaults__)
-        words = _joined("function", value.__qualname__, value.__code__, cells, *more)
-    return words
-
-
-def _joined(kind: str, *parts: Any) -> str | None:
-    words = [_described(part) for part in parts]
-    return None if any(word is None for word in words) else json.dumps([kind, *words])
+    words = described(attack)
+    return None if words is None else {"function": hashlib.sha256(words.encode()).hexdigest()}
 
 
 @jax.jit

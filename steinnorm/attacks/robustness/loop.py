@@ -43,6 +43,7 @@ class Loop:
       given_dependence: whether logits depend on the batch; None to find out.
       results: so far.
       first: the first batch, once it is there.
+      labelled: the first batch that has a known label.
       identity: what all results depend on.
       digests: of the batches that were gone through.
       stale: what lies in the folder of other data.
@@ -56,6 +57,7 @@ class Loop:
     given_dependence: bool | None
     results: dict[Key, PerExample] = dataclasses.field(default_factory=dict)
     first: Batch | None = None
+    labelled: Batch | None = None
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     digests: tuple[str, ...] = ()
     stale: set[Key] = dataclasses.field(default_factory=set)
@@ -82,7 +84,7 @@ class Loop:
                     ) from error
                 # Never taken from the files again, so that this ends.
                 self.stale |= error.results
-                self.results, self.first = {}, None
+                self.results, self.first, self.labelled = {}, None, None
 
     @property
     def steps(self) -> int:
@@ -98,6 +100,8 @@ class Loop:
         self.digests = ()
         for batch in data:
             ready = self._begin(batch) if self.first is None else None
+            if self.labelled is None and len(batch.with_label()):
+                self.labelled = batch
             self.digests += (batch.digest(),)
             for cell in self._cells():
                 ready = self._cell(cell, batch, ready)

@@ -139,7 +139,8 @@ class Measure:
                 settings["batch_dependent"] = dependent
             found = attack(problem.model, x, y, threat=threat, key=key, **settings)
             # Judged by us, whatever the function says of itself: ball, box and finite logits.
-            judged = dataclasses.replace(problem, threat=threat).result(jnp.asarray(found.x_adv))
+            x_adv = _checked_inputs(found, x, name_of(attack))
+            judged = dataclasses.replace(problem, threat=threat).result(x_adv)
             return judged.x_adv, int(getattr(found, "zero_gradients", 0))
         function, settings = attack.call(batch_dependent=dependent, on_progress=self.on_progress)
         if attack.short_reach:
@@ -181,6 +182,22 @@ class Measure:
             "y": np.asarray(problem.criterion.y)[:few],
             "prediction": prediction[:few],
         }
+
+
+def _checked_inputs(found: Any, x: jax.Array, name: str) -> jax.Array:
+    """The attacked inputs that a function of the user hands back."""
+    if not hasattr(found, "x_adv"):
+        raise ValueError(
+            f"{name} must return an AttackResult, or another object with x_adv; got "
+            f"{type(found).__name__}"
+        )
+    x_adv = found.x_adv
+    if np.shape(x_adv) != x.shape or not jnp.issubdtype(jnp.result_type(x_adv), jnp.floating):
+        raise ValueError(
+            f"{name} must return floating x_adv of shape {x.shape}; got shape {np.shape(x_adv)}, "
+            f"dtype {jnp.result_type(x_adv)}"
+        )
+    return jnp.asarray(x_adv)
 
 
 @jax.jit

@@ -22,7 +22,11 @@ def are_images(results: PerExample) -> bool:
 
 
 def picture(
-    attacked: PerExample, clean: PerExample, bounds: Any, class_names: Sequence[str] = ()
+    attacked: PerExample,
+    clean: PerExample,
+    bounds: Any,
+    class_names: Sequence[str] = (),
+    norm_order: str = "",
 ) -> bytes:
     """Returns three rows of pictures, with what the model says of them.
 
@@ -31,6 +35,7 @@ def picture(
       clean: results of the clean inputs.
       bounds: the box, which is black and white; None for the values that occur.
       class_names: may be empty.
+      norm_order: of the ball; empty where there is none.
     """
     shown = {name: values[:_COLUMNS] for name, values in attacked.shown.items()}
     x, x_adv, y = shown["x"], shown["x_adv"], shown["y"]
@@ -63,7 +68,7 @@ def picture(
                 text, right = _said(y[place], said[place], class_names)
                 axis.set_title(text, fontsize=9, color=_RIGHT if right else _WRONG)
     about = attacked.about
-    figure.suptitle(f"{about['attack']} {radius_text(about['epsilon'])}")
+    figure.suptitle(f"{about['attack']} {radius_text(about['epsilon'], norm_order)}")
     return png(figure)
 
 

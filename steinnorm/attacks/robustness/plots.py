@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from steinnorm.attacks.robustness.names import WRITER
 from steinnorm.attacks.robustness.rows import NONE, WORST, Row
 
 # Okabe & Ito's colours, told apart by colour-blind readers too.
@@ -54,5 +55,5 @@ def accuracy_plot(rows: Sequence[Row]) -> bytes:
 def png(figure: Figure) -> bytes:
     """Returns a figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": WRITER})
     return buffer.getvalue()

@@ -1,7 +1,6 @@
 """The files of an evaluation, made from its results."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from steinnorm.attacks._files import write_bytes, write_json, write_text
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import Finding
 from steinnorm.attacks.per_example import PerExample
+from steinnorm.attacks.robustness.names import PICTURES, PLOT, stem
 from steinnorm.attacks.robustness.rows import NONE, WORST, Key, Row
 from steinnorm.attacks.robustness.tables import (
     as_json,
@@ -33,6 +33,7 @@ class Robustness:
       per_example: results of each example by attack and radius, ``worst`` included.
       settings: norm, bounds, seed and batch dependence.
       out: where the files lie; None where there are none.
+      missing: what is not done, in words; empty where nothing is.
     """
 
     rows: list[Row]
@@ -41,6 +42,7 @@ class Robustness:
     per_example: Mapping[Key, PerExample]
     settings: dict[str, Any]
     out: Path | None = None
+    missing: str = ""
 
     def row(self, attack: str, epsilon: float = 0.0) -> Row:
         """Returns the row of an attack at a radius.
@@ -65,28 +67,37 @@ class Robustness:
         settings = self.settings
         what = "pixel accuracy" if self.rows[0].metric == "pixel_accuracy" else "accuracy"
         head = f"{what} of {self.rows[0].n} examples, {settings['norm']} ball"
-        if settings["batch_dependent"]:
-            head += ", logits depend on the batch: the attacker owns it as a whole"
-        return "\n".join([head, terminal_table(self.rows), checks_text(self.checks)])
+        lines = [head, *self.notes, terminal_table(self.rows), checks_text(self.checks)]
+        return "\n".join(lines)
+
+    @property
+    def notes(self) -> list[str]:
+        """What has to be known of the table: what is missing, and what intervals leave out."""
+        notes = [f"incomplete: {self.missing}"] if self.missing else []
+        if self.settings["batch_dependent"]:
+            notes.append(
+                "logits depend on the batch: the attacker owns it as a whole, and intervals take "
+                "examples to be independent, so they are too narrow"
+            )
+        return notes
 
     def __repr__(self) -> str:
         """Returns the same: never a pixel."""
         return str(self)
 
 
-def write_tables(result: Robustness, *, complete: bool) -> None:
+def write_tables(result: Robustness) -> None:
     """Writes ``results.json``, ``table.csv``, ``table.md`` and ``settings.json``.
 
     Args:
       result: with a folder.
-      complete: whether all was measured; ``settings.json`` says so.
     """
     out = result.out
     assert out is not None
     write_json(out / "results.json", [as_json(row) for row in result.rows])
     write_text(out / "table.csv", csv_table(result.rows))
-    write_text(out / "table.md", markdown_table(result.rows, result.checks))
-    write_json(out / "settings.json", {**result.settings, "complete": complete})
+    write_text(out / "table.md", markdown_table(result.rows, result.checks, result.notes))
+    write_json(out / "settings.json", {**result.settings, "complete": not result.missing})
 
 
 def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
@@ -111,11 +122,11 @@ def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
             "what is measured from there"
         )
         return
-    write_bytes(out / "accuracy.png", plots.accuracy_plot(result.rows))
+    write_bytes(out / PLOT, plots.accuracy_plot(result.rows))
     clean = result.per_example[NONE, 0.0]
     for (name, epsilon), found in result.per_example.items():
         if name in (NONE, WORST) or not pictures.are_images(found):
             continue
-        png = pictures.picture(found, clean, result.settings["bounds"], class_names)
-        file = re.sub(r"[^\w.+-]", "_", f"{name}-{epsilon:.6g}") + ".png"
-        write_bytes(out / "pictures" / file, png)
+        norm_order = result.row(name, epsilon).norm_order
+        png = pictures.picture(found, clean, result.settings["bounds"], class_names, norm_order)
+        write_bytes(out / PICTURES / (stem(name, epsilon) + ".png"), png)

@@ -1,13 +1,13 @@
 """Where an evaluation keeps what it has measured, and what of it may be used again."""
 
-import re
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.identity import Fingerprint, recognised
-
-FOLDER = "per_example"
+from steinnorm.attacks.robustness.names import CHECKS, PER_EXAMPLE, PICTURES, PLOT, is_ours, stem
 
 
 class Store:
@@ -18,7 +18,8 @@ class Store:
     """
 
     def __init__(self, out: Path | None):
-        self._folder = None if out is None else out / FOLDER
+        self._out = out
+        self._folder = None if out is None else out / PER_EXAMPLE
 
     @property
     def is_kept(self) -> bool:
@@ -47,7 +48,56 @@ class Store:
         if self._folder is not None:
             results.write(self._path(results.about))
 
+    def tidy(
+        self,
+        own: Iterable[tuple[str, float]],
+        identity: dict[str, Any],
+        digests: Sequence[str],
+        *,
+        complete: bool,
+    ) -> None:
+        """Removes what an earlier call wrote of another evaluation, and this one's figures.
+
+        Results of other attacks and radii stay where they are of the same model, data and settings.
+        Files that such a call did not write are left alone.
+
+        Args:
+          own: attacks and radii of this evaluation, whose pictures are made anew.
+          identity: what all results of this evaluation depend on.
+          digests: of its batches.
+          complete: whether these are all batches.
+        """
+        if self._out is None or self._folder is None:
+            return
+        kept = set()
+        for path in sorted(self._folder.glob("*.npz")):
+            found = PerExample.read(path)
+            if found is None or path != self._path(found.about):
+                continue
+            both = min(found.batches, len(digests))
+            same = found.about.get("identity") == identity
+            same &= tuple(found.digests[:both]) == tuple(digests[:both])
+            if same and not (complete and found.batches > len(digests)):
+                kept.add(path.stem)
+            else:
+                path.unlink()
+        kept -= {stem(*key) for key in own}
+        for path in [self._out / PLOT, *(self._out / PICTURES).glob("*.png")]:
+            if path.stem not in kept and is_ours(path):
+                path.unlink()
+        _remove_checks(self._out / CHECKS, identity, digests)
+
     def _path(self, about: dict[str, Any]) -> Path:
         assert self._folder is not None
-        name = re.sub(r"[^\w.+-]", "_", about["attack"])
-        return self._folder / f"{name}-{about['epsilon']:.9g}.npz"
+        return self._folder / (stem(about["attack"], about["epsilon"]) + ".npz")
+
+
+def _remove_checks(path: Path, identity: dict[str, Any], digests: Sequence[str]) -> None:
+    """Removes what the checks of another evaluation found."""
+    try:
+        theirs = json.loads(path.read_text())["identity"]
+        same = all(theirs[name] == value for name, value in identity.items())
+        if not (same and theirs["first"] in digests):
+            path.unlink()
+    except (OSError, ValueError, KeyError, TypeError):
+        return

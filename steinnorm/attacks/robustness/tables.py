@@ -9,13 +9,22 @@ from collections.abc import Sequence
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, Finding
 from steinnorm.attacks.robustness.rows import Row
 
-_HEAD = ("attack", "radius", "accuracy", "95 % interval")
+_HEAD = ("attack", "radius", "accuracy", "95 % interval", "n")
+
+CHECKS_MADE = "checks_made"
+"""Name of the only finding where the checks as a whole failed, or there was nothing to check."""
 
 
-def radius_text(epsilon: float) -> str:
-    """Returns a radius as people write it: ``8/255`` where it is a multiple of 1/255."""
+def radius_text(epsilon: float, norm_order: str) -> str:
+    """Returns a radius as people write it: ``8/255`` in a linf ball, ``0.5`` elsewhere.
+
+    Args:
+      epsilon: the radius; of noise its root mean square.
+      norm_order: of the ball; empty where there is none.
+    """
     multiple = 255 * epsilon
-    if 0 < multiple < 255 and abs(multiple - round(multiple)) < 1e-6:
+    small = norm_order == "linf" and 0 < multiple < 64.5
+    if small and abs(multiple - round(multiple)) < 1e-6:
         return f"{round(multiple)}/255"
     return f"{epsilon:.4g}" if epsilon else ""
 
@@ -36,20 +45,24 @@ def terminal_table(rows: Sequence[Row]) -> str:
     )
 
 
-def markdown_table(rows: Sequence[Row], findings: Sequence[Finding]) -> str:
+def markdown_table(
+    rows: Sequence[Row], findings: Sequence[Finding], notes: Sequence[str] = ()
+) -> str:
     """Returns the table and the checks in Markdown.
 
     Args:
       rows: of the evaluation.
       findings: of its checks; may be empty.
+      notes: what has to be known of the table, which stands above it.
     """
-    lines = ["| " + " | ".join(_HEAD) + " |", "|---|---:|---:|---:|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines = [f"**{_cell(note)}**\n" for note in notes]
+    lines += [_line(_HEAD), "|---|---:|---:|---:|---:|"]
+    lines += [_line(_cells(row)) for row in rows]
     what = "known pixels" if rows and rows[0].metric == "pixel_accuracy" else "examples"
-    lines += ["", f"Share of the {what} that the model gets right; n = {rows[0].n} examples."]
+    lines += ["", f"Share of the {what} that the model gets right; n: examples."]
     if findings:
         lines += ["", "| check | verdict | |", "|---|---|---|"]
-        lines += [f"| {f.name} | {f.verdict} | {f.detail} |" for f in findings]
+        lines += [_line((f.name, f.verdict, f.detail)) for f in findings]
     return "\n".join(lines) + "\n"
 
 
@@ -76,6 +89,8 @@ def checks_text(findings: Sequence[Finding]) -> str:
     """Returns how many checks failed, and which, in words."""
     if not findings:
         return "no checks were made"
+    if findings[0].name == CHECKS_MADE:
+        return findings[0].detail
     failed = [finding.name for finding in findings if finding.verdict == FAIL]
     made = sum(finding.verdict != NOT_APPLICABLE for finding in findings)
     if not failed:
@@ -86,7 +101,16 @@ def checks_text(findings: Sequence[Finding]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.attack,
-        radius_text(row.epsilon),
+        radius_text(row.epsilon, row.norm_order),
         f"{100 * row.value:.1f} %",
         f"{100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}",
+        str(row.n),
     )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
