@@ -14,7 +14,7 @@ for one positive factor, which no attack here looks at, and it never vanishes by
 Where a gradient sums over many labels, the weights between them matter, and those of a sure model
 are no help: exp(-1000) beside exp(-100), it follows the one label that is least sure. There the
 logits are divided by a temperature (after Carlini & Wagner 2016), found once from the clean logits,
-at which the median label's lead is 4 nats; where it is less, the temperature is 1.
+at which the median label's lead is 1 nat; where it is less, the temperature is 1.
 
 Values saturate as well: of a model that is sure enough all losses round to 0, and an attack that
 compares them learns nothing. So it compares logarithms of mean losses, in which they stay apart.
@@ -38,7 +38,7 @@ from steinnorm.attacks._criterion import (
 
 _TINY = 1e-12
 _LOG_2 = 0.6931471805599453
-_LEAD = 4.0  # nats by which the median label may lead before logits are divided
+_LEAD = 1.0  # nats by which the median label may lead before logits are divided
 _LOWEST = -1e30  # logarithm of no loss at all; finite, as infinities mean a broken model
 
 

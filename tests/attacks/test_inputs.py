@@ -368,7 +368,8 @@ def test_a_large_batch_hides_no_dependence():
 
     def network(kernel, head, x):
         lax = jax.lax
-        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", None, ("NHWC", "HWIO", "NHWC"))
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
         axes = (0, 1, 2)
         y = (y - y.mean(axes, keepdims=True)) * lax.rsqrt(y.var(axes, keepdims=True) + 1e-5)
         return jnp.maximum(y, 0).mean(axis=(1, 2)) @ head
