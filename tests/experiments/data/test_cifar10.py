@@ -198,7 +198,7 @@ def test_tensorflow_is_never_imported(prepared):
     code = (
         "import sys, pathlib\n"
         "from experiments import data\n"
-        "from experiments.config import Cifar10Data\n"
+        "from experiments.data.configs import Cifar10Data\n"
         "assert len(data.load(Cifar10Data(), pathlib.Path(sys.argv[1])).train) == 80\n"
         "assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']\n"
     )
