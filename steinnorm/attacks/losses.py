@@ -254,6 +254,9 @@ def temperature_of(logits: jax.Array, y: jax.Array, *, joint: bool) -> jax.Array
     """
     lead, _ = _lead_of_others(logits, right_labels(y))
     size = jnp.where(known(y), jnp.abs(lead), jnp.nan)
+    placed = jax.typeof(size).sharding
+    if any(axis is not None for axis in placed.spec):  # on an explicit mesh no split axis is sorted
+        size = jax.sharding.reshard(size, placed.update(spec=(None,) * size.ndim))
     axes = None if joint else tuple(range(1, y.ndim))
     median = jnp.nanmedian(size, axis=axes)
     return jnp.maximum(jnp.where(jnp.isfinite(median), median, 0) / _LEAD, 1)

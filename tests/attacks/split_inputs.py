@@ -84,7 +84,7 @@ def attacks(x, place):
 
 
 FEW = ("pgd",)
-SOME = ("pgd", "apgd", "square", "batch_dependence")
+SOME = ("pgd", "apgd", "square", "joint pgd", "sea", "batch_dependence")
 
 
 def ways(everything):
