@@ -30,7 +30,7 @@ class Change(NamedTuple):
     Attributes:
       images: number of images with a changed prediction, be it at a single pixel.
       labels: share of the predictions that changed: of images, or of pixels in label maps.
-      logit: the largest change of a logit over the largest absolute logit.
+      logit: the largest change of a logit over the largest spread of an image's logits.
     """
 
     images: int
@@ -140,12 +140,13 @@ def _among_others(
 
 def _change(before: np.ndarray, after: np.ndarray) -> Change:
     other = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
-    largest = np.abs(before).max()
+    # A number that all logits share changes no prediction, however large it is.
+    spread = (before.max(axis=-1) - before.min(axis=-1)).max()
     difference = np.abs(after - before).max()
     return Change(
         images=int(other.reshape(len(other), -1).any(axis=1).sum()),
         labels=float(other.mean()),
-        logit=float(difference / largest) if largest > 0 else float(difference > 0),
+        logit=float(difference / spread) if spread > 0 else float(difference > 0),
     )
 
 

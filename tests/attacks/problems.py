@@ -28,7 +28,7 @@ def problem(scale=1.0, low=0.0, high=1.0, seed=0):
 
 
 def companions(x):
-    """Logits that hang on the other examples of the batch, as under batch statistics."""
+    """Logits that depend on the other examples of the batch, as under batch statistics."""
     flat = x.reshape(x.shape[0], -1)
     centred = flat - 0.9 * jnp.mean(flat, axis=0, keepdims=True) * 1.5
     return jnp.stack([centred[:, 0] ** 2 + centred[:, 1], centred[:, 1] ** 2 - centred[:, 2]], 1)

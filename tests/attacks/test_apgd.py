@@ -113,7 +113,7 @@ def test_never_weaker_than_pgd_and_always_inside(norm, epsilon, loss):
 
 
 def test_examples_leave_the_batch_without_changing_the_others():
-    # The same without dropping: a model that is said to hang on its batch keeps all of it.
+    # The same without dropping: a model that is said to depend on its batch keeps all of it.
     model, x, y = _bumps()
     threat = Threat("linf", 0.03)
     all_at_once = apgd(model, x, y, threat=threat, key=KEY, steps=12, batch_dependent=False)

@@ -42,7 +42,7 @@ def test_numbers_are_those_of_numpy():
     changed = there.argmax(axis=1) != alone.argmax(axis=1)
     assert report.alone.images == changed.sum() > 0
     assert report.alone.labels == pytest.approx(changed.mean())
-    expected = np.abs(there - alone).max() / np.abs(there).max()
+    expected = np.abs(there - alone).max() / np.ptp(there, axis=1).max()
     assert report.alone.logit == pytest.approx(expected, rel=1e-4)
     # a mean does not see the order
     assert report.shuffled.images == 0
@@ -96,7 +96,7 @@ def test_given_companions_are_used():
         mean = (flat[half].sum(axis=0) + 2) / 4
         after.append((flat[half] - mean) @ weights)
     after = np.concatenate(after)
-    expected = np.abs(there - after).max() / np.abs(there).max()
+    expected = np.abs(there - after).max() / np.ptp(there, axis=1).max()
     assert report.companions.logit == pytest.approx(expected, rel=1e-4)
     assert report.companions.images == (there.argmax(1) != after.argmax(1)).sum()
 
@@ -135,3 +135,19 @@ def test_what_is_refused():
         batch_dependence(model, draws(1, 2, 2, 1), key=KEY)
     with pytest.raises(ValueError, match="others"):
         batch_dependence(model, draws(4, 2, 2, 1), key=KEY, others=draws(4, 2, 1, 1))
+
+
+@pytest.mark.parametrize("offset", [0.0, 3000.0])
+def test_a_number_that_all_logits_share_hides_and_feigns_nothing(offset):
+    x, weights = draws(12, 9), draws(9, 4) - 0.5
+
+    def centred(x):
+        return 0.1 * (x - jnp.mean(x, axis=0, keepdims=True)) @ weights + offset
+
+    def alone(x):
+        return 0.1 * x @ weights + offset
+
+    assert (
+        batch_dependence(centred, x, key=KEY, gradients=0 if offset else 3).companions.logit > 0.1
+    )
+    assert not batch_dependence(alone, x, key=KEY).found

@@ -34,25 +34,6 @@ def check_arguments(
         raise ValueError(f"settings must be CheckSettings, or None; got {_named(settings)}")
 
 
-def resolved_key(key: Any) -> jax.Array:
-    """Returns the key, or a fixed one where there is none.
-
-    Raises:
-      ValueError: it is no key, such as a plain seed.
-    """
-    if key is None:
-        return jax.random.key(0)
-    if isinstance(key, jax.Array):
-        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            right: tuple[int, ...] | None = ()
-        else:  # the older form, of bare numbers
-            right = (2,) if key.dtype == jnp.uint32 else None
-        if key.shape == right:
-            return key
-    cure = f": write jax.random.key({key})" if isinstance(key, int) else ""
-    raise ValueError(f"key must be a jax.random.key; got {_named(key)}{cure}")
-
-
 def _check_array(name: str, given: Any, expected: str) -> None:
     try:
         dtype = given.dtype if isinstance(given, jax.Array) else np.asarray(given).dtype

@@ -24,7 +24,7 @@ def independent_of_the_batch(runs: Runs) -> Finding:
     moved = max(change.logit for change in changes.values())
     detail = (
         f"examples with a changed prediction, of {found.images}: {counts}; logits move by up to "
-        f"{moved:.2g} of the largest, gradients go to the companions by a share of up to "
+        f"{moved:.2g} of their spread, gradients go to the companions by a share of up to "
         f"{max(found.gradient_shares):.2g}; at most {ROUNDING:g} allowed for rounding"
     )
     most = max(change.images for change in changes.values())

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import jax
 
+from steinnorm.attacks._inputs import check_key
 from steinnorm.attacks._model import LogitsFn
-from steinnorm.attacks.checks.arguments import check_arguments, resolved_key
+from steinnorm.attacks.checks.arguments import check_arguments
 from steinnorm.attacks.checks.attack_strength import (
     huge_radius_reaches_chance,
     iterative_not_weaker,
@@ -120,6 +121,7 @@ def run_checks(
       'PASS'
     """
     settings = CheckSettings() if settings is None else settings
+    check_key(key)
     check_arguments(logits_fn, x, y, threat=threat, settings=settings, twin=twin)
     runs = Runs(
         logits_fn,
@@ -127,7 +129,7 @@ def run_checks(
         y,
         threat=threat,
         settings=settings,
-        key=resolved_key(key),
+        key=jax.random.key(0) if key is None else key,
         twin=Twin(twin, twin_reason),
         batch_dependent=batch_dependent,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import NotFiniteError, Threat
+from steinnorm.attacks._inputs import check_key
 from steinnorm.attacks.checks import (
     NOT_APPLICABLE,
     PASS,
@@ -17,14 +18,13 @@ from steinnorm.attacks.checks import (
     attack_strength,
     run_checks,
 )
-from steinnorm.attacks.checks.arguments import resolved_key
 from steinnorm.attacks.checks.box import factor_of_the_whole_box, limits
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
 from tests.attacks.checks.models import EXAMPLES, THREAT, linear_problem, network, runs_of
 
 MODEL, X, Y = linear_problem()
 WRONG = {
-    "key": (0, "key must be a jax.random.key; got 0: write jax.random.key(0)"),
+    "key": (0, "key must be a jax.random.key; got int; write jax.random.key(0)"),
     "logits_fn": (None, "logits_fn must be a function of a batch; got None"),
     "x": (None, "x must be an array of inputs (B, ...); got None"),
     "y": ("three", "y must be an array of labels (B,) or (B, H, W); got 'three'"),
@@ -63,16 +63,11 @@ def test_other_wrong_arguments():
 
 
 def test_keys_of_both_forms_and_none():
-    assert resolved_key(None) == jax.random.key(0)
-    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
-        assert resolved_key(key) is key
-
-
-def unbounded():
-    try:
-        return Threat("linf", 0.1, None)
-    except (TypeError, ValueError):
-        pytest.skip("this Threat has no bounds=None yet")
+    for key in (None, jax.random.key(3), jax.random.PRNGKey(3)):
+        check_key(key)
+    for key in (jax.random.split(jax.random.key(3)), jnp.zeros(3, jnp.uint32)):
+        with pytest.raises(ValueError, match="got an array of shape"):
+            check_key(key)
 
 
 def test_box_without_bounds():
@@ -96,7 +91,7 @@ def test_box_of_several_channels():
 
 
 def test_checks_without_bounds():
-    seen = runs_of(MODEL, 7 * X, jnp.argmax(MODEL(7 * X), axis=1), threat=unbounded())
+    seen = runs_of(MODEL, 7 * X, jnp.argmax(MODEL(7 * X), axis=1), threat=Threat("linf", 0.1, None))
     huge = attack_strength.huge_radius_reaches_chance(seen)
     assert huge.verdict == NOT_APPLICABLE
     assert "no bounds" in huge.detail
