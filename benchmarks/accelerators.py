@@ -32,7 +32,7 @@ from benchmarks.accelerator_programs import (
 )
 from benchmarks.accelerator_report import Case, Results, document
 from benchmarks.accelerator_targets import H100, V5E, mesh, prepare
-from experiments.files import write_json, write_text
+from steinnorm.attacks.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (

@@ -36,12 +36,12 @@ from flax import nnx
 from benchmarks.torch_twin import twin_of
 from benchmarks.training_throughput import torch_network
 from experiments import data
-from experiments.commands.weights import load_weights
-from experiments.evaluate import as_logits_fn
+from experiments.evaluation.measure import as_logits_fn
 from experiments.models.norms import in_evaluation, norm_factory
 from experiments.models.resnet import ResNet, of_depth
-from experiments.runfolder import read_settings
 from experiments.tasks import by_name
+from experiments.training.folder import read_settings
+from experiments.training.weights import load_weights
 from steinnorm.attacks import Threat, apgd, autoattack, fab, fgsm, pgd, predict, square
 
 Images = tuple[jax.Array, jax.Array]

@@ -1,4 +1,4 @@
-"""Do the compiler options of ``experiments.compile`` make whole training steps faster here?
+"""Times whole training steps with and without ``experiments.training.xla_options``.
 
 Run with ``python -m benchmarks.compiler_options``.  Each round times a step without and with them,
 one after the other; the table has medians and the median of the ratios, and the largest difference
@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.compile import compiler_options
+from experiments.configs.overrides import resolve
 from experiments.data.batches import Batch
 from experiments.data.examples import Examples
 from experiments.models.build import build
-from experiments.settings import resolve
-from experiments.step import TrainState, _train_step, optimiser, split
 from experiments.tasks import by_name
+from experiments.training.step import TrainState, _train_step, optimiser, split
+from experiments.training.xla_options import compiler_options
 
 FLOAT32 = "train.compute_dtype=float32"
 # Name, arguments of resolve(), shape of one input.  The last is the one that they are not for.

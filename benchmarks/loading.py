@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
+from experiments.configs.overrides import resolve
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches, ahead
 from experiments.data.examples import Examples
-from experiments.settings import resolve
 
 CASES = (
     ("cifar10", "strong", (10_000, 32, 32, 3), np.uint8),

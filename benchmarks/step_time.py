@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.files import write_text
+from steinnorm.attacks.files import write_text
 
 SHAPES = [
     (64, 32, 32, 64),

@@ -3,7 +3,7 @@
 Run with ``python -m benchmarks.training_throughput``.  One step is forward, backward and SGD with
 Nesterov momentum, float32, on random 32x32 images.  Every round times each network once, in turn,
 so that a ratio is of two steps from the same moment of a noisy machine; the table has the medians.
-All but one row are compiled with the options of ``experiments.compile``, as ``train`` does it.
+All but one row are compiled with ``experiments.training.xla_options``, as ``train`` does it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.compile import compiler_options
 from experiments.models.norms import NormFactory, norm_factory
 from experiments.models.resnet import ResNet
+from experiments.training.xla_options import compiler_options
 
 Step = Callable[[], Any]
 

@@ -87,13 +87,14 @@ def train(  # noqa: PLR0917
         processes: How many processes there are.
         process_id: Number of this process, from 0.
     """
-    from experiments import devices, settings  # noqa: PLC0415
+    from experiments.configs import overrides  # noqa: PLC0415
+    from experiments.training import devices  # noqa: PLC0415
 
     if distributed or devices.asked_for(coordinator):
         devices.join(coordinator, processes, process_id)
     from experiments.commands import train as command  # noqa: PLC0415
 
-    resolved = settings.resolve(
+    resolved = overrides.resolve(
         config,
         preset=preset,
         smoke=smoke,
@@ -195,11 +196,11 @@ def _user_cache() -> Path:
 
 def list_configs() -> None:
     """List the configurations and presets with data set, size and expected time."""
-    from experiments import configs  # noqa: PLC0415
+    from experiments.configs import presets  # noqa: PLC0415
 
-    for name in configs.names():
-        for preset in configs.presets(name):
-            config = configs.by_name(name, preset)
+    for name in presets.config_names():
+        for preset in presets.preset_names(name):
+            config = presets.load(name, preset)
             print(f"{name} --preset {preset}\n  data  {config.dataset}\n  size  {config.size}")
             print(f"  time  {config.expected_time}")
 

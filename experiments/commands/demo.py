@@ -10,20 +10,23 @@ import jax
 from flax import nnx
 from rich.console import Console
 
-from experiments import configs, data, plots, report
-from experiments.commands.checking import Checker
+from experiments import data, report
+from experiments.commands.console import Reporter
+from experiments.commands.demo_folder import Run, WorkFolder
 from experiments.commands.twins import Twins
-from experiments.config import ExperimentConfig, Statistics
+from experiments.configs import presets
+from experiments.configs.schema import ExperimentConfig, Statistics
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
-from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate
-from experiments.files import write_bytes, write_json, write_text
+from experiments.evaluation.measure import Labels, Plan, as_logits_fn, evaluate
+from experiments.evaluation.run_checks import Checker
 from experiments.models.build import build
 from experiments.models.norms import NORMS, in_evaluation, sources
-from experiments.progress import Reporter
-from experiments.record import Check, Row, Run, WorkFolder
+from experiments.report import plots
+from experiments.results import Check, LoggedStep, Row
 from experiments.tasks import Task, by_name
-from experiments.train import LogRow, Loop, Observer
+from experiments.training.loop import Loop, Observer
+from steinnorm.attacks.files import write_bytes, write_json, write_text
 
 
 def run(
@@ -54,7 +57,7 @@ def run(
     """
     _check(norms, seeds)
     console = console or _console()
-    config = configs.by_name("digits", smoke=smoke)
+    config = presets.load("digits", smoke=smoke)
     folder = WorkFolder.open(workdir, config)
     dataset = data.load(config.data)
     norms = list(dict.fromkeys(norms))
@@ -114,13 +117,13 @@ class _Seen(Observer):
 
     def __init__(self, reporter: Reporter, title: str):
         self._reporter, self._title = reporter, title
-        self.history: list[LogRow] = []
+        self.history: list[LoggedStep] = []
 
     def stepped(self, step: int, total: int, loss: float) -> None:
         """Moves the bar."""
         self._reporter.advance(f"{self._title}: training, loss {loss:.3f}")
 
-    def logged(self, row: LogRow) -> None:
+    def logged(self, row: LoggedStep) -> None:
         """Keeps the row."""
         self.history.append(row)
 
@@ -221,7 +224,9 @@ def _write(
     write_text(workdir / "table.csv", report.csv_table(summaries))
     write_text(workdir / "table.md", _markdown(config, runs, summaries, columns, checks))
     write_bytes(workdir / "accuracy.png", plots.accuracy(summaries))
-    write_bytes(workdir / "shrinkage.png", plots.shrinkage(runs))
+    write_bytes(
+        workdir / "shrinkage.png", plots.shrinkage([(run.norm, run.history) for run in runs])
+    )
 
     console.print()
     values = report.Content(summaries, columns)

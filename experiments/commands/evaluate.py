@@ -12,23 +12,25 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from experiments import cells, data, scores
-from experiments.attacked import DEPENDENT, ThreatModel, check_fits
-from experiments.commands import checking
-from experiments.commands.checking import Checker
-from experiments.commands.weights import load_weights
-from experiments.config import AttackConfig, EvaluationConfig, Statistics
+from experiments import data
+from experiments.commands.console import is_quiet
+from experiments.commands.watch import Reading
 from experiments.configs import attacks as catalogue
+from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
-from experiments.evaluate import Labels, Plan, as_logits_fn, evaluate, identity_of
-from experiments.files import write_json
+from experiments.evaluation import aggregate as scores
+from experiments.evaluation import per_example as cells
+from experiments.evaluation import run_checks as checking
+from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, check_fits
+from experiments.evaluation.measure import Labels, Plan, as_logits_fn, evaluate, identity_of
+from experiments.evaluation.run_checks import Checker
 from experiments.models.norms import in_evaluation, sources
-from experiments.progress import is_quiet
-from experiments.record import Row
-from experiments.runfolder import RunSettings, data_dir_of, read_settings
+from experiments.results import Row
 from experiments.tasks import Task, by_name
-from experiments.watch import Reading
+from experiments.training.folder import RunSettings, data_dir_of, read_settings
+from experiments.training.weights import load_weights
+from steinnorm.attacks.files import write_json
 
 _PAUSE = 30.0  # seconds between two lines of progress where there is no bar
 
@@ -42,7 +44,7 @@ class Request:
       attacks: the configuration's or the catalogue's (``experiments.configs.attacks``), ``all``
         for all of the configuration's; empty for none.
       epsilons: strengths, as ``2/255,8/255``; empty for the attack's own.
-      threat_models: for statistics of the test batch, some of ``experiments.attacked``'s.
+      threat_models: for statistics of the test batch, names of ``ThreatModel``.
       victims: examples for the threat models that attack one at a time.
       test_examples: the first of the test part only; None is all.
       batch_size: None is the configuration's.

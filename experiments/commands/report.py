@@ -8,11 +8,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import pictures, plots, report
+from experiments import report
 from experiments.errors import ConfigError
-from experiments.files import write_bytes, write_json, write_text
-from experiments.report import Column, Content, Experiment, Figure, Section, Summary
-from experiments.scores import WORST
+from experiments.evaluation.aggregate import WORST
+from experiments.report import (
+    Column,
+    Content,
+    Experiment,
+    Figure,
+    Section,
+    Summary,
+    pictures,
+    plots,
+)
+from steinnorm.attacks.files import write_bytes, write_json, write_text
 
 _SHORT = 4  # columns of the table that is printed
 

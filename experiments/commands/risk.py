@@ -33,19 +33,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import configs, data
-from experiments.config import ExperimentConfig
+from experiments import data
+from experiments.commands.console import Reporter
+from experiments.commands.demo_folder import WorkFolder
+from experiments.configs import presets
+from experiments.configs.schema import ExperimentConfig
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
-from experiments.files import write_json, write_text
 from experiments.models.build import build
 from experiments.models.recording import NormLayer, norm_layers
-from experiments.progress import Reporter
-from experiments.record import WorkFolder
 from experiments.tasks import by_name
-from experiments.train import Loop, Observer
+from experiments.training.loop import Loop, Observer
 from steinnorm import batch_statistics, estimators
 from steinnorm import shrinkage as rules
+from steinnorm.attacks.files import write_json, write_text
 from steinnorm.shrinkage import Rule, RunningStatistics
 
 BATCH_SIZES = (2, 8, 64)
@@ -142,7 +143,7 @@ def run(
         raise ConfigError(f"seed must be at least 0; got {seed}")
     # Where there is no terminal to ask, rich would break the table at 80 columns.
     console = console or Console(width=None if sys.stdout.isatty() else 120)
-    config = configs.by_name("digits", smoke=smoke)
+    config = presets.load("digits", smoke=smoke)
     WorkFolder.open(out, config)
     dataset = data.load(config.data)
     began, rows = time.perf_counter(), list[RiskRow]()

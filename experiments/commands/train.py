@@ -8,17 +8,18 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from experiments import data, devices
-from experiments.checkpoints import Checkpoints
-from experiments.config import ExperimentConfig
+from experiments import data
+from experiments.commands.watch import Reading, Watch, tensorboard_writer
+from experiments.configs.schema import ExperimentConfig
 from experiments.data.batches import check_fills
 from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.models.norms import NORMS, sources
-from experiments.runfolder import RunFolder, RunSettings
 from experiments.tasks import by_name
-from experiments.train import Loop, Trained
-from experiments.watch import Reading, Watch, tensorboard_writer
+from experiments.training import devices
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.folder import RunFolder, RunSettings
+from experiments.training.loop import Loop, Trained
 
 
 @dataclasses.dataclass(frozen=True)

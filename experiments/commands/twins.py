@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.files import write_bytes
+from steinnorm.attacks.files import write_bytes
 
 
 class Twins:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.config import AttackConfig
+from experiments.configs.schema import AttackConfig
 from experiments.errors import ConfigError
 from steinnorm.attacks import catalogue
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from experiments.data.cache import OnProgress
-from experiments.data.configs import (
+from experiments.configs.data import (
     Cifar10Data,
     CityscapesData,
     DataConfig,
     DigitsData,
     VolumesData,
 )
+from experiments.data.cache import OnProgress
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 

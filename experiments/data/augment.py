@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.configs import VOID
+from experiments.configs.data import VOID
 
 
 class Draw(NamedTuple):

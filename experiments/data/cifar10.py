@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.configs.data import Cifar10Data
 from experiments.data import split
 from experiments.data.cache import Allocate, OnProgress, cached, source_key
-from experiments.data.configs import Cifar10Data
 from experiments.data.examples import DataError, Dataset, Examples
 
 NAMES = (

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from experiments.configs.data import VOID, CityscapesData
 from experiments.data import split
 from experiments.data.cache import Allocate, OnProgress, cached, fill, report, source_key
-from experiments.data.configs import VOID, CityscapesData
 from experiments.data.examples import DataError, Dataset, Examples
 from experiments.errors import ConfigError
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from experiments.data.configs import DigitsData
+from experiments.configs.data import DigitsData
 from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.errors import ConfigError
@@ -54,3 +56,8 @@ class Dataset:
     test: Examples
     classes: int
     class_names: tuple[str, ...] = ()
+
+
+def as_inputs(x: jax.Array) -> jax.Array:
+    """Inputs in [0, 1]: bytes are divided on the device, where they arrive four times faster."""
+    return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x

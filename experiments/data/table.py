@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.configs.data import VolumesData
 from experiments.data import split
 from experiments.data.cache import report
-from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError
 from experiments.errors import ConfigError
 

@@ -16,8 +16,8 @@ import numpy as np
 import scipy.ndimage
 from nibabel.funcs import squeeze_image
 
+from experiments.configs.data import VolumesData
 from experiments.data.cache import Allocate, OnProgress, cached, fill, report, source_key
-from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError, Dataset, Examples
 from experiments.data.harmonise import Combat
 from experiments.data.table import PARTS, Row, read, split_rows

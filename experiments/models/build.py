@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.config import Cnn3dModel, HRNetModel, ModelConfig, TrainConfig
+from experiments.configs.schema import Cnn3dModel, HRNetModel, ModelConfig, TrainConfig
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
 from experiments.models.cnn3d import Cnn3d

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from flax import nnx
 
-from experiments.config import Statistics
+from experiments.configs.schema import Statistics
 from steinnorm.nnx import SteinBatchNorm, convert, revert
 
 

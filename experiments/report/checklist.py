@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.record import Check
+from experiments.results import Check
 
 _VERDICTS = ("PASS", "FAIL", "not applicable")
 

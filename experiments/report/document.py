@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.record import Check, Row
+from experiments.evaluation.aggregate import WORST
 from experiments.report.checklist import check_paragraphs, failed_checks
 from experiments.report.folders import Experiment
 from experiments.report.labels import CONVERGENCE, strength
@@ -20,7 +20,7 @@ from experiments.report.tables import (
     pages,
     value_caption,
 )
-from experiments.scores import WORST
+from experiments.results import Check, Row
 
 _HOW_TO_READ = (
     "Strengths stand after the attack's name, in units of the image range [0, 1]: for noise the "

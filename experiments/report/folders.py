@@ -10,9 +10,9 @@ import pydantic
 
 from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
-from experiments.record import Check, Row
 from experiments.report.labels import CONVERGENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
+from experiments.results import Check, Row
 
 _DESCRIPTIONS = ("dataset", "size", "expected_time")
 _ROWS = pydantic.TypeAdapter(list[Row])

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
-from experiments.config import EvaluationConfig
+from experiments.configs.schema import EvaluationConfig
+from experiments.evaluation.aggregate import WORST
 from experiments.models.norms import NORMS
 from experiments.report.labels import CLEAN, CONVERGENCE, Column, Source
 from experiments.report.summaries import Summary
-from experiments.scores import WORST
 
 
 def lines_of(summaries: Iterable[Summary]) -> list[tuple[str, Source]]:

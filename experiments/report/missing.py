@@ -6,8 +6,8 @@ put down to shrinkage.
 
 from collections.abc import Sequence
 
-from experiments.record import Row
 from experiments.report.labels import CONVERGENCE, REFERENCE, Column
+from experiments.results import Row
 
 _START = "MISSING: batch norm with test-batch statistics was not measured"
 _END = "; without it no gain of shrinkage can be told from what test-batch statistics do alone."

@@ -8,10 +8,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from experiments import cells
-from experiments.cells import Cell
-from experiments.record import Row
-from experiments.scores import WORST
+from experiments.evaluation import per_example as cells
+from experiments.evaluation.aggregate import WORST
+from experiments.evaluation.per_example import Cell
+from experiments.results import Row
 
 Places = Mapping[tuple[str, int], Path]
 """(Norm, seed) -> work folder of its evaluation."""

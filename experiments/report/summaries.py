@@ -5,8 +5,8 @@ import math
 import statistics as stats
 from collections.abc import Callable, Iterable, Sequence
 
-from experiments.record import Row
 from experiments.report.labels import REFERENCE, Column, Source
+from experiments.results import Row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from steinnorm.attacks._files import write_bytes
+from steinnorm.attacks.files import write_bytes
 
 SHOWN = 8
 """How many of the first examples are kept as they were attacked, for pictures."""

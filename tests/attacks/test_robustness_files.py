@@ -19,8 +19,8 @@ import pytest
 
 import steinnorm
 from steinnorm.attacks import AttackSettings, evaluate_robustness, fgsm
-from steinnorm.attacks._code import code_digest
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.code_digest import code_digest
 from steinnorm.attacks.per_example import SHOWN, PerExample
 from steinnorm.attacks.robustness import call, identity
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from experiments.cells import Cell, Values
+from experiments.evaluation.per_example import Cell, Values
 
 
 def decoded(png):

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steinnorm.attacks._files import write_json
 from steinnorm.attacks._model import LogitsFn, as_argument
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, CheckSettings, Finding, run_checks
+from steinnorm.attacks.files import write_json
 from steinnorm.attacks.robustness.arguments import Wanted
 from steinnorm.attacks.robustness.data import Batch
 from steinnorm.attacks.robustness.described import arrays_digest

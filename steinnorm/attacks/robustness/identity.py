@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks._code import code_digest
 from steinnorm.attacks._criterion import Criterion
-from steinnorm.attacks._files import write_bytes
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import traced_logits
 from steinnorm.attacks.catalogue import AttackSettings
+from steinnorm.attacks.code_digest import code_digest
+from steinnorm.attacks.files import write_bytes
 from steinnorm.attacks.losses import per_example
 from steinnorm.attacks.robustness.described import arrays_digest, described
 

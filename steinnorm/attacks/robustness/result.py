@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steinnorm.attacks._files import write_bytes, write_json, write_text
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import Finding
+from steinnorm.attacks.files import write_bytes, write_json, write_text
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.names import PICTURES, PLOT, stem
 from steinnorm.attacks.robustness.rows import NONE, WORST, Key, Row

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from experiments import data
+from experiments.configs.data import Cifar10Data
 from experiments.data import cifar10
-from experiments.data.configs import Cifar10Data
 from experiments.data.examples import DataError
 from experiments.errors import ConfigError
 from tests.experiments.data import real
@@ -198,7 +198,7 @@ def test_tensorflow_is_never_imported(prepared):
     code = (
         "import sys, pathlib\n"
         "from experiments import data\n"
-        "from experiments.data.configs import Cifar10Data\n"
+        "from experiments.configs.data import Cifar10Data\n"
         "assert len(data.load(Cifar10Data(), pathlib.Path(sys.argv[1])).train) == 80\n"
         "assert not [m for m in sys.modules if m.split('.')[0] == 'tensorflow']\n"
     )

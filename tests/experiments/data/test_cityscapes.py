@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
+from experiments.configs.data import CityscapesData
 from experiments.data import cityscapes
-from experiments.data.configs import CityscapesData
 from experiments.data.examples import DataError
 from experiments.errors import ConfigError
 from steinnorm.attacks import VOID

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data.configs import VolumesData
+from experiments.configs.data import VolumesData
 from experiments.data.examples import DataError
 from experiments.data.harmonise import Combat
 from experiments.errors import ConfigError

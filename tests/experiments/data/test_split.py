@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import configs, split
-from experiments.data.configs import Cifar10Data, CityscapesData, DigitsData, VolumesData
+from experiments.configs import data as configs
+from experiments.configs.data import Cifar10Data, CityscapesData, DigitsData, VolumesData
+from experiments.data import split
 from experiments.errors import ConfigError
 from steinnorm import attacks
 
@@ -72,7 +73,7 @@ def test_libraries_load_only_when_needed():
     code = (
         "import sys\n"
         "from experiments import data\n"
-        "from experiments.data.configs import DigitsData\n"
+        "from experiments.configs.data import DigitsData\n"
         "data.load(DigitsData())\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'nibabel', 'PIL', 'jax'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

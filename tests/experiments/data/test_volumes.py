@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import data
+from experiments.configs.data import VolumesData
 from experiments.data import volumes
-from experiments.data.configs import VolumesData
 from experiments.data.examples import DataError
 from experiments.errors import ConfigError
 from tests.experiments.data import real

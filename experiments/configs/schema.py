@@ -1,0 +1,283 @@
+"""What an experiment is, as frozen dataclasses that hold no code.
+
+A configuration is plain data: it can be written to JSON, read back, compared, and shrunk for a
+smoke run with ``dataclasses.replace``.  ``kind`` tells the members of a union apart.
+"""
+
+import dataclasses
+from typing import Literal
+
+from experiments.configs.data import DataConfig
+from steinnorm.attacks.catalogue import AttackSettings
+from steinnorm.attacks.checks import CheckSettings
+
+Statistics = Literal["running", "batch", "shrunk", "none"]
+"""Where a norm's statistics came from when a number was measured.
+
+``running``: stored during training; ``batch``: the test batch's own; ``shrunk``: those, shrunk
+towards the stored ones; ``none``: the norm uses no statistics of batches (group normalisation).
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetModel:
+    """A residual network with the stem for small images (``experiments.models.resnet``).
+
+    Attributes:
+      depth: 9, 18, 34, 50, 101 or 152; None takes ``stage_sizes`` instead.
+      width: channels of the first stage; every later stage doubles them.  The published networks
+        have 64.
+      stage_sizes: basic blocks per stage, where there is no ``depth``.
+    """
+
+    depth: int | None = 9
+    width: int = 64
+    stage_sizes: tuple[int, ...] = ()
+    kind: Literal["resnet"] = "resnet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cnn3dModel:
+    """The paper's small 3-D network (``experiments.models.cnn3d``).
+
+    Attributes:
+      channels: of its strided convolutions.
+      hidden: sizes of its dense layers; empty for one dense layer on the pooled features.
+      pool: average over all positions before the dense layers, instead of flattening.
+    """
+
+    channels: tuple[int, ...] = (3, 6, 6, 6)
+    hidden: tuple[int, ...] = (768, 16)
+    pool: bool = False
+    kind: Literal["cnn3d"] = "cnn3d"
+
+
+@dataclasses.dataclass(frozen=True)
+class HRNetModel:
+    """A high-resolution network (``experiments.models.hrnet``).
+
+    Attributes:
+      size: ``paper`` (1.54 M parameters), ``w18`` or ``w48`` (the official ones), or ``smoke``.
+      stem_strides: of the two convolutions of the stem; None is those that were published with
+        the size.  The paper's code has (1, 1): all of the network at full resolution; the
+        official networks have (2, 2), and their output is resized.
+    """
+
+    size: Literal["paper", "w18", "w48", "smoke"] = "paper"
+    stem_strides: tuple[int, int] | None = None
+    kind: Literal["hrnet"] = "hrnet"
+
+
+ModelConfig = ResNetModel | Cnn3dModel | HRNetModel
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversaryConfig:
+    """Training on attacked inputs (Madry et al. 2018).
+
+    Attributes:
+      epsilon: radius of the ball, in units of the input range [0, 1].
+      steps: gradient steps; 1 with ``random_start`` is FGSM with a random start.
+      step_size: absolute; None means 2.5 * epsilon / steps.
+      norm: of the ball, ``linf`` or ``l2``.
+      random_start: start at a random point of the ball.
+    """
+
+    epsilon: float
+    steps: int = 7
+    step_size: float | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    random_start: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Stochastic gradient descent with Nesterov momentum.
+
+    Attributes:
+      epochs: passes over the training part.
+      batch_size: examples per step, over all devices; what is left over at the end of an epoch is
+        dropped.
+      learning_rate: peak, reached after ``warmup_epochs``.
+      schedule: after the warm-up: ``constant``, or ``cosine`` down to zero.
+      warmup_epochs: epochs of linear increase of the learning rate.
+      momentum: of the optimiser.
+      weight_decay: coupled, as in PyTorch's SGD.
+      decay_all: decay scales and biases too (the paper's code does), not only weights of two or
+        more dimensions.
+      clip_norm: largest global norm of the gradient; None for no limit.
+      label_smoothing: share of a label that is spread over all classes.
+      augment: mirror images left to right at random.
+      shift: shift images at random by up to so many pixels in each direction; 0 for not.
+      standardise: subtract the training part's channel means and divide by its standard
+        deviations, inside the model (inputs and attacks stay in [0, 1]).
+      compute_dtype: of activations; parameters, statistics and losses stay in float32.
+      statistics_momentum: share of the running statistics that a training step keeps.
+      patience: stop after so many epochs without a better validation score; None for never.
+      adversary: train on attacked inputs; None for clean ones.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_epochs: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    decay_all: bool = False
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    augment: bool = False
+    shift: int = 0
+    standardise: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    statistics_momentum: float = 0.9
+    patience: int | None = None
+    adversary: AdversaryConfig | None = None
+
+
+NOISES = ("gaussian", "uniform", "rademacher", "truncated_gaussian", "clipped_cauchy")
+"""Kinds of ``AttackConfig`` that follow no gradient and have no ball."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig:
+    """One row family of the table: an attack at one or several strengths.
+
+    Attributes:
+      name: what the results call it.
+      kind: which function of ``steinnorm.attacks`` runs it.
+      epsilons: strengths in units of the image range [0, 1]; for noise, the root mean square.
+      norm: of the ball, ``linf`` or ``l2`` (not for noise).
+      steps: gradient steps per run (``pgd``, ``apgd``, ``fab``, ``autoattack``, ``segpgd``,
+        ``sea``).
+      step_size: absolute, in units of the image range; None means 2.5 * epsilon / steps (``pgd``
+        and ``segpgd``).
+      random_start: start at a random point of the ball (``pgd`` and ``segpgd``).
+      restarts: runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and ``segpgd``).
+      loss: what the attack increases, a name that ``steinnorm.attacks`` knows (``fgsm``,
+        ``pgd``, ``apgd``).
+      queries: looks at the model (``square``, ``autoattack``).
+      short_reach: this attack is known not to cross its ball (as released with the paper), so
+        the warning about it is not wanted.
+      shown: the strengths that stand in the short table; the files have them all.
+    """
+
+    name: str
+    kind: Literal[
+        "gaussian",
+        "uniform",
+        "rademacher",
+        "truncated_gaussian",
+        "clipped_cauchy",
+        "fgsm",
+        "pgd",
+        "apgd",
+        "fab",
+        "square",
+        "autoattack",
+        "segpgd",
+        "sea",
+    ]
+    epsilons: tuple[float, ...]
+    norm: Literal["linf", "l2"] = "linf"
+    steps: int = 1
+    step_size: float | None = None
+    random_start: bool = False
+    restarts: int = 1
+    loss: str = "cross_entropy"
+    queries: int = 5000
+    short_reach: bool = False
+    shown: tuple[float, ...] = ()
+
+    @property
+    def has_ball(self) -> bool:
+        """Whether there is an attacker: noise has none, nor have clean inputs."""
+        return self.kind not in NOISES
+
+    @property
+    def settings(self) -> AttackSettings:
+        """The attack as the library knows it, without ball and strengths."""
+        names = [field.name for field in dataclasses.fields(AttackSettings)]
+        return AttackSettings(**{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True)
+class ChecksConfig(CheckSettings):
+    """How the evaluation is tested itself: the library's settings, on which batch, in which ball.
+
+    Attributes:
+      examples: of the test part, attacked as one batch; no more than a test batch has.
+      norm: of the ball, ``linf`` or ``l2``.
+      epsilon: radius of the ball, in units of the inputs.
+    """
+
+    examples: int = 128
+    norm: Literal["linf", "l2"] = "linf"
+    epsilon: float = 8 / 255
+
+    @property
+    def settings(self) -> CheckSettings:
+        """The library's part."""
+        fields = dataclasses.fields(CheckSettings)
+        return CheckSettings(**{field.name: getattr(self, field.name) for field in fields})
+
+
+SMOKE_CHECKS = ChecksConfig(
+    examples=25,
+    steps=2,
+    restarts=2,
+    square_queries=4,
+    directions=1,
+    difference_steps=(1e-3,),
+)
+"""Shows that all checks run; says nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on the test part.
+
+    Attributes:
+      batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
+      attacks: measured besides the clean score.
+      statistics: sources of statistics, each measured in full.
+      shown_worst: radii at which the worst of all attacks stands in the short table.
+      checks: how the evaluation itself is tested, wherever there are attacks.
+    """
+
+    batch_size: int
+    attacks: tuple[AttackConfig, ...] = ()
+    statistics: tuple[Statistics, ...] = ("running", "batch")
+    shown_worst: tuple[float, ...] = ()
+    checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, complete.
+
+    Attributes:
+      name: the configuration's name, as in ``results.json``.
+      preset: which of its presets.
+      dataset: in words, for ``list``.
+      size: numbers of examples and their shape, in words.
+      expected_time: on the machine named in it, in words.
+      task: what the network answers: ``classification`` (K logits), ``binary`` (one logit) or
+        ``segmentation`` (K logits per pixel).
+      data: examples and split.
+      model: the network.
+      train: the optimisation.
+      evaluation: what is measured afterwards.
+    """
+
+    name: str
+    preset: str
+    dataset: str
+    size: str
+    expected_time: str
+    task: Literal["classification", "binary", "segmentation"]
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    evaluation: EvaluationConfig

@@ -1,0 +1,1 @@
+"""From trained weights to numbers: attacks, per-example results, rows, checks."""

@@ -1,0 +1,187 @@
+"""The checks of an evaluation, kept in the work folder with the results that they are about."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.configs.schema import ChecksConfig, Statistics
+from experiments.data.examples import Examples, as_inputs
+from experiments.evaluation.attack_batch import DEPENDENT
+from experiments.evaluation.measure import Labels, as_logits_fn, identity_of, weights_digest
+from experiments.models.norms import in_evaluation
+from experiments.results import Check, Row
+from experiments.tasks import Segmentation, Task
+from steinnorm.attacks import Threat
+from steinnorm.attacks.checks import Checks, Finding, run_checks
+from steinnorm.attacks.files import write_json
+from steinnorm.attacks.intervals import Tally, wilson_interval
+
+CONVERGENCE = "convergence"
+"""Name of the attack of rows for the plot of accuracy against steps: PGD, on the checks' batch."""
+
+Twin = Callable[[Statistics], jax.tree_util.Partial]
+"""The plain batch-norm model of the same seed with the given statistics."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """The checks of one model with one source of statistics.
+
+    Attributes:
+      checks: all of them, in order.
+      curve: rows of accuracy against steps.
+      identity: what they depend on.
+    """
+
+    checks: list[Check]
+    curve: list[Row]
+    identity: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Checker:
+    """Makes the checks of one model with one source of statistics after another.
+
+    Attributes:
+      config: the settings.
+      task: of the model.
+      examples: of which the first are the batch.
+      batch_size: of the evaluation; a batch of another size would be another model where
+        statistics are those of the batch.
+      seed: of all randomness.
+      twin: for the transfer check; None where there is none.
+      twin_reason: then, why not.
+    """
+
+    config: ChecksConfig
+    task: Task
+    examples: Examples
+    batch_size: int
+    seed: int
+    twin: Twin | None = None
+    twin_reason: str = "no twin was given: the same network with plain batch norm, of the same seed"
+
+    def run(
+        self,
+        model: nnx.Module,
+        source: Statistics,
+        labels: Labels,
+        workdir: Path | None = None,
+        on_progress: Callable[[str], None] = lambda what: None,
+    ) -> Checked:
+        """The checks, and rows of accuracy against steps; found in the folder or made.
+
+        Args:
+          model: the trained model.
+          source: of the norm's statistics.
+          labels: of the run.
+          workdir: where they are kept; None for nowhere.
+          on_progress: called after each check.
+        """
+        dependent = source in DEPENDENT
+        # One batch, and of a size that is compiled already if it may be.
+        count = min(self.config.examples, len(self.examples), self.batch_size)
+        twin = None if self.twin is None else self.twin(source)
+        identity = {
+            **identity_of(model, self.examples, self.batch_size),
+            "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
+            "twin": self.twin_reason if twin is None else weights_digest(twin),
+            "count": count,
+        }
+        path = None
+        if workdir:
+            path = workdir / "evaluation" / f"checks-{source}-{self.config.norm}.json"
+            found = _load(path)
+            if found is not None and found.identity == identity:
+                return found
+        part = self.examples.take(np.arange(count))
+        made = run_checks(
+            as_logits_fn(in_evaluation(model, source)),
+            as_inputs(jnp.asarray(part.inputs)),
+            jnp.asarray(part.targets),
+            threat=Threat(self.config.norm, self.config.epsilon),
+            batch_dependent=dependent,
+            settings=self.config.settings,
+            key=jax.random.key(self.seed),
+            twin=twin,
+            twin_reason=self.twin_reason,
+            on_progress=lambda name, done, total: on_progress(
+                f"{source}: check {done} of {total}, {name}"
+            ),
+        )
+        checks = [self._check(finding, labels, source) for finding in made.findings]
+        found = Checked(checks, self._curve(made, labels, source, count), identity)
+        if path:
+            write_json(path, dataclasses.asdict(found))
+        return found
+
+    def _check(self, finding: Finding, labels: Labels, source: Statistics) -> Check:
+        """Those of another ball than the usual one say so in their name."""
+        ball = "" if self.config.norm == "linf" else f" ({self.config.norm})"
+        named = finding._replace(name=finding.name + ball)
+        return Check(labels.config, labels.norm, labels.seed, source, **named._asdict())
+
+    def _curve(self, made: Checks, labels: Labels, source: Statistics, count: int) -> list[Row]:
+        metric = "pixel_accuracy" if isinstance(self.task, Segmentation) else "accuracy"
+        epsilon = self.config.epsilon
+
+        def interval(value: float) -> tuple[float, float]:
+            # Pixels of an image fall together, so that theirs would be too narrow.
+            if metric == "pixel_accuracy":
+                return value, value
+            return wilson_interval(Tally(round(value * count), count))
+
+        return [
+            Row(
+                config=labels.config,
+                norm=labels.norm,
+                seed=labels.seed,
+                statistics=source,
+                attack=CONVERGENCE,
+                epsilon=epsilon,
+                metric=metric,
+                value=value,
+                n=count,
+                ci_low=interval(value)[0],
+                ci_high=interval(value)[1],
+                norm_order=self.config.norm,
+                steps=steps,
+                step_size=2.5 * epsilon / steps,
+                threat_model="joint" if source in DEPENDENT else "",
+            )
+            for steps, value in made.curve.items()
+        ]
+
+
+def load_all(workdir: Path, identity: dict[str, Any]) -> list[Checked]:
+    """All checks of the folder that were made of this model on these examples.
+
+    Args:
+      workdir: of the evaluation.
+      identity: as ``experiments.evaluation.measure.identity_of`` gives it.
+    """
+    paths = sorted((workdir / "evaluation").glob("checks-*.json"))
+    found = [checked for path in paths if (checked := _load(path)) is not None]
+    ours = [c for c in found if {name: c.identity.get(name) for name in identity} == identity]
+    order = get_args(Statistics)
+    return sorted(ours, key=lambda c: (order.index(c.checks[0].statistics), c.checks[0].name))
+
+
+def _load(path: Path) -> Checked | None:
+    """The checks in a file; None where there are none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text())
+        return Checked(
+            checks=[Check(**check) for check in content["checks"]],
+            curve=[Row(**row) for row in content["curve"]],
+            identity=content["identity"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

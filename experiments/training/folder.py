@@ -1,0 +1,234 @@
+"""The work folder of one training: its settings, its log, its checkpoints.
+
+::
+
+    config.json      settings, versions, git commit; written once
+    metrics.jsonl    one line per logged step and per validation
+    checkpoints/     the two newest and the best (``experiments.training.checkpoints``)
+    damaged/         checkpoints that could not be read, where there were any
+    tensorboard/     event files, where they were asked for
+"""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pydantic
+
+from experiments.configs.overrides import unknown_fields
+from experiments.configs.schema import ExperimentConfig
+from experiments.errors import ConfigError
+from steinnorm.attacks.files import write_json, write_text
+
+_PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """All that decides a training's result, besides the data and the code.
+
+    Attributes:
+      config: the experiment.
+      norm: one of ``experiments.models.norms.NORMS``.
+      seed: of the weights and of the order of the examples.
+    """
+
+    config: ExperimentConfig
+    norm: str
+    seed: int
+
+
+_SETTINGS = pydantic.TypeAdapter(RunSettings)
+
+
+class RunFolder:
+    """Writes the files of one training; use as a context manager.
+
+    Only the first process writes; one command at a time may hold the folder.
+
+    Args:
+      root: the work folder.
+      settings: of the training.
+      data_dir: where its data are; noted for the evaluation.
+      writes: whether this process writes.
+    """
+
+    def __init__(
+        self, root: Path, settings: RunSettings, data_dir: Path | None, *, writes: bool = True
+    ):
+        self.root, self._data_dir = root, data_dir
+        self._settings, self._writes = settings, writes
+        self._lock: Any = None
+
+    def __enter__(self) -> Self:
+        if not self._writes:
+            return self
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            # The system lets go of the lock when the process ends, however it ends.
+            self._lock = (self.root / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(
+                f"cannot use {self.root} as a work folder: {error.strerror}"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{self.root} is in use by another command") from error
+        try:
+            self._check_settings()
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._lock:
+            self._lock.close()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Adds a line to ``metrics.jsonl``."""
+        if self._writes:
+            with (self.root / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drops log lines later than ``step``: they will be written again.
+
+        A line that a kill cut short goes with them.
+        """
+        path = self.root / "metrics.jsonl"
+        if not self._writes or not path.exists():
+            return
+        lines = read_log(path)
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def begin(self, *, anew: bool) -> None:
+        """Writes ``config.json``, once data and model are known to be good.
+
+        Args:
+          anew: there is no checkpoint to go on from, so nothing of an earlier try counts.
+        """
+        if not self._writes:
+            return
+        path = self.root / "config.json"
+        content = {
+            **dataclasses.asdict(self._settings),
+            "versions": versions(),
+            "git_commit": git_commit(),
+        }
+        if anew:
+            self.rewind(0)
+        elif path.exists():
+            content = json.loads(path.read_text())  # versions and commit of its beginning
+        content["data_dir"] = str(self._data_dir.absolute()) if self._data_dir else None
+        write_json(path, content)
+
+    def _check_settings(self) -> None:
+        if not (self.root / "config.json").exists():
+            return
+        # Also refuses a file of this name that is somebody else's.
+        found = dataclasses.asdict(read_settings(self.root))
+        if not any(self.checkpoints.glob("[0-9]*")):
+            return  # nothing was trained with the settings that are there
+        different = _differences(found, dataclasses.asdict(self._settings))
+        if different:
+            raise ConfigError(
+                f"{self.root} holds a training with other settings: {'; '.join(different)}. "
+                "Choose another --workdir, or repeat the command with the settings of that one"
+            )
+
+
+def read_settings(root: Path) -> RunSettings:
+    """The settings of the training in a work folder.
+
+    Raises:
+      ConfigError: there is none, or it is of another version of this program.
+    """
+    path = root / "config.json"
+    try:
+        text = path.read_text()
+        content = {name: json.loads(text)[name] for name in ("config", "norm", "seed")}
+        settings = _SETTINGS.validate_python(content)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{root} is not the work folder of a training: it has no config.json; make one with "
+            "python -m experiments train CONFIG --workdir DIR"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # Of damaged text, of text that is not JSON, of other fields: all are ValueErrors.
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    unknown = unknown_fields(content, dataclasses.asdict(settings))
+    if unknown:
+        raise ConfigError(f"{path} has settings that this version does not know: {unknown}")
+    return settings
+
+
+def data_dir_of(root: Path) -> Path | None:
+    """The folder that the training in a work folder read its data from."""
+    found = json.loads((root / "config.json").read_text()).get("data_dir")
+    return Path(found) if found else None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def git_commit() -> str:
+    """The commit of this code, ``-dirty`` where files differ from it; empty outside git."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../steinnorm")
+    except OSError:  # there is no git
+        return ""
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
+    """Where two nested settings differ, in words; descriptions do not count."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = [n for n in wanted | found if n not in ("dataset", "size", "expected_time")]
+        return [
+            text
+            for name in names
+            for text in _differences(
+                found.get(name), wanted.get(name), f"{where}.{name}".strip(".")
+            )
+        ]
+    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]

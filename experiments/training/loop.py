@@ -1,0 +1,277 @@
+"""The one training loop: a host loop over a jitted step.
+
+A loop on the host may report, checkpoint and stop at any step, and on a CPU it is faster than a
+scan around convolutions.  All that a step depends on is the arrays, the seed and the step's
+number, so a training that was killed goes on bit for bit from its last checkpoint.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from experiments.configs.schema import Statistics, TrainConfig
+from experiments.data.augment import Augmentation
+from experiments.data.batches import TrainBatches, ahead, in_order
+from experiments.data.examples import Dataset, Examples
+from experiments.models.norms import in_evaluation
+from experiments.results import LoggedStep
+from experiments.tasks import Task
+from experiments.training import devices
+from experiments.training.adversarial import Adversary
+from experiments.training.checkpoints import Checkpoints, Progress
+from experiments.training.interrupts import Interrupts
+from experiments.training.step import Report, Steps, TrainState, learning_rate, optimiser, split
+
+
+class Observer:
+    """Is told what happens in a training; does nothing unless a method is overridden."""
+
+    def resumed(self, step: int, total: int) -> None:
+        """A checkpoint of ``step`` was found."""
+
+    def stepped(self, step: int, total: int, loss: float) -> None:
+        """A step is done."""
+
+    def logged(self, row: LoggedStep) -> None:
+        """A step that is kept is done."""
+
+    def validated(self, step: int, scores: dict[str, float]) -> None:
+        """An epoch is done and the weights were scored on the validation part."""
+
+
+class Trained(NamedTuple):
+    """A trained model and how far it got.
+
+    Attributes:
+      model: with the weights of the last step; the one that was passed in is left alone.
+      progress: step, scores, and which step was best.
+      stopped_early: whether ``patience`` ended the training.
+    """
+
+    model: nnx.Module
+    progress: Progress
+    stopped_early: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """One training.
+
+    Attributes:
+      task: loss and scores.
+      config: the optimisation.
+      seed: of the order of the examples, of augmentation and of attacks.
+      validation_statistics: the source of the norm's statistics when the model is validated.
+      mesh: the devices.
+      checkpoints: where to resume from and to write to; None for neither.
+      checkpoint_every: steps between checkpoints besides those at the ends of epochs.
+      log_every: steps between two rows for the observer, besides the first and the last.
+      observer: is told what happens.
+    """
+
+    task: Task
+    config: TrainConfig
+    seed: int
+    validation_statistics: Statistics = "running"
+    mesh: Mesh = dataclasses.field(default_factory=devices.mesh)
+    checkpoints: Checkpoints | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 2
+    observer: Observer = dataclasses.field(default_factory=Observer)
+
+    def run(self, model: nnx.Module, data: Dataset) -> Trained:
+        """Trains ``model``, from the newest checkpoint where there is one.
+
+        Args:
+          model: maps inputs (B, ..., C) in [0, 1] to outputs, in training mode.
+          data: training and validation part; where the latter is empty nothing is validated.
+
+        Raises:
+          ConfigError: the examples do not fill a batch, or the devices cannot share it.
+          FloatingPointError: loss or weights are not finite; the message names the step and the
+            last good checkpoint.
+          CheckpointError: a checkpoint cannot be written, or none of those found can be read.
+          KeyboardInterrupt: on Ctrl-C, after a checkpoint (of several processes only those at the
+            usual steps: the others do not know of it); on SIGTERM likewise SystemExit.
+        """
+        devices.check_batch(self.config.batch_size, self.mesh)
+        batches = TrainBatches(
+            data.train,
+            self.config.batch_size,
+            seed=self.seed,
+            augmentation=Augmentation(self.config.augment, self.config.shift),
+            process=devices.process(),
+        )
+        run = _Run(self, model, batches, data.validation)
+        with Interrupts() as interrupts:
+            return run.to_the_end(interrupts)
+
+
+class _Run:
+    """The moving parts of a loop."""
+
+    def __init__(self, loop: Loop, model: nnx.Module, batches: TrainBatches, validation: Examples):
+        self._loop, self._batches, self._validation = loop, batches, validation
+        self._total = batches.per_epoch * loop.config.epochs
+        self._rate = learning_rate(loop.config, batches.per_epoch)
+        self._graphdef, params, rest = split(model)
+        self._evaluated = split(in_evaluation(model, loop.validation_statistics))[0]
+        transformation = optimiser(loop.config, batches.per_epoch)
+        self._steps = Steps(loop.task, transformation, loop.mesh)
+        self._adversary = Adversary.of(
+            loop.config.adversary, loop.task, model, loop.validation_statistics, loop.seed
+        )
+        state = TrainState(params, rest, transformation.init(params))
+        # Copies: the step gives its arguments up, and the caller keeps the model.
+        self._state = devices.replicate(state, loop.mesh)
+        self._progress = Progress(step=0)
+        self._resume()
+
+    def to_the_end(self, interrupts: Interrupts) -> Trained:
+        """Trains until the last step, until patience ends or until a signal asks to stop."""
+        waiting: tuple[int, Report] | None = None
+        for step, batch in self._numbered_batches():
+            spread = devices.spread(batch, self._loop.mesh)
+            if self._adversary:
+                spread = self._adversary.attack(self._state, spread, step)
+            self._state, report = self._steps.train(self._graphdef, self._state, spread)
+            # The report of the step before: reading this one now would make the device wait.
+            if waiting:
+                self._look_at(*waiting)
+            waiting = step, report
+            self._progress = self._progress._replace(step=step, score=None)
+            ends_epoch = step % self._batches.per_epoch == 0
+            if ends_epoch or self._is_due(step) or interrupts.pending:
+                self._look_at(*waiting)
+                waiting = None
+                if ends_epoch:
+                    self._validate()
+                if ends_epoch or self._is_due(step) or jax.process_count() == 1:
+                    self.save()
+                interrupts.act()
+                if self._out_of_patience():
+                    break
+        params, rest = jax.tree.map(_local, (self._state.params, self._state.rest))
+        model = nnx.merge(self._graphdef, params, rest)
+        return Trained(model, self._progress, self._progress.step < self._total)
+
+    def save(self) -> None:
+        """Writes a checkpoint of where the training is."""
+        if self._loop.checkpoints is None or self._progress.step == 0:
+            return
+        if not bool(_all_finite(self._state)):
+            raise FloatingPointError(
+                f"weights that are not finite after step {self._progress.step}; {self._last_good()}"
+            )
+        self._loop.checkpoints.save(self._state, self._progress)
+
+    def _resume(self) -> None:
+        found = self._loop.checkpoints and self._loop.checkpoints.load_newest(self._state)
+        if found:
+            self._state, self._progress = found
+            self._loop.observer.resumed(self._progress.step, self._total)
+
+    def _numbered_batches(self) -> Iterator[tuple[int, Any]]:
+        if self._out_of_patience():
+            return
+        left = range(self._progress.step, self._total)
+        for index, batch in zip(left, ahead(self._batches, left), strict=True):
+            yield index + 1, batch
+
+    def _is_due(self, step: int) -> bool:
+        every = self._loop.checkpoint_every
+        return every is not None and step % every == 0
+
+    def _look_at(self, step: int, report: Report) -> None:
+        """Checks the report of a step and passes it on."""
+        loss = float(report.loss)
+        if not math.isfinite(loss):
+            peak = self._loop.config.learning_rate
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step} of {self._total} (peak learning rate "
+                f"{peak:g}); training stops here; {self._last_good()}"
+            )
+        if step % self._loop.log_every == 0 or step in (1, self._total):
+            values = jax.tree.map(float, jax.device_get(report))
+            row = LoggedStep(
+                step=step,
+                epoch=step / self._batches.per_epoch,
+                loss=values.loss,
+                accuracy=values.score,
+                factors=values.factors,
+                learning_rate=float(self._rate(jnp.float32(step - 1))),
+            )
+            self._loop.observer.logged(row)
+        self._loop.observer.stepped(step, self._total, loss)
+
+    def _validate(self) -> None:
+        if not len(self._validation):
+            return
+        scores = score(
+            self._steps,
+            self._evaluated,
+            (self._state.params, self._state.rest),
+            self._validation,
+            self._loop.config.batch_size,
+        )
+        self._loop.observer.validated(self._progress.step, scores)
+        value = scores[self._loop.task.score]
+        best = self._progress.best_score
+        if math.isnan(value):
+            # Not defined on this validation part: the last weights are as good as any.
+            self._progress = self._progress._replace(best_step=self._progress.step)
+        elif best is None or value > best:
+            self._progress = Progress(self._progress.step, value, value, self._progress.step, 0)
+        else:
+            waited = self._progress.epochs_without_gain + 1
+            self._progress = self._progress._replace(score=value, epochs_without_gain=waited)
+
+    def _out_of_patience(self) -> bool:
+        patience = self._loop.config.patience
+        return patience is not None and self._progress.epochs_without_gain >= patience
+
+    def _last_good(self) -> str:
+        kept = self._loop.checkpoints.steps if self._loop.checkpoints else []
+        if not kept:
+            return "there is no checkpoint to go back to; try a smaller train.learning_rate"
+        return (
+            f"the last good checkpoint is that of step {kept[-1]}; "
+            "try a smaller train.learning_rate in a new work folder"
+        )
+
+
+def score(
+    steps: Steps,
+    graphdef: nnx.GraphDef,
+    variables: tuple[nnx.State, nnx.State],
+    examples: Examples,
+    batch_size: int,
+) -> dict[str, float]:
+    """The task's scores of a model in evaluation, over all examples of a part."""
+    summaries = []
+    for batch in in_order(examples, batch_size, process=devices.process()):
+        answers = steps.answers(graphdef, *variables, devices.spread(batch, steps.devices))
+        summaries.append(jax.tree.map(np.asarray, jax.device_get(answers)))
+    merged = {name: np.concatenate([s[name] for s in summaries]) for name in summaries[0]}
+    real = merged.pop("real")
+    if real.sum() != len(examples):
+        raise AssertionError(f"{real.sum()} of {len(examples)} examples were scored")
+    return steps.task.scores({name: values[real] for name, values in merged.items()})
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floating]))
+
+
+def _local(x: jax.Array) -> jax.Array:
+    """The array on this process's first device alone."""
+    return x.addressable_data(0)

@@ -1,0 +1,194 @@
+"""One step of a training and one of an evaluation: jitted pure functions of arrays.
+
+The NNX model is split into its structure (static), its parameters and its other state at the
+boundary and merged inside.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from experiments.configs.schema import TrainConfig
+from experiments.data.batches import Batch
+from experiments.data.examples import as_inputs
+from experiments.tasks import Summary, Task, mean_loss
+from experiments.training import devices
+from experiments.training.xla_options import compiler_options
+from steinnorm.nnx import ShrinkageFactor
+
+Factors = dict[str, dict[str, jax.Array]]
+"""Layer -> ``mean_factor`` and ``variance_factor``, scalars; 1 = untouched, 0 = the target."""
+
+
+class TrainState(NamedTuple):
+    """All arrays of a training.
+
+    Attributes:
+      params: what the optimiser changes.
+      rest: what the layers record, such as running statistics.
+      optimiser: the optimiser's own.
+    """
+
+    params: nnx.State
+    rest: nnx.State
+    optimiser: optax.OptState
+
+
+class Report(NamedTuple):
+    """What a step says about its batch.
+
+    Attributes:
+      loss: mean, in nats.
+      score: share of the labels that were right (of pixels, for label maps).
+      factors: how much each norm layer shrank.
+    """
+
+    loss: jax.Array
+    score: jax.Array
+    factors: Factors
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A model's structure, parameters and other state."""
+    return nnx.split(model, nnx.Param, ...)  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=32)
+def optimiser(config: TrainConfig, per_epoch: int) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum, coupled weight decay and a schedule.
+
+    The same object for the same arguments, so that trainings which differ in the seed only share
+    a compilation.
+
+    Args:
+      config: the optimisation.
+      per_epoch: steps per epoch.
+    """
+    schedule = learning_rate(config, per_epoch)
+
+    def is_decayed(params: Any) -> Any:
+        # Scales and biases of norms are not weights: decay would pull the scale to zero.
+        return jax.tree.map(lambda p: config.decay_all or p.ndim >= 2, params)
+
+    parts = [
+        optax.add_decayed_weights(config.weight_decay, mask=is_decayed),
+        # As a float: optax mixes the integer count with floats, which strict promotion forbids.
+        optax.sgd(
+            lambda count: schedule(jnp.float32(count)), momentum=config.momentum, nesterov=True
+        ),
+    ]
+    if config.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*parts)
+
+
+def learning_rate(config: TrainConfig, per_epoch: int) -> optax.Schedule:
+    """The learning rate of each step, counted from 0."""
+    warmup = round(config.warmup_epochs * per_epoch)
+    total = max(config.epochs * per_epoch, warmup + 1)
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, total)
+    rise = optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1))
+    flat = optax.constant_schedule(config.learning_rate)
+    return optax.join_schedules([rise, flat], [warmup])
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The compiled steps of one training, over the devices of a mesh.
+
+    Attributes:
+      task: loss and scores.
+      optimiser: of the parameters.
+      devices: the mesh.
+    """
+
+    task: Task
+    optimiser: optax.GradientTransformation
+    devices: Mesh
+
+    def train(
+        self, graphdef: nnx.GraphDef, state: TrainState, batch: Batch
+    ) -> tuple[TrainState, Report]:
+        """One step; the arrays of ``state`` are given up (their memory is used again)."""
+        jitted = _jitted(self.devices, batch.inputs.ndim, donate=True)
+        return jitted((_train_step, self.task, self.optimiser, graphdef), state, batch)
+
+    def answers(
+        self, graphdef: nnx.GraphDef, params: nnx.State, rest: nnx.State, batch: Batch
+    ) -> Summary:
+        """What the task keeps of each example, and ``real``, for a model in evaluation."""
+        jitted = _jitted(self.devices, batch.inputs.ndim, donate=False)
+        return jitted((_answers, self.task, None, graphdef), (params, rest), batch)
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(mesh: Mesh, input_rank: int, *, donate: bool) -> Any:
+    """``jit`` with all results on every device.
+
+    One cached function for all trainings, so that seeds of one norm share a compilation.
+    """
+
+    def call(static: tuple[Any, ...], variables: Any, batch: Batch) -> Any:
+        function, *settings = static
+        return function(*settings, variables, batch)
+
+    return jax.jit(
+        call,
+        static_argnums=0,
+        donate_argnums=(1,) if donate else (),
+        out_shardings=devices.replicated(mesh),
+        compiler_options=compiler_options(input_rank),
+    )
+
+
+def _train_step(
+    task: Task,
+    optimiser: optax.GradientTransformation,
+    graphdef: nnx.GraphDef,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, Report]:
+    inputs = as_inputs(batch.inputs)
+
+    def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State, Factors]]:
+        # Copies, because the statistics are written inside the trace of the gradient.
+        model = nnx.merge(graphdef, params, state.rest, copy=True)
+        run = nnx.capture(lambda model, x: model(x), ShrinkageFactor)
+        outputs, sown = run(model, inputs)
+        loss = mean_loss(task, outputs, batch.targets)
+        return loss, (outputs, split(model)[2], _factors(sown))
+
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (outputs, rest, factors)), gradients = gradient_fn(state.params)
+    updates, memory = optimiser.update(gradients, state.optimiser, state.params)
+    params = optax.apply_updates(state.params, updates)
+    report = Report(loss, task.share_right(outputs, batch.targets), factors)
+    return TrainState(params, rest, memory), report
+
+
+def _answers(
+    task: Task,
+    _: None,
+    graphdef: nnx.GraphDef,
+    variables: tuple[nnx.State, nnx.State],
+    batch: Batch,
+) -> Summary:
+    model = nnx.merge(graphdef, *variables, copy=True)
+    outputs = model(as_inputs(batch.inputs))
+    return {"real": batch.real, **task.summary(outputs, batch.targets)}
+
+
+def _factors(sown: nnx.State) -> Factors:
+    factors: Factors = {}
+    for path, variable in nnx.to_flat_state(sown):
+        # sow() collects a tuple, one entry per call of the layer.
+        layer = "/".join(map(str, path[:-1]))
+        factors.setdefault(layer, {})[str(path[-1])] = variable.get_value()[-1]
+    return factors

@@ -1,0 +1,56 @@
+"""The trained network of a work folder."""
+
+from pathlib import Path
+
+import jax
+from flax import nnx
+
+from experiments.data.examples import Dataset
+from experiments.errors import ConfigError
+from experiments.models.build import build
+from experiments.tasks import Task
+from experiments.training import devices
+from experiments.training.checkpoints import Checkpoints, Progress
+from experiments.training.folder import RunSettings
+from experiments.training.step import TrainState, optimiser, split
+
+
+def load_weights(
+    workdir: Path, settings: RunSettings, dataset: Dataset, task: Task, weights: str
+) -> tuple[nnx.Module, Progress]:
+    """The trained network of a work folder, in training mode, and how far it had got.
+
+    Args:
+      workdir: of a training.
+      settings: of that training.
+      dataset: the training part gives the shapes.
+      task: gives the number of outputs.
+      weights: ``best`` or ``last``.
+
+    Raises:
+      ConfigError: there is no checkpoint, or ``weights`` is neither.
+      CheckpointError: it cannot be read.
+    """
+    if weights not in ("best", "last"):
+        raise ConfigError(f"weights must be best or last; got {weights!r}")
+    config = settings.config
+    model = build(
+        config.model,
+        settings.norm,
+        config.train,
+        examples=dataset.train,
+        outputs=task.outputs,
+        seed=settings.seed,
+    )
+    graphdef, params, rest = split(model)
+    state = TrainState(params, rest, optimiser(config.train, 1).init(params))
+    folder = workdir / "checkpoints"
+    checkpoints = Checkpoints(folder) if folder.is_dir() else None
+    if checkpoints is None or not checkpoints.steps:
+        raise ConfigError(f"{workdir} holds no checkpoint yet; run its training first")
+    step = checkpoints.best_step() if weights == "best" else checkpoints.steps[-1]
+    assert step is not None  # there are some
+    found, progress = checkpoints.load(devices.replicate(state, devices.mesh()), step)
+    checkpoints.close()
+    local = jax.tree.map(lambda x: x.addressable_data(0), found)
+    return nnx.merge(graphdef, local.params, local.rest), progress

@@ -1,0 +1,254 @@
+"""The evaluation: every attack on every batch, resumed where it stopped, for every task."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.configs import attacks as catalogue
+from experiments.configs.schema import AttackConfig
+from experiments.data.examples import Examples
+from experiments.errors import ConfigError
+from experiments.evaluation import attack_batch as attacked
+from experiments.evaluation import per_example as cells
+from experiments.evaluation.measure import Labels, Plan, evaluate
+from experiments.tasks import Binary, Classification, Segmentation
+from steinnorm.attacks import LeftThreatError
+from steinnorm.nnx import SteinBatchNorm
+
+LABELS = Labels("tiny", "stein", 3, ("a", "b", "c"))
+FGSM = AttackConfig("fgsm", "fgsm", (0.05, 0.2))
+PGD = AttackConfig("pgd", "pgd", (0.05,), steps=3, random_start=True)
+NOISE = AttackConfig("uniform", "uniform", (0.1,))
+
+
+class Tiny(nnx.Module):
+    """Dense, norm, dense: on the pixels of an image together, or one by one."""
+
+    def __init__(self, outputs, *, per_pixel=False):
+        rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
+        self.per_pixel = per_pixel
+        self.first = nnx.Linear(1 if per_pixel else 16, 8, rngs=rngs)
+        self.norm = SteinBatchNorm(8, rngs=rngs)
+        self.last = nnx.Linear(8, outputs, rngs=rngs)
+
+    def __call__(self, x):
+        x = x if self.per_pixel else x.reshape(x.shape[0], -1)
+        return self.last(nnx.relu(self.norm(self.first(x))))
+
+
+def _examples(count=22, classes=3, *, maps=False):
+    rng = np.random.default_rng(1)
+    x = rng.uniform(size=(count, 4, 4, 1)).astype(np.float32)
+    if maps:
+        y = rng.integers(0, classes, (count, 4, 4)).astype(np.uint8)
+        y[:, 0, 0] = 255
+        return Examples(x, y)
+    return Examples(x, rng.integers(0, classes, count).astype(np.int32))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A network whose running statistics are not the first ones."""
+    model = Tiny(3)
+    nnx.jit(lambda model, x: model(x))(model, jnp.asarray(_examples().inputs))
+    return model
+
+
+def _plan(**changes):
+    return Plan(**{"statistics": "running", "batch_size": 8, "attacks": (FGSM, PGD), **changes})
+
+
+def _values(rows):
+    return {(r.attack, r.epsilon, r.metric): (r.value, r.n) for r in rows}
+
+
+def test_rows_of_every_attack_and_the_worst(tiny):
+    told, batches = [], []
+    rows = evaluate(
+        tiny,
+        Classification(3),
+        _examples(),
+        _plan(attacks=(NOISE, FGSM, PGD)),
+        labels=LABELS,
+        on_batch=batches.append,
+        on_row=told.append,
+    )
+    assert rows == told
+    assert len(batches) == _plan(attacks=(NOISE, FGSM, PGD)).batches(22) == 5 * 3
+    values = _values(rows)
+    cells_of_all = [("clean", 0.0), ("uniform", 0.1), ("fgsm", 0.05), ("fgsm", 0.2), ("pgd", 0.05)]
+    cells_of_all += [("worst", 0.05), ("worst", 0.2)]
+    assert set(values) == {(*c, m) for c in cells_of_all for m in ("accuracy", "loss")}
+    assert {n for _, n in values.values()} == {22}
+    worst = values["worst", 0.05, "accuracy"][0]
+    assert worst <= min(values[a, 0.05, "accuracy"][0] for a in ("fgsm", "pgd"))
+    assert values["fgsm", 0.2, "accuracy"][0] < values["clean", 0.0, "accuracy"][0]
+    assert all((r.seed, r.norm, r.threat_model) == (3, "stein", "") for r in rows)
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_what_was_stopped_goes_on_with_the_next_batch(statistics, tiny, tmp_path, monkeypatch):
+    plan = _plan(statistics=statistics, attacks=(PGD,))
+    whole = evaluate(tiny, Classification(3), _examples(), plan, labels=LABELS)
+    calls = []
+    original = attacked.Opponent.attacked
+
+    def counted(self, *arguments):
+        calls.append(arguments[0].name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(attacked.Opponent, "attacked", counted)
+
+    def stop(what, seen=[]):  # noqa: B006
+        seen.append(what)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    settings = {"labels": LABELS, "workdir": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny, Classification(3), _examples(), plan, on_batch=stop, **settings)
+    assert calls == ["clean"] * 3 + ["pgd"] * 2
+    resumed = evaluate(tiny, Classification(3), _examples(), plan, **settings)
+    assert calls == ["clean"] * 3 + ["pgd"] * 3
+    assert resumed == whole
+    # More is asked for: only that is measured.
+    more = dataclasses.replace(plan, attacks=(PGD, NOISE))
+    evaluate(tiny, Classification(3), _examples(), more, **settings)
+    assert calls[6:] == ["uniform"] * 3
+    # A file that was cut short is measured again.
+    (path,) = (tmp_path / "evaluation").glob("*pgd*")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert evaluate(tiny, Classification(3), _examples(), plan, **settings) == whole
+    assert calls[9:] == ["pgd"] * 3
+
+
+def test_other_weights_settings_or_examples_are_measured_anew(tiny, tmp_path):
+    def measured(model, examples, plan):
+        rows = evaluate(model, Classification(3), examples, plan, labels=LABELS, workdir=tmp_path)
+        fresh = evaluate(model, Classification(3), examples, plan, labels=LABELS)
+        assert rows == fresh
+        return _values(rows)
+
+    plan = _plan(attacks=(FGSM,))
+    first = measured(tiny, _examples(), plan)
+    other = nnx.clone(tiny)
+    other.last.bias[...] = other.last.bias[...] + jnp.array([1.0, 0.0, 0.0])
+    assert measured(other, _examples(), plan) != first
+    longer = dataclasses.replace(FGSM, loss="margin")
+    measured(other, _examples(), dataclasses.replace(plan, attacks=(longer,)))
+    measured(other, _examples(12), plan)
+
+
+def test_per_example_results_say_what_rows_say(tiny, tmp_path):
+    rows = evaluate(tiny, Classification(3), _examples(), _plan(), labels=LABELS, workdir=tmp_path)
+    found = {(c.about["attack"], c.about["epsilon"]): c for c in cells.load_all(tmp_path)}
+    for row in rows:
+        if row.metric == "accuracy" and row.attack != "worst":
+            cell = found[row.attack, row.epsilon]
+            assert cell.summary["right"].mean() == row.value
+            assert cell.distance.max() == pytest.approx(row.max_norm)
+            assert len(cell.shown["x"]) == cells.SHOWN
+            change = np.abs(cell.shown["x_adv"] - cell.shown["x"]).max(axis=(1, 2, 3))
+            np.testing.assert_allclose(change, cell.distance[: cells.SHOWN], atol=1e-6)
+            shown_right = cell.shown["prediction"] == cell.shown["y"]
+            np.testing.assert_array_equal(shown_right, cell.summary["right"][: cells.SHOWN])
+            assert cell.about["class_names"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("threat_model", ["independent", "companion"])
+def test_one_victim_at_a_time(threat_model, tiny):
+    plan = _plan(statistics="batch", threat_model=threat_model, victims=10, attacks=(PGD,))
+    rows = evaluate(tiny, Classification(3), _examples(), plan, labels=LABELS)
+    values = _values(rows)
+    assert {n for _, n in values.values()} == {10}
+    assert {r.threat_model for r in rows} == {threat_model}
+    assert plan.batches(22) == 4
+    joint = dataclasses.replace(plan, threat_model="joint", victims=None)
+    clean = evaluate(tiny, Classification(3), _examples(), joint, labels=LABELS)
+    # The clean rows are of the same examples in the same batches.
+    right = _right_in_batches(tiny, _examples())
+    assert values["clean", 0.0, "accuracy"][0] == pytest.approx(right[:10].mean())
+    assert _values(clean)["clean", 0.0, "accuracy"][0] == pytest.approx(right.mean())
+    assert values["pgd", 0.05, "loss"][0] > values["clean", 0.0, "loss"][0]
+    for row in rows:
+        assert row.max_norm <= 0.05 + 1e-6
+
+
+def _right_in_batches(model, examples):
+    """Which examples the model gets right in batches of eight with their own statistics."""
+    view = nnx.view(model, use_running_average=True, test_statistics="batch")
+    found = []
+    for start in range(0, len(examples), 8):
+        outputs = view(jnp.asarray(examples.inputs[start : start + 8]))
+        found.append(np.argmax(outputs, axis=1) == examples.targets[start : start + 8])
+    return np.concatenate(found)
+
+
+def test_with_running_statistics_there_is_no_threat_model_to_choose(tiny):
+    plan = _plan(threat_model="independent", victims=2, attacks=(PGD,))
+    rows = evaluate(tiny, Classification(3), _examples(9), plan, labels=LABELS)
+    assert {(row.threat_model, row.n) for row in rows} == {("", 9)}
+
+
+@pytest.mark.parametrize(
+    ("statistics", "names"),
+    [("running", ("fgsm", "apgd", "segpgd", "sea", "square")), ("batch", ("segpgd", "sea"))],
+)
+def test_label_maps(statistics, names):
+    model = Tiny(3, per_pixel=True)
+    attacks = [
+        dataclasses.replace(catalogue.by_name(name), epsilons=(0.1,), steps=2, queries=3)
+        for name in names
+    ]
+    examples = _examples(6, maps=True)
+    plan = _plan(statistics=statistics, batch_size=4, attacks=attacks, metrics=("pixel_accuracy",))
+    values = _values(evaluate(model, Segmentation(3), examples, plan, labels=LABELS))
+    worst = values["worst", 0.1, "pixel_accuracy"][0]
+    others = [values[a.name, 0.1, "pixel_accuracy"][0] for a in attacks]
+    assert worst <= min(others) + 1e-9
+    assert worst < values["clean", 0.0, "pixel_accuracy"][0]
+
+
+def test_a_single_logit():
+    attacks = [
+        dataclasses.replace(catalogue.by_name(name), epsilons=(0.1,), steps=3, queries=5)
+        for name in ("pgd", "autoattack")
+    ]
+    examples = _examples(10, classes=2)
+    plan = _plan(attacks=attacks, batch_size=10)
+    values = _values(evaluate(Tiny(1), Binary(), examples, plan, labels=LABELS))
+    assert values["worst", 0.1, "auc"][0] <= values["clean", 0.0, "auc"][0]
+    assert values["autoattack", 0.1, "accuracy"][0] <= values["pgd", 0.1, "accuracy"][0]
+
+
+def test_attacks_that_do_not_fit_are_refused(tiny):
+    for name, task in (("autoattack", Segmentation(3)), ("segpgd", Classification(3))):
+        plan = _plan(attacks=[catalogue.by_name(name)])
+        with pytest.raises(ConfigError, match=name):
+            evaluate(tiny, task, _examples(), plan, labels=LABELS)
+
+
+def test_an_evaluation_fails_loudly_where_an_attack_leaves_its_ball(tiny, monkeypatch):
+    def too_far(logits_fn, x, y, *, threat, key, **_):
+        wider = dataclasses.replace(threat, epsilon=2 * threat.epsilon)
+        return attacked.attacks.fgsm(logits_fn, x, y, threat=wider, key=key)
+
+    monkeypatch.setattr(attacked, "_call", lambda *_: (too_far, {}))
+    with pytest.raises(LeftThreatError, match="fgsm left its ball or box"):
+        evaluate(tiny, Classification(3), _examples(), _plan(attacks=(FGSM,)), labels=LABELS)
+
+
+def test_the_catalogue():
+    for name in catalogue.names():
+        attack = catalogue.by_name(name)
+        assert attack.epsilons
+        if attack.has_ball:
+            assert catalogue.by_name(f"{name}-l2").norm == "l2"
+    with pytest.raises(ConfigError, match=r"unknown attack 'pdg'.*autoattack.*-l2"):
+        catalogue.by_name("pdg")
+    with pytest.raises(ConfigError, match="unknown attack"):
+        catalogue.by_name("gaussian-l2")

@@ -1,0 +1,344 @@
+"""Merging, differences, tables in all forms, what is missing, and folders that are refused."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import report
+from experiments.configs import presets
+from experiments.errors import ConfigError
+from experiments.evaluation.per_example import Cell, Values
+from experiments.models.norms import NORMS, sources
+from experiments.report import document
+from experiments.results import Row
+from steinnorm.attacks.files import write_json
+
+BALL = {"epsilon": 0.1, "norm_order": "linf"}
+
+
+def _row(norm, seed, value, statistics="running", *, attack="clean", epsilon=0.0, **more):
+    defaults = {"n": 500, "ci_low": value - 0.02, "ci_high": value + 0.03, "metric": "accuracy"}
+    what = {**defaults, **more}
+    return Row("digits", norm, seed, statistics, attack, epsilon, value=value, **what)
+
+
+def _table():
+    """A whole table as the demo makes it, with accuracies of two digits and wide spreads."""
+    config = presets.load("digits").evaluation
+    rows = []
+    for i, norm in enumerate(NORMS):
+        for statistics, seed in itertools.product(sources(norm, config.statistics), (0, 1)):
+            threat = "joint" if statistics == "batch" else ""
+            rows.append(_row(norm, seed, 0.98, statistics, threat_model=threat))
+            worst = dataclasses.replace(config.attacks[1], name="worst")
+            for attack in (*config.attacks, worst):
+                for epsilon in attack.epsilons:
+                    value = max(0.0, 0.9 - 2 * epsilon - 0.03 * i + (0.4 if seed else 0) * (i % 2))
+                    rows.append(
+                        _row(
+                            norm,
+                            seed,
+                            value,
+                            statistics,
+                            attack=attack.name,
+                            epsilon=epsilon,
+                            norm_order="linf" if attack.has_ball else "",
+                            threat_model=threat,
+                        )
+                    )
+    return rows
+
+
+def _found(rows, **more):
+    return {(s.norm, s.source.name, s.attack): s for s in report.summarise(rows, **more)}
+
+
+def test_seeds_merge_and_differences_are_paired_in_any_order():
+    rows = [
+        _row("batch", 0, 0.90),
+        _row("batch", 1, 0.80),
+        _row("stein", 1, 0.83),
+        _row("stein", 0, 0.92),
+        _row("stein", 7, 0.11),  # of a seed that batch norm lacks: in no pair
+        _row("batch", 0, 0.70, "batch"),
+        _row("stein", 0, 0.75, "batch"),
+        _row("batch", 0, 0.60, "shrunk"),
+        _row("stein", 0, 0.90, "shrunk"),
+        _row("group", 0, 0.95, "none"),
+    ]
+    for order in range(3):
+        random.Random(order).shuffle(rows)
+        found = _found(rows)
+        stein = found["stein", "running", "clean"]
+        assert (stein.seeds, stein.pairs) == (3, 2)
+        assert stein.mean == pytest.approx(0.62)
+        assert stein.std == pytest.approx(np.std([0.83, 0.92, 0.11], ddof=1))
+        assert (stein.lowest, stein.highest) == (0.11, 0.92)
+        assert math.isnan(stein.ci_low)
+        assert stein.difference == pytest.approx(0.025)  # of +0.02 and +0.03
+        assert stein.difference_std == pytest.approx(0.01 / math.sqrt(2))
+        # like is compared with like: the same source of statistics
+        assert found["stein", "test batch", "clean"].difference == pytest.approx(0.05)
+        shrunk = found["stein", "shrunk", "clean"]
+        assert shrunk.difference == pytest.approx(0.30)
+        assert shrunk.reference == "batch, shrunk"
+        # and what the source alone does has a row of its own
+        assert found["batch", "test batch", "clean"].difference == pytest.approx(-0.20)
+        group = found["group", "none", "clean"]
+        assert group.difference == pytest.approx(0.05)
+        assert math.isnan(group.std)
+        assert (group.ci_low, group.ci_high) == (pytest.approx(0.93), pytest.approx(0.98))
+
+
+def test_threat_models_metrics_balls_and_steps_are_never_mixed():
+    rows = [
+        _row("batch", 0, 0.5, "batch", attack="pgd", threat_model="joint", **BALL),
+        _row("batch", 0, 0.9, "batch", attack="pgd", threat_model="independent", n=32, **BALL),
+        _row("batch", 0, 0.7, "running", attack="pgd", **BALL),
+        _row("batch", 0, 0.4, "running", attack="pgd", epsilon=0.1, norm_order="l2"),
+        _row("batch", 0, 0.2, "running", attack="pgd", metric="auc", **BALL),
+        _row("batch", 0, 0.99, "batch"),  # measured without attacks: beside those with joint ones
+    ]
+    for steps in (1, 2):
+        rows.append(_row("batch", 0, 0.3, attack="convergence", steps=steps, **BALL))
+    summaries = report.summarise(rows)
+    assert len(summaries) == len(rows)
+    by_source = {(s.source.name, s.attack): s for s in summaries if s.metric == "accuracy"}
+    assert by_source["test batch (joint)", "clean"].mean == 0.99
+    # 32 examples are not the 500 that the reference was measured on
+    assert math.isnan(by_source["test batch (independent)", "pgd"].difference)
+    assert by_source["test batch (joint)", "pgd"].difference == pytest.approx(-0.2)
+    names = [column.name for column in report.columns_of(summaries)]
+    assert names == ["clean", "pgd 0.1", "pgd-l2 0.1"]  # no column of convergence
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"), [(0.12, "0.12"), (8 / 255, "8/255"), (0.2, "0.2"), (1.0, "1")]
+)
+def test_strengths_are_written_as_people_do(epsilon, text):
+    assert report.strength(epsilon) == text
+
+
+@pytest.mark.parametrize("differences", [False, True])
+def test_the_terminal_table_fits_120_columns_uncut(differences):
+    columns = report.columns(presets.load("digits").evaluation)
+    assert [column.name for column in columns][-2:] == ["worst 0.07", "worst 0.12"]
+    console = Console(width=120, file=io.StringIO())
+    content = report.Content(report.summarise(_table()), columns, differences)
+    console.print(report.terminal_table(content, report.value_caption("accuracy")))
+    text = console.file.getvalue()
+    assert "…" not in text
+    lines = [line.split() for line in text.splitlines()]
+    lines = [x for x in lines if x and x[0] in NORMS and x[1] in ("running", "test", "none")]
+    assert len(lines) == 2 * (len(NORMS) - 1) + 1  # one line each, none wrapped
+    assert sum("±" in word for word in lines[1]) == len(columns)
+    assert ["batch", "test", "batch"] in [line[:3] for line in lines]
+
+
+def test_one_seed_has_an_interval_and_several_a_spread():
+    one, two = _row("batch", 0, 0.5), _row("batch", 1, 0.7)
+    content = report.Content(report.summarise([one]), [report.Column("clean")])
+    assert "| 1 × 500 | 50.0 [48.0, 53.0] |" in report.markdown_table(content)
+    content = report.Content(report.summarise([one, two]), [report.Column("clean")])
+    assert "| 2 × 500 | 60.0±14.1 |" in report.markdown_table(content)
+    auc = [dataclasses.replace(one, metric="auc", value=0.98765)]
+    content = report.Content(report.summarise(auc), [report.Column("clean")])
+    assert "0.988 [0.480, 0.530]" in report.markdown_table(content)
+
+
+def test_markdown_latex_and_csv_hold_every_cell():
+    odd = [_row(n, 0, 0.4, attack="a|b_50%&-l2", epsilon=0.5) for n in ("batch", "toward_running")]
+    summaries = report.summarise([*_table(), *odd])
+    for differences in (False, True):
+        for page in report.pages(report.columns_of(summaries)):
+            content = report.Content(summaries, page, differences)
+            for line in report.markdown_table(content).splitlines():
+                assert len(re.findall(r"(?<!\\)\|", line)) == len(page) + 4
+            _check_latex(report.latex_table(content), len(page) + 3)
+    text = report.csv_table(summaries)
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert len(read) == len(summaries)
+    for line, summary in zip(read, summaries, strict=True):
+        for name, value in dataclasses.asdict(summary).items():
+            if isinstance(value, float) and math.isnan(value):
+                assert line[name] == ""
+            else:
+                assert type(value)(line[name]) == value
+
+
+def _check_latex(table, columns):
+    """As far as it can be seen without LaTeX: groups, rules, columns, nothing left to escape."""
+    body = table.splitlines()
+    assert body[0] == f"\\begin{{tabular}}{{ll{'r' * (columns - 2)}}}"
+    assert body[-1] == "\\end{tabular}"
+    rules = [line for line in body if line in ("\\toprule", "\\midrule", "\\bottomrule")]
+    assert (rules[0], rules[-1]) == ("\\toprule", "\\bottomrule")
+    for line in body:
+        if line.endswith(r" \\"):
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1
+            assert not re.search(r"(?<!\\)[%#_]", line)
+            assert len(re.findall(r"(?<!\\)\$", line)) % 2 == 0
+            assert line.isascii()
+    plain = re.sub(r"\\[{}]", "", table)
+    assert plain.count("{") == plain.count("}")
+
+
+def test_latex_escapes():
+    assert report.latex("a_b 5% & {x} $ # ~ ^ \\") == (
+        r"a\_b 5\% \& \{x\} \$ \# \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
+    assert report.latex("-1.2±0.3 [-2.0, +0.1]") == r"$-$1.2$\pm$0.3 [$-$2.0, +0.1]"
+    assert report.latex("pgd-margin-2") == "pgd-margin-2"
+
+
+def test_pages_keep_all_columns_in_order_and_attacks_together():
+    columns = [
+        report.Column(name, epsilon, "linf")
+        for name, count in (("a", 1), ("b", 4), ("c", 3), ("d", 8))
+        for epsilon in range(count)
+    ]
+    pages = report.pages(columns, 6)
+    assert [column for page in pages for column in page] == columns
+    assert [len(page) for page in pages] == [5, 3, 6, 2]
+
+
+def test_a_missing_reference_is_named():
+    assert report.missing_reference([_row("batch", 0, 0.9), _row("group", 0, 0.9, "none")]) == ""
+    stein = [_row("stein", seed, 0.9, attack="pgd", **BALL) for seed in (0, 1)]
+    alone = report.missing_reference([*stein, _row("batch", 0, 0.9)])
+    assert alone.startswith("MISSING: batch norm with test-batch statistics was not measured;")
+    reference = [dataclasses.replace(row, norm="batch", statistics="batch") for row in stein]
+    assert report.missing_reference([*stein, *reference]) == ""
+    joint = [dataclasses.replace(row, threat_model="joint") for row in reference]
+    assert report.missing_reference([*stein, *joint]) == ""
+    assert "for pgd 0.1 (seed 1);" in report.missing_reference([*stein, joint[0]])
+    # what was attacked another way, on other examples, is no reference
+    other = [dataclasses.replace(row, threat_model="independent") for row in reference]
+    assert "pgd 0.1 (seed 0, 1)" in report.missing_reference([*stein, *other])
+
+
+def test_the_paired_interval_is_agresti_and_mins_and_covers():
+    right = np.array([True] * 70 + [False] * 30)
+    other = np.array([True] * 60 + [False] * 10 + [True] * 4 + [False] * 26)
+    low, high = report.difference_interval(right, other)
+    # by hand: b = 10.5, c = 4.5, N = 102
+    centre = 6 / 102
+    half = 1.959963985 * math.sqrt((15 - 36 / 102) / 102**2)
+    assert (low, high) == (pytest.approx(centre - half), pytest.approx(centre + half))
+    low, high = report.difference_interval(right, right)
+    assert low == pytest.approx(-high)
+    assert 0 < high < 0.03
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(500):
+        both = generator.random(80)
+        a, b = both < 0.7, (both + 0.15) % 1.0 < 0.75
+        truth = 0.70 - 0.75
+        low, high = report.difference_interval(a, b)
+        covered += low <= truth <= high
+    assert 0.92 < covered / 500 < 0.99
+
+
+def _cell(row, right, **more):
+    names = ("config", "norm", "seed", "statistics", "threat_model", "attack", "epsilon")
+    about = {name: getattr(row, name) for name in (*names, "norm_order")}
+    zeros = np.zeros(len(right))
+    return Cell({**about, **more}, {"right": right}, zeros, zeros.astype(int), Values(0.0, 1.0, 0))
+
+
+def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
+    generator = np.random.default_rng(1)
+    rows, rights = [], {}
+    for norm, attack in itertools.product(("batch", "stein"), ("fgsm", "pgd")):
+        right = generator.random(40) < 0.6
+        row = _row(norm, 0, float(right.mean()), attack=attack, n=40, **BALL)
+        _cell(row, right).save(tmp_path / norm)
+        rows.append(row)
+        rights[norm, attack] = right
+    for norm in ("batch", "stein"):
+        both = rights[norm, "fgsm"] & rights[norm, "pgd"]
+        rows.append(_row(norm, 0, float(both.mean()), attack="worst", n=40, **BALL))
+        rights[norm, "worst"] = both
+    places = {("batch", 0): tmp_path / "batch", ("stein", 0): tmp_path / "stein"}
+    found = _found(rows, paired=report.PairedResults(places).interval)
+    for attack in ("fgsm", "pgd", "worst"):
+        stein = found["stein", "running", attack]
+        expected = report.difference_interval(rights["stein", attack], rights["batch", attack])
+        assert (stein.difference_low, stein.difference_high) == expected
+    content = report.Content(list(found.values()), [report.Column("pgd", 0.1, "linf")], True)
+    assert re.search(r"\| stein .* \[[+-].*, [+-].*\] \|", report.markdown_table(content))
+    # a cell that another evaluation left there does not belong to the row
+    stale = [dataclasses.replace(row, value=row.value + 0.025) for row in rows]
+    found = _found(stale, paired=report.PairedResults(places).interval)
+    assert math.isnan(found["stein", "running", "pgd"].difference_low)
+
+
+def _folder(root, rows, *, norm="batch", seed=0, changes=None, name="digits"):
+    settings = {**dataclasses.asdict(presets.load(name)), **(changes or {})}
+    write_json(root / "config.json", {"config": settings, "norm": norm, "seed": seed})
+    write_json(root / "results.json", [dataclasses.asdict(row) for row in rows])
+    return root
+
+
+def test_folders_are_read_in_any_order_and_once(tmp_path):
+    one = _folder(tmp_path / "a", [_row("batch", 0, 0.9)])
+    two = _folder(tmp_path / "b", [_row("batch", 1, 0.8)], seed=1, changes={"size": "in words"})
+    for roots in ([one, two], [two, one], [one, two, tmp_path / "b" / ".." / "a"]):
+        (experiment,) = report.read(roots)
+        (summary,) = report.summarise(experiment.rows)
+        assert (summary.mean, summary.seeds) == (pytest.approx(0.85), 2)
+        assert experiment.metrics == ("accuracy",)
+        places = {key: place.resolve() for key, place in experiment.places.items()}
+        assert places == {("batch", 0): one.resolve(), ("batch", 1): two.resolve()}
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path):
+    good = _folder(tmp_path / "good", [_row("batch", 0, 0.9)])
+
+    def refused(match, rows, **more):
+        bad = _folder(tmp_path / "bad", rows, **more)
+        with pytest.raises(ConfigError, match=match):
+            report.read([good, bad])
+
+    seed_1 = [_row("batch", 1, 0.9)]
+    refused("preset is 'demo' and 'other'", seed_1, changes={"preset": "other"})
+    train = {**dataclasses.asdict(presets.load("digits").train), "epochs": 3}
+    refused("train.epochs is 12 and 3", seed_1, changes={"train": train})
+    refused("each run counts once", [_row("batch", 0, 0.9)])
+    refused("500 test examples .* and 100 in", [_row("batch", 1, 0.9, n=100)])
+    refused("'bacth'", [_row("bacth", 1, 0.9)])
+    refused("'digits'", seed_1, name="cifar10")
+    refused("no rows", [])
+    (tmp_path / "bad" / "results.json").write_text('[{"config": 3}]')
+    with pytest.raises(ConfigError, match="cannot be read"):
+        report.read([good, tmp_path / "bad"])
+    (tmp_path / "bad" / "results.json").write_text("[{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        report.read([good, tmp_path / "bad"])
+    (tmp_path / "bad" / "results.json").unlink()
+    with pytest.raises(ConfigError, match=r"no results.json; measure it"):
+        report.read([good, tmp_path / "bad"])
+    with pytest.raises(ConfigError, match="at least one"):
+        report.read([])
+
+
+def test_worst_cases_over_different_attacks_are_called_unlike():
+    ball = {"attack": "worst", "epsilon": 8 / 255, "norm_order": "linf"}
+    one = _row("batch", 0, 0.1, over="apgd, pgd", **ball)
+    same = _row("stein", 0, 0.2, over="apgd, pgd", **ball)
+    fewer = _row("stein", 1, 0.3, over="pgd", **ball)
+    elsewhere = _row("stein", 1, 0.3, over="pgd", **{**ball, "epsilon": 4 / 255})
+    assert document._unlike([one, same, elsewhere]) == ""
+    text = document._unlike([one, fewer, elsewhere])
+    assert "UNLIKE" in text
+    assert "8/255 (linf)" in text
+    assert "4/255" not in text
+    assert "apgd, pgd; pgd" in text

@@ -1,0 +1,167 @@
+"""Several processes and several devices train what one device trains."""
+
+import contextlib
+import socket
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.data.augment import Augmentation
+from experiments.data.batches import TrainBatches
+from experiments.data.examples import Examples
+from tests.experiments import cli
+from tests.experiments.data import test_volumes as volumes
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    return cli.environment(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Volumes as NIfTI files with a table: a validation part that does not fill its last batch."""
+    root = tmp_path_factory.mktemp("nifti")
+    # 16 for training, 10 for validation in batches of 8, 10 for the test.
+    words = ["train"] * 16 + ["val"] * 10 + ["test"] * 10
+    volumes._table(root, volumes._rows(root, len(words), split=lambda i: words[i]))
+    return root
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    """What is trained: config -> arguments without the work folder."""
+    caches = ["--data-dir", str(data), "--cache-dir", str(tmp_path / "cache")]
+    common = ["--smoke", "--log-every", "1", "--set", "train.augment=true"]
+    return {
+        "digits": ["train", "digits", *common],
+        "volumes": ["train", "volumes", *common, *caches, "--norm", "toward_running"],
+    }
+
+
+def _port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _joined(arguments, workdir, port, number, count=2):
+    return [
+        *arguments,
+        *("--workdir", str(workdir), "--coordinator", f"127.0.0.1:{port}"),
+        *("--processes", str(count), "--process-id", str(number)),
+    ]
+
+
+def _in_two_processes(arguments, workdir, env):
+    """Trains; what each process printed."""
+    port = _port()
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(cli.started(_joined(arguments, workdir, port, i), env))
+            for i in range(2)
+        ]
+        ends = [cli.ended(process) for process in processes]
+    for status, _, err in ends:
+        assert status == 0, err[-3000:]
+    return [out for _, out, _ in ends]
+
+
+@pytest.mark.parametrize("name", [pytest.param("digits", marks=pytest.mark.slow), "volumes"])
+def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, env, tmp_path):
+    one, two, four = (tmp_path / word for word in ("one", "two", "four"))
+    cli.succeeds([*arguments[name], "--workdir", str(one)], env)
+    first, second = _in_two_processes(arguments[name], two, env)
+    assert "2 cpu device(s) in 2 processes" in first
+    # Only one of them talks; the library that joins them says that it has.
+    assert all(line.startswith("[Gloo]") for line in second.splitlines())
+    cli.close(one, two)
+    assert cli.steps(one) == cli.steps(two)
+
+    assert main([*arguments[name], "--workdir", str(four)]) == 0  # see tests/conftest.py
+    cli.close(one, four)
+
+    # What two processes wrote, one measures.
+    rows = []
+    for workdir in (one, two):
+        more = ["--cache-dir", str(tmp_path / "cache"), "--weights", "last"]
+        assert main(["evaluate", str(workdir), *more]) == 0
+        rows.append({(r["statistics"], r["metric"]): r["value"] for r in cli.results(workdir)})
+    assert rows[0].keys() == rows[1].keys()
+    for key, value in rows[0].items():
+        np.testing.assert_allclose(rows[1][key], value, rtol=1e-4, err_msg=str(key))
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_both_start_again(arguments, env, tmp_path):
+    whole, workdir = tmp_path / "whole", tmp_path / "work"
+    longer = [*arguments["volumes"], "--epochs", "60", "--checkpoint-every", "1"]
+    _in_two_processes(longer, whole, env)
+    port = _port()
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(cli.started(_joined(longer, workdir, port, i), env))
+            for i in range(2)
+        ]
+        cli.until(lambda: max(cli.steps(workdir), default=0) > 5, processes[0])
+        processes[1].kill()
+        status, _, _ = cli.ended(processes[0])  # it notices, within a minute or two
+    assert status != 0
+    assert cli.steps(workdir)[-1] < 120
+    first, _ = _in_two_processes(longer, workdir, env)
+    assert "going on from the checkpoint of step" in first
+    cli.same(whole, workdir)
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_goes_on_in_one(arguments, env, tmp_path):
+    one, both = tmp_path / "one", tmp_path / "both"
+    longer = [*arguments["volumes"], "--epochs", "3"]
+    cli.succeeds([*longer, "--workdir", str(one)], env)
+    # As if it had been stopped after the second of three epochs: the last checkpoint is gone.
+    _in_two_processes(longer, both, env)
+    last = cli.steps(both)[-1]
+    cli.shutil.rmtree(both / "checkpoints" / str(last))
+    cli.succeeds([*longer, "--workdir", str(both)], env)
+    cli.close(one, both)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_processes_shares_are_the_rows_of_the_one_batch(count):
+    generator = np.random.default_rng(0)
+    examples = Examples(generator.uniform(size=(30, 5, 5, 1)), np.arange(30))
+    settings = {"seed": 3, "augmentation": Augmentation(mirror=True, shift=1)}
+    whole = TrainBatches(examples, 8, **settings)
+    shares = [TrainBatches(examples, 8, **settings, process=(i, count)) for i in range(count)]
+    seen = []
+    for step in range(2 * whole.per_epoch):
+        batch = whole[step]
+        for field in batch._fields:
+            parts = [getattr(share[step], field) for share in shares]
+            np.testing.assert_array_equal(np.concatenate(parts), getattr(batch, field))
+        seen.append(batch.targets)
+    per_epoch = np.split(np.concatenate(seen), 2)
+    for labels in per_epoch:
+        assert len(set(labels)) == len(labels) == 24  # each at most once an epoch
+    assert not np.array_equal(*per_epoch)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path, capsys):
+    arguments = ["train", "digits", "--smoke", "--workdir", str(tmp_path / "work")]
+    assert main([*arguments, "--set", "train.batch_size=30"]) == 2
+    error = capsys.readouterr().err
+    assert "4 devices cannot share a batch of 30 evenly; choose 28 or 32" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_coordinator_that_cannot_be_used_is_one_message(env, tmp_path):
+    """Half of the flags: JAX says what it misses, and the message says what to give."""
+    arguments = ["train", "digits", "--smoke", "--workdir", str(tmp_path / "work")]
+    with cli.started([*arguments, "--coordinator", "127.0.0.1:1"], env) as process:
+        status, _, err = cli.ended(process)
+    assert status == 2
+    assert "cannot join the other processes" in err
+    assert "--process-id" in err
+    assert "Traceback" not in err
