@@ -35,11 +35,10 @@ from flax import nnx
 
 from benchmarks.torch_twin import twin_of
 from benchmarks.training_throughput import torch_network
-from experiments import data
+from experiments import data, tasks
 from experiments.evaluation.measure import as_logits_fn
 from experiments.models.norms import in_evaluation, norm_factory
 from experiments.models.resnet import ResNet, of_depth
-from experiments.tasks import by_name
 from experiments.training.folder import read_settings
 from experiments.training.weights import load_weights
 from steinnorm.attacks import Threat, apgd, autoattack, fab, fgsm, pgd, predict, square
@@ -52,7 +51,7 @@ def load(workdir: Path, data_dir: Path, count: int) -> tuple[nnx.Module, Images]
     settings = read_settings(workdir)
     cache = Path.home() / ".cache" / "steinnorm"
     dataset = data.load(settings.config.data, data_dir, cache)
-    task = by_name(settings.config.task, dataset.classes)
+    task = tasks.create(settings.config.task, dataset.classes)
     model, _ = load_weights(workdir, settings, dataset, task, "best")
     part = dataset.test.take(np.arange(count))
     images = np.asarray(part.inputs, np.float32) / 255

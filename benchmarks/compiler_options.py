@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import tasks
 from experiments.configs.overrides import resolve
 from experiments.data.batches import Batch
 from experiments.data.examples import Examples
 from experiments.models.build import build
-from experiments.tasks import by_name
 from experiments.training.step import TrainState, _train_step, optimiser, split
 from experiments.training.xla_options import compiler_options
 
@@ -53,7 +53,7 @@ def compiled(settings: dict[str, Any], shape: tuple[int, ...]) -> tuple[list[Any
     inputs = generator.random((size, *shape), np.float32)
     labels = shape[:-1] if config.task == "segmentation" else ()
     targets = generator.integers(0, 2, (size, *labels), np.int32)
-    task = by_name(config.task, 10)
+    task = tasks.create(config.task, 10)
     examples = Examples(inputs, targets)
     model = build(
         config.model, "stein", config.train, examples=examples, outputs=task.outputs, seed=0

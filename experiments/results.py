@@ -4,7 +4,18 @@ Plain data that every wing may know: importing this module loads the standard li
 """
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
+
+CLEAN = "clean"
+"""Name of the attack of rows without any attack."""
+
+WORST = "worst"
+"""Name of the attack of rows that take the worst of all attacks of one ball."""
+
+CONVERGENCE = "convergence"
+"""Name of the attack of rows for the plot of scores against PGD's steps; not for tables."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -98,6 +109,11 @@ class Row:
     threat_model: str = ""
     over: str = ""
 
+    @property
+    def key(self) -> ResultKey:
+        """The measurement that this is a number of."""
+        return ResultKey.of(dataclasses.asdict(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class Check:
@@ -143,3 +159,21 @@ class LoggedStep:
     accuracy: float
     factors: dict[str, dict[str, float]]
     learning_rate: float = 0.0
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def logged_steps(path: Path) -> list[LoggedStep]:
+    """Returns the training steps in a ``metrics.jsonl``; none where there is no such file."""
+    names = [field.name for field in dataclasses.fields(LoggedStep)]
+    lines = read_log(path) if path.exists() else []
+    return [LoggedStep(**{n: line[n] for n in names}) for line in lines if line["kind"] == "train"]

@@ -1,38 +1,33 @@
 """Measures a trained network on the test part of its data set."""
 
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import RenderableType
 
-from experiments import data
-from experiments.commands.console import is_quiet
-from experiments.commands.watch import Reading
+from experiments import data, report, tasks
+from experiments.commands.console import Bar, Display
+from experiments.commands.training_display import shown_reading
 from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
-from experiments.evaluation import aggregate as scores
-from experiments.evaluation import per_example as cells
-from experiments.evaluation import run_checks as checking
+from experiments.evaluation import aggregate, per_example, run_checks
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, check_fits
-from experiments.evaluation.measure import Labels, Plan, as_logits_fn, evaluate, identity_of
+from experiments.evaluation.identity import identity_of, is_of
+from experiments.evaluation.measure import Plan, Run, Watcher, as_logits_fn, measure
 from experiments.evaluation.run_checks import Checker
 from experiments.models.norms import in_evaluation, sources
-from experiments.results import Row
-from experiments.tasks import Task, by_name
+from experiments.results import Check, Row
+from experiments.tasks import Task
 from experiments.training.folder import RunSettings, data_dir_of, read_settings
 from experiments.training.weights import load_weights
 from steinnorm.attacks.files import write_json
-
-_PAUSE = 30.0  # seconds between two lines of progress where there is no bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +71,11 @@ def run(
     *,
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
-    console: Console | None = None,
+    display: Display | None = None,
 ) -> list[Row]:
     """Measures, prints and writes ``results.json`` and ``checks.json`` into the work folder.
 
-    Per-example results are kept in ``evaluation/`` after every batch; a command that was stopped,
+    Per-example results are kept in ``evaluation/`` as batches are done; a command that was stopped,
     or that asks for more, takes from there what is measured already.  ``results.json`` has all
     that is in there for these weights, test examples and this batch size, whichever command
     measured it.
@@ -90,84 +85,110 @@ def run(
       request: what is measured.
       data_dir: the data set; the folder that the training read by default.
       cache_dir: decoded data.
-      console: where to print; standard output by default.
+      display: where to print and to show bars; standard output by default.
 
     Raises:
       ConfigError: a name that is not known, a folder without a training, data that cannot be used.
       CheckpointError: the weights cannot be read.
       LeftThreatError: an attack left its ball or box.
     """
-    console = console or Console(soft_wrap=True)
     settings = read_settings(workdir)
     config = settings.config
     evaluation = _evaluation(config.evaluation, request)
-    with Reading(console) as reading:
-        dataset = data.load(
-            config.data, data_dir or data_dir_of(workdir), cache_dir, reading.progress
+    display = display or Display()
+    with display:
+        with shown_reading(display) as on_progress:
+            place = data_dir or data_dir_of(workdir)
+            dataset = data.load(config.data, place, cache_dir, on_progress)
+        dataset = _first(dataset, request.test_examples, display)
+        task = tasks.create(config.task, dataset.classes)
+        for attack in evaluation.attacks:
+            check_fits(attack, task)
+        model, progress = load_weights(workdir, settings, dataset, task, request.weights)
+        display.say(
+            f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: "
+            f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test "
+            f"examples in batches of {evaluation.batch_size}"
         )
-    dataset = _first(dataset, request.test_examples)
-    task = by_name(config.task, dataset.classes)
-    for attack in evaluation.attacks:
-        check_fits(attack, task)
-    model, progress = load_weights(workdir, settings, dataset, task, request.weights)
-    console.print(
-        f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: "
-        f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test examples in "
-        f"batches of {evaluation.batch_size}",
-        highlight=False,
-    )
-    plans = _plans(evaluation, settings.norm, request)
-    labels = Labels(config.name, settings.norm, settings.seed, dataset.class_names)
-    checkers = _checkers(request, evaluation, settings, dataset, task)
-    with _Bar(console, sum(plan.batches(len(dataset.test)) for plan in plans)) as bar:
-        for plan in plans:
-            evaluate(
-                model,
-                task,
-                dataset.test,
-                plan,
-                labels=labels,
-                workdir=workdir,
-                on_batch=bar.advance,
-                on_progress=bar.note,
-                on_row=lambda row: bar.say(_line(row)),
-            )
-        for source in dict.fromkeys(plan.statistics for plan in plans):
-            for checker in checkers:
-                checker.run(model, source, labels, workdir, bar.note)
-    identity = identity_of(model, dataset.test, evaluation.batch_size)
-    checked = checking.load_all(workdir, identity)
-    checks = [check for found in checked for check in found.checks]
-    for check in checks:
-        console.print(
-            f"check: {check.verdict:14} {check.statistics:8} {check.name}: {check.detail}",
-            highlight=False,
-            markup=False,
-        )
-    if not checks and evaluation.attacks:
+        plans = _plans(evaluation, settings.norm, request)
+        run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
+        checkers = _checkers(request, evaluation, settings, dataset, task)
+        checked_sources = dict.fromkeys(plan.statistics for plan in plans) if checkers else {}
+        steps = sum(plan.batches(len(dataset.test)) for plan in plans)
+        steps += sum(checker.steps for checker in checkers) * len(checked_sources)
+        with display.bar("compiling", steps) as bar:
+            watcher = _Shown(bar)
+            for plan in plans:
+                measure(model, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
+            for source in checked_sources:
+                for checker in checkers:
+                    checker.check(model, source, run, workdir, watcher)
+        identity = identity_of(model, dataset.test, evaluation.batch_size)
+        rows, checks = _collected(workdir, task, identity)
+        write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
+        write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
+        for part in _shown(config.task, rows, checks, request, evaluation):
+            display.say(part)
+        display.say(f"written: {workdir / 'results.json'}")
+    return rows
+
+
+class _Shown(Watcher):
+    """Moves the bar, which says what is being measured and how far that is."""
+
+    def __init__(self, bar: Bar):
+        self._bar, self._what = bar, ""
+
+    def begins(self, what: str) -> None:
+        """The attack, or the check, that is called so begins."""
+        self._what = what
+        self._bar.note(what)
+
+    def within(self, how_far: str) -> None:
+        """A long attack is so far, in words."""
+        self._bar.note(f"{self._what}: {how_far}")
+
+    def advanced(self) -> None:
+        """A batch, or a check, is done."""
+        self._bar.advance()
+
+
+def _collected(
+    workdir: Path, task: Task, identity: dict[str, Any]
+) -> tuple[list[Row], list[Check]]:
+    """Returns rows and checks of all that was measured in the folder with this identity."""
+    found = [
+        results
+        for results in per_example.load_all(workdir)
+        if results.is_complete and is_of(results.identity, identity)
+    ]
+    checked = run_checks.load_all(workdir, identity)
+    rows = aggregate.rows_of_all(task, aggregate.in_order(found))
+    rows += [row for model in checked for row in model.curve]
+    return rows, [check for model in checked for check in model.checks]
+
+
+def _shown(
+    task: str,
+    rows: Sequence[Row],
+    checks: Sequence[Check],
+    request: Request,
+    evaluation: EvaluationConfig,
+) -> Iterator[RenderableType]:
+    """Yields what is printed in the end; details of all checks are in the files."""
+    for metric in report.of_task(task):
+        yield report.measurement_table(rows, metric)
+    if checks:
+        yield report.verdict_table(checks)
+        yield from report.failed_lines(checks)
+        yield "what each check found: checks.json"
+    elif evaluation.attacks:
         reason = (
             "--check-examples 0 asks for none"
             if request.check_examples == 0
             else "they test attacks of a radius above 0, and none was asked for"
         )
-        console.print(f"check: none was made: {reason}", highlight=False)
-    rows = _all_rows(workdir, task, identity) + [row for found in checked for row in found.curve]
-    write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
-    write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
-    console.print(f"written: {workdir / 'results.json'}", highlight=False)
-    return rows
-
-
-def _all_rows(workdir: Path, task: Task, identity: dict[str, Any]) -> list[Row]:
-    """Rows of everything that was measured in the folder of this model on these examples."""
-    found = []
-    for cell in cells.load_all(workdir):
-        theirs = cell.about["identity"]
-        if cell.is_complete and {name: theirs.get(name) for name in identity} == identity:
-            found.append(cell)
-    found = scores.in_order(found)
-    rows = [row for cell in found for row in scores.rows(task, cell)]
-    return rows + scores.worst_rows(task, found)
+        yield f"check: none was made: {reason}"
 
 
 def _checkers(
@@ -177,7 +198,7 @@ def _checkers(
     dataset: Dataset,
     task: Task,
 ) -> list[Checker]:
-    """What makes the checks, for each kind of ball; none where no checks are wanted."""
+    """Returns what makes the checks, for each kind of ball; none where none are wanted."""
     count = request.check_examples
     count = evaluation.checks.examples if count is None else count
     if count < 0:
@@ -215,7 +236,7 @@ def _checkers(
 def _with_twin(
     checker: Checker, request: Request, settings: RunSettings, dataset: Dataset
 ) -> Checker:
-    """With the plain batch-norm model for the transfer check, or the reason why there is none."""
+    """Adds the plain batch-norm model for the transfer check, or the reason why there is none."""
     if settings.norm == "batch":
         reason = "the model is the plain batch-norm model itself"
         return dataclasses.replace(checker, twin_reason=reason)
@@ -236,18 +257,24 @@ def _with_twin(
     return dataclasses.replace(checker, twin=twin_with)
 
 
-def _first(dataset: Dataset, count: int | None) -> Dataset:
+def _first(dataset: Dataset, count: int | None, display: Display) -> Dataset:
+    """Returns the data set with the first of its test examples only."""
     if count is None:
         return dataset
     if count < 1:
         raise ConfigError(f"--test-examples must be at least 1; got {count}")
+    if count > len(dataset.test):
+        # A smoke configuration, for one, has few.
+        display.say(
+            f"--test-examples {count}: there are {len(dataset.test)}, all of which are measured"
+        )
     return dataclasses.replace(
         dataset, test=dataset.test.take(np.arange(len(dataset.test))[:count])
     )
 
 
 def _evaluation(known: EvaluationConfig, request: Request) -> EvaluationConfig:
-    """The configuration with what the command line changes in it."""
+    """Returns the configuration with what the command line changes in it."""
     size = known.batch_size if request.batch_size is None else request.batch_size
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; got {size}")
@@ -262,7 +289,7 @@ def _evaluation(known: EvaluationConfig, request: Request) -> EvaluationConfig:
 
 
 def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Plan]:
-    """One for each source of statistics and, where it matters, threat model."""
+    """Returns one for each source of statistics and, where it matters, threat model."""
     known = get_args(ThreatModel)
     wanted = [name.strip() for name in request.threat_models.split(",") if name.strip()]
     for name in wanted:
@@ -337,58 +364,3 @@ def _statistics(text: str) -> tuple[Statistics, ...]:
         if name not in known:
             raise ConfigError(f"unknown statistics {name!r}; expected some of {', '.join(known)}")
     return tuple(wanted)  # type: ignore[arg-type]
-
-
-def _line(row: Row) -> str:
-    attack = row.attack if row.attack == "clean" else f"{row.attack} {row.epsilon:.4g}"
-    source = row.statistics + (f" ({row.threat_model})" if row.threat_model else "")
-    return (
-        f"{source:19} {attack:22} {row.metric:15} {row.value:.4f} "
-        f"[{row.ci_low:.4f}, {row.ci_high:.4f}]"
-    )
-
-
-class _Bar:
-    """How far the evaluation is: a bar on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, console: Console, batches: int):
-        self._console, self._total, self._done = console, batches, 0
-        self._quiet = is_quiet(console)
-        self._progress = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=self._quiet,
-            transient=True,
-        )
-        self._task = self._progress.add_task("compiling", total=batches)
-        self._last = time.monotonic()
-
-    def __enter__(self) -> "_Bar":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self, what: str) -> None:
-        """A batch is done."""
-        self._done += 1
-        self._progress.update(self._task, advance=1, description=what)
-        self._now_and_then(f"batch {self._done} of {self._total}: {what}")
-
-    def note(self, what: str) -> None:
-        """Something is done that is no batch."""
-        self._progress.update(self._task, description=what)
-        self._now_and_then(what)
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        self._progress.console.print(line, highlight=False, markup=False)
-        self._last = time.monotonic()
-
-    def _now_and_then(self, line: str) -> None:
-        if self._quiet and time.monotonic() - self._last > _PAUSE:
-            self.say(line)

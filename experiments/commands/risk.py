@@ -20,7 +20,6 @@ every pixel as an independent observation, as its degrees of freedom say.
 import dataclasses
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,19 +29,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from experiments import data
-from experiments.commands.console import Reporter
-from experiments.commands.demo_folder import WorkFolder
+from experiments import data, tasks
+from experiments.commands.console import Bar, Display, make_folder
 from experiments.configs import presets
 from experiments.configs.schema import ExperimentConfig
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.models.recording import NormLayer, norm_layers
-from experiments.tasks import by_name
 from experiments.training.loop import Loop, Observer
 from steinnorm import batch_statistics, estimators
 from steinnorm import shrinkage as rules
@@ -126,7 +122,7 @@ class RiskRow:
 
 
 def run(
-    out: Path, *, smoke: bool = False, seed: int = 0, console: Console | None = None
+    out: Path, *, smoke: bool = False, seed: int = 0, display: Display | None = None
 ) -> list[RiskRow]:
     """Trains one network, measures the risks, writes ``out/risk.*``; returns the rows.
 
@@ -134,7 +130,7 @@ def run(
       out: the folder for the results; made where there is none.
       smoke: a tiny network and few batches, to see that all parts run.
       seed: of the weights, the order of the training images and the batches.
-      console: where to print; standard output by default.
+      display: where to print and to show bars; standard output by default.
 
     Raises:
       ConfigError: a negative seed, or a folder that cannot be used.
@@ -142,50 +138,54 @@ def run(
     if seed < 0:
         raise ConfigError(f"seed must be at least 0; got {seed}")
     # Where there is no terminal to ask, rich would break the table at 80 columns.
-    console = console or Console(width=None if sys.stdout.isatty() else 120)
     config = presets.load("digits", smoke=smoke)
-    WorkFolder.open(out, config)
+    make_folder(out)
+    write_json(out / "config.json", dataclasses.asdict(config))
     dataset = data.load(config.data)
     began, rows = time.perf_counter(), list[RiskRow]()
-    with Reporter(console, 1 + len(BATCH_SIZES)) as reporter:
-        layers = _trained_layers(config, dataset, seed, reporter)
-        for size in BATCH_SIZES:
-            title = f"batches of {size}"
-            reporter.start(title, 1)
-            batches = SMOKE_BATCHES if smoke else BATCHES
-            rows += measure(layers, size, batches, experiment=config.name, seed=seed)
-            reporter.finish(f"{title}: measured, {time.perf_counter() - began:.0f} s")
-    flags = f"{'--smoke ' if smoke else ''}--seed {seed}"
-    _write(out, f"python -m experiments risk --out {shlex.quote(str(out))} {flags}", rows, console)
+    display = display or Display()
+    with display:
+        layers = _trained_layers(config, dataset, seed, display)
+        with display.bar("", len(BATCH_SIZES)) as bar:
+            for size in BATCH_SIZES:
+                bar.note(f"batches of {size}")
+                batches = SMOKE_BATCHES if smoke else BATCHES
+                rows += measure(layers, size, batches, experiment=config.name, seed=seed)
+                bar.advance()
+                display.say(f"batches of {size}: measured, {time.perf_counter() - began:.0f} s")
+        flags = f"{'--smoke ' if smoke else ''}--seed {seed}"
+        command = f"python -m experiments risk --out {shlex.quote(str(out))} {flags}"
+        _write(out, command, rows, display)
     return rows
 
 
-class _Bar(Observer):
+class _Shown(Observer):
     """Moves the bar."""
 
-    def __init__(self, reporter: Reporter):
-        self._reporter = reporter
+    def __init__(self, bar: Bar):
+        self._bar = bar
         self.loss = math.nan
 
     def stepped(self, step: int, total: int, loss: float) -> None:
-        """One step further."""
+        """A step is done."""
         self.loss = loss
-        self._reporter.advance(f"batch: training, loss {loss:.3f}")
+        self._bar.note(f"batch: training, loss {loss:.3f}")
+        self._bar.move_to(step, total)
 
 
 def _trained_layers(
-    config: ExperimentConfig, dataset: Dataset, seed: int, reporter: Reporter
+    config: ExperimentConfig, dataset: Dataset, seed: int, display: Display
 ) -> list[NormLayer]:
-    steps = len(dataset.train) // config.train.batch_size * config.train.epochs
-    reporter.start("batch: compiling", steps)
-    task = by_name(config.task, dataset.classes)
+    task = tasks.create(config.task, dataset.classes)
     model = build(
         config.model, "batch", config.train, examples=dataset.train, outputs=task.outputs, seed=seed
     )
-    bar = _Bar(reporter)
-    trained = Loop(task=task, config=config.train, seed=seed, observer=bar).run(model, dataset)
+    with display.bar("batch: compiling") as bar:
+        shown = _Shown(bar)
+        loop = Loop(task=task, config=config.train, seed=seed, observer=shown)
+        trained = loop.run(model, dataset)
     layers = norm_layers(trained.model, dataset.train.inputs)
-    reporter.finish(f"batch, seed {seed}: trained, loss {bar.loss:.3f}, {len(layers)} norm layers")
+    display.say(f"batch, seed {seed}: trained, loss {shown.loss:.3f}, {len(layers)} norm layers")
     return layers
 
 
@@ -270,7 +270,7 @@ def _estimates(
     return jax.vmap(one)(indices)
 
 
-def _write(out: Path, command: str, rows: Sequence[RiskRow], console: Console) -> None:
+def _write(out: Path, command: str, rows: Sequence[RiskRow], display: Display) -> None:
     write_json(out / "risk.json", [dataclasses.asdict(row) for row in rows])
     caption, chance = _caption(rows), _chance(rows)
     parts = [
@@ -284,11 +284,9 @@ def _write(out: Path, command: str, rows: Sequence[RiskRow], console: Console) -
         _markdown(rows, _interval),
     ]
     write_text(out / "risk.md", "\n\n".join(part.rstrip() for part in parts) + "\n")
-    console.print()
-    console.print(_terminal(rows, caption))
-    console.print(f"{chance}\n{KNOWLEDGE}", markup=False, highlight=False)
-    # soft_wrap: a path that is broken over two lines cannot be copied.
-    console.print(f"Rows and tables: {out}", soft_wrap=True, highlight=False, markup=False)
+    display.say(_terminal(rows, caption))
+    display.say(f"{chance}\n{KNOWLEDGE}")
+    display.say(f"Rows and tables: {out}")
 
 
 def _caption(rows: Sequence[RiskRow]) -> str:

@@ -1,21 +1,24 @@
-"""Trains one network into a work folder, or goes on with the training that is there."""
+"""Trains one network in a work folder, or goes on with the training that is there."""
 
 import dataclasses
-import sys
+import shlex
 import time
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
-from experiments import data
-from experiments.commands.watch import Reading, Watch, tensorboard_writer
+from experiments import data, tasks
+from experiments.commands.console import Display, make_console
+from experiments.commands.training_display import (
+    TrainingDisplay,
+    shown_reading,
+    tensorboard_writer,
+)
 from experiments.configs.schema import ExperimentConfig
 from experiments.data.batches import check_fills
 from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.models.norms import NORMS, sources
-from experiments.tasks import by_name
 from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.folder import RunFolder, RunSettings
@@ -44,9 +47,10 @@ def run(
     norm: str = "stein",
     seed: int = 0,
     checkpoint_every: int | None = None,
+    checkpoint_at_epochs: bool = True,
     log_every: int = 20,
     tensorboard: bool = False,
-    console: Console | None = None,
+    display: Display | None = None,
 ) -> Trained:
     """Trains, with a log and checkpoints in the work folder.
 
@@ -59,9 +63,10 @@ def run(
       norm: one of ``NORMS``.
       seed: of the weights and of the order of the examples.
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
+      checkpoint_at_epochs: write one at the end of every epoch, not only of the last.
       log_every: steps between two lines of the log.
       tensorboard: write event files too.
-      console: where to print; standard output by default.
+      display: where to print and to show bars; standard output by default.
 
     Raises:
       ConfigError: a setting, the data or the work folder cannot be used.
@@ -71,16 +76,19 @@ def run(
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
     first = devices.is_first()
-    console = console or _console(quiet=not first)
     mesh = devices.mesh()
     devices.check_batch(config.train.batch_size, mesh)
     settings = RunSettings(config, norm, seed)
-    with RunFolder(places.workdir, settings, places.data_dir, writes=first) as folder:
-        with Reading(console) as reading:
-            dataset = data.load(config.data, places.data_dir, places.cache_dir, reading.progress)
+    display = display or Display(make_console(quiet=not first))
+    with (
+        display,
+        RunFolder(places.workdir, settings, places.data_dir, writes=first) as folder,
+    ):
+        with shown_reading(display) as on_progress:
+            dataset = data.load(config.data, places.data_dir, places.cache_dir, on_progress)
         check_fills(dataset.train, config.train.batch_size)
-        console.print(_begins(config, norm, seed, dataset), highlight=False, markup=False)
-        task = by_name(config.task, dataset.classes, config.train.label_smoothing)
+        display.say(_begins(config, norm, seed, dataset))
+        task = tasks.create(config.task, dataset.classes, config.train.label_smoothing)
         model = build(
             config.model,
             norm,
@@ -95,7 +103,8 @@ def run(
         checkpoints = Checkpoints(folder.checkpoints)
         folder.begin(anew=not checkpoints.steps)
         began = time.perf_counter()
-        with Watch(folder, console, config.train.batch_size, task.score, events) as watch:
+        batch_size = config.train.batch_size
+        with TrainingDisplay(folder, display, batch_size, task.score, events) as observer:
             loop = Loop(
                 task=task,
                 config=config.train,
@@ -104,20 +113,18 @@ def run(
                 mesh=mesh,
                 checkpoints=checkpoints,
                 checkpoint_every=checkpoint_every,
+                checkpoint_at_epochs=checkpoint_at_epochs,
                 log_every=log_every,
-                observer=watch,
+                observer=observer,
             )
             try:
                 trained = loop.run(model, dataset)
             finally:
                 checkpoints.close()
-        _print_end(trained, places.workdir, task.score, time.perf_counter() - began, console)
+        seconds = time.perf_counter() - began
+        for line in _ends(trained, places.workdir, task.score, seconds):
+            display.say(line)
     return trained
-
-
-def _console(quiet: bool) -> Console:
-    # Where there is no terminal to ask, rich would break lines at 80 columns.
-    return Console(quiet=quiet) if sys.stdout.isatty() else Console(width=120, quiet=quiet)
 
 
 def _begins(config: ExperimentConfig, norm: str, seed: int, dataset: data.Dataset) -> str:
@@ -128,17 +135,14 @@ def _begins(config: ExperimentConfig, norm: str, seed: int, dataset: data.Datase
     return f"{config.name} ({config.preset}), norm {norm}, seed {seed}: {parts}, {where}"
 
 
-def _print_end(
-    trained: Trained, workdir: Path, name: str, seconds: float, console: Console
-) -> None:
+def _ends(trained: Trained, workdir: Path, score: str, seconds: float) -> list[str]:
     progress = trained.progress
     why = "no gain within train.patience epochs" if trained.stopped_early else "all steps done"
     best = ""
     if progress.best_score is not None:
-        best = f"; best validation {name} {progress.best_score:.4f} at step {progress.best_step}"
-    line = f"finished at step {progress.step} ({why}) after {seconds:.0f} s in this command{best}"
-    console.print(line, highlight=False, markup=False)
-    # soft_wrap: a command that is broken over two lines cannot be copied.
-    console.print(
-        f"measure it: python -m experiments evaluate {workdir}", highlight=False, soft_wrap=True
-    )
+        best = f"; best validation {score} {progress.best_score:.4f} at step {progress.best_step}"
+    command = f"python -m experiments evaluate {shlex.quote(str(workdir))}"
+    return [
+        f"finished at step {progress.step} ({why}) after {seconds:.0f} s in this command{best}",
+        f"measure it: {command}",
+    ]

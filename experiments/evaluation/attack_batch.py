@@ -1,4 +1,4 @@
-"""A test batch under one attack, as a configuration describes it."""
+"""Runs one attack on a test batch, as a configuration describes it."""
 
 import dataclasses
 import warnings
@@ -63,8 +63,8 @@ def check_fits(attack: AttackConfig, task: Task) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opponent:
-    """A model under attack.
+class AttackedModel:
+    """A model, and how it is attacked.
 
     Attributes:
       logits_fn: the model, in evaluation.
@@ -78,7 +78,7 @@ class Opponent:
     dependent: bool = False
     on_progress: Callable[[str], None] = lambda how_far: None
 
-    def attacked(
+    def attack(
         self,
         attack: AttackConfig,
         epsilon: float,
@@ -86,7 +86,7 @@ class Opponent:
         key: jax.Array,
         victims: int | None = None,
     ) -> Attacked:
-        """The batch, or its first examples, after an attack.
+        """Returns the batch, or its first examples, after an attack.
 
         Args:
           attack: which.
@@ -129,7 +129,7 @@ class Opponent:
         key: jax.Array,
         count: int,
     ) -> Attacked:
-        """Each of the first examples as the victim of an attack of its own."""
+        """Attacks each of the first examples alone, as the victim of an attack of its own."""
         x, y = batch
         function, settings = _call(attack, dependent=self.threat_model == "companion")
         found = []
@@ -155,12 +155,12 @@ class Opponent:
 
 @jax.jit
 def answer(logits_fn: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
-    """What the model answers, compiled once for all states of a model."""
+    """Returns what the model answers; compiled once for all states of a model."""
     return logits_fn(x)
 
 
 def _call(
     attack: AttackConfig, dependent: bool, on_progress: Callable[[str], None] | None = None
 ) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
-    """The function that runs an attack, and its settings."""
+    """Returns the function that runs an attack, and its settings."""
     return attack.settings.call(batch_dependent=dependent, on_progress=on_progress)

@@ -1,39 +1,39 @@
-"""Scores of a trained model on the test part: clean, under noise and under attack."""
+"""Measures a trained model on the test part: clean, under noise and under attack."""
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-import steinnorm
 from experiments.configs.schema import AttackConfig, Statistics
 from experiments.data.batches import Batch, in_order
 from experiments.data.examples import Examples, as_inputs
-from experiments.evaluation import aggregate as scores
-from experiments.evaluation import per_example as cells
-from experiments.evaluation.attack_batch import DEPENDENT, Opponent, ThreatModel, check_fits
-from experiments.evaluation.per_example import Cell, Values
+from experiments.evaluation import aggregate, per_example
+from experiments.evaluation.attack_batch import DEPENDENT, AttackedModel, ThreatModel, check_fits
+from experiments.evaluation.identity import identity_of
+from experiments.evaluation.per_example import PerExampleResults, Values
 from experiments.models.norms import in_evaluation
-from experiments.results import Row
+from experiments.results import ResultKey, Row
 from experiments.tasks import Summary, Task
-from steinnorm.attacks.code_digest import code_digest
+
+_SAVE_EVERY = 5.0  # seconds of work that a kill loses at most, besides the batch it interrupts
 
 
-class Labels(NamedTuple):
-    """What rows say about the run that they were measured in.
+class Run(NamedTuple):
+    """The training whose model is measured.
 
     Attributes:
       config: name of the configuration.
       norm: name of the norm.
-      seed: of the run; also of noise and random starts.
+      seed: of the training; also of noise and random starts.
       class_names: for pictures; may be empty.
     """
 
@@ -41,6 +41,19 @@ class Labels(NamedTuple):
     norm: str
     seed: int
     class_names: tuple[str, ...] = ()
+
+
+class Watcher:
+    """Is told how far an evaluation is; does nothing unless a method is overridden."""
+
+    def begins(self, what: str) -> None:
+        """The attack, or the check, that is called so begins."""
+
+    def within(self, how_far: str) -> None:
+        """A long attack is so far, in words."""
+
+    def advanced(self) -> None:
+        """A batch, or a check, is done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +64,10 @@ class Plan:
       statistics: the source of the norm's statistics.
       batch_size: with statistics of the test batch, scores depend on it.
       attacks: measured besides the clean scores.
-      threat_model: who attacks whom in a batch whose statistics count;
-        elsewhere there is nothing to choose.
+      threat_model: who attacks whom in a batch whose statistics count; elsewhere there is nothing
+        to choose.
       victims: with the threat models ``independent`` and ``companion``, which attack one example
         at a time, how many of the first examples; None is all.
-      metrics: names of the scores that become rows; None is all.
     """
 
     statistics: Statistics
@@ -63,7 +75,6 @@ class Plan:
     attacks: Sequence[AttackConfig] = ()
     threat_model: ThreatModel = "joint"
     victims: int | None = None
-    metrics: Sequence[str] | None = None
 
     @property
     def dependent(self) -> bool:
@@ -73,51 +84,52 @@ class Plan:
     @property
     def threat(self) -> str:
         """The threat model, as rows state it; empty where there is nothing to choose."""
-        return self.threat_model if self.dependent and self.attacks else ""
+        return self.threat_model if self.dependent else ""
 
     @property
     def alone(self) -> bool:
         """Whether examples are attacked one at a time."""
         return self.threat not in ("", "joint")
 
+    @property
+    def measurements(self) -> list[tuple[AttackConfig, float]]:
+        """Attacks and strengths, in the order in which they are measured."""
+        attacks = (aggregate.NO_ATTACK, *self.attacks)
+        return [(attack, epsilon) for attack in attacks for epsilon in attack.epsilons]
+
     def measured(self, examples: int) -> int:
-        """How many of the examples are measured."""
+        """Returns how many of so many examples are measured."""
         return min(self.victims or examples, examples) if self.alone else examples
 
     def batches(self, examples: int) -> int:
-        """How many batches ``evaluate`` goes through, over all attacks and strengths."""
-        cells_of_all = 1 + sum(len(attack.epsilons) for attack in self.attacks)
-        return cells_of_all * -(-self.measured(examples) // self.batch_size)
+        """Returns how many batches ``measure`` goes through, over all attacks and strengths."""
+        return len(self.measurements) * -(-self.measured(examples) // self.batch_size)
 
 
-def evaluate(
+def measure(
     model: nnx.Module,
     task: Task,
     examples: Examples,
     plan: Plan,
     *,
-    labels: Labels,
+    run: Run,
     workdir: Path | None = None,
-    on_batch: Callable[[str], None] = lambda what: None,
-    on_progress: Callable[[str], None] = lambda how_far: None,
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
-    """Measures scores on all examples with one source of statistics.
+    watcher: Watcher | None = None,
+) -> list[PerExampleResults]:
+    """Measures all examples with one source of statistics, under one attack after another.
 
     The attacker sees the model that is evaluated: gradients go through the statistics of the test
     batch where those are used.
 
     Args:
       model: the trained model.
-      task: its scores.
+      task: what is kept of each example.
       examples: the test part.
       plan: what is measured.
-      labels: for the rows, and the seed of noise and random starts.
-      workdir: where per-example results are kept after every batch; what is found there, measured
+      run: that the model comes from, with the seed of noise and random starts.
+      workdir: where per-example results are kept as batches are done; what is found there, measured
         with the same weights, settings and versions, is not measured again.
-      on_batch: called after each batch with what it was.
-      on_progress: called within a batch with how far a long attack is.
-      on_row: called with each row as soon as it is there.
+      watcher: is told how far it is.
 
     Raises:
       ConfigError: an attack that does not exist for this task.
@@ -125,36 +137,44 @@ def evaluate(
     """
     for attack in plan.attacks:
         check_fits(attack, task)
-    logits_fn = as_logits_fn(in_evaluation(model, plan.statistics))
-    measure = _Measure(
-        Opponent(logits_fn, plan.threat_model, plan.dependent),
+    measuring = _Measuring(
+        AttackedModel(
+            as_logits_fn(in_evaluation(model, plan.statistics)), plan.threat_model, plan.dependent
+        ),
         task,
         examples,
         plan,
-        on_batch,
-        on_progress,
+        workdir,
+        watcher or Watcher(),
     )
-    identity = {
-        **identity_of(model, examples, plan.batch_size),
-        "measured": plan.measured(len(examples)),
-    }
-    done, rows = [], []
-    for attack in (scores.CLEAN, *plan.attacks):
-        for epsilon in attack.epsilons:
-            about = _about(attack, epsilon, plan, labels, identity)
-            cell = measure.cell(attack, about, workdir)
-            done.append(cell)
-            for row in scores.rows(task, cell, plan.metrics):
-                on_row(row)
-                rows.append(row)
-    for row in scores.worst_rows(task, done, plan.metrics):
-        on_row(row)
-        rows.append(row)
-    return rows
+    count = plan.measured(len(examples))
+    identity = {**identity_of(model, examples, plan.batch_size), "measured": count}
+    done = []
+    for attack, epsilon in plan.measurements:
+        key = ResultKey(
+            config=run.config,
+            norm=run.norm,
+            seed=run.seed,
+            statistics=plan.statistics,
+            threat_model=plan.threat,
+            attack=attack.name,
+            epsilon=float(epsilon),
+            norm_order=attack.norm if attack.has_ball else "",
+        )
+        about = per_example.describe(key, attack, identity, run.class_names)
+        done.append(measuring.under(attack, about))
+    return done
+
+
+def evaluate(
+    model: nnx.Module, task: Task, examples: Examples, plan: Plan, **settings: Any
+) -> list[Row]:
+    """Measures, and returns the rows of all scores; arguments as in ``measure``."""
+    return aggregate.rows_of_all(task, measure(model, task, examples, plan, **settings))
 
 
 def as_logits_fn(model: nnx.Module) -> jax.tree_util.Partial:
-    """A model as a pure function of inputs, in a form that compiles once per architecture.
+    """Returns a model as a pure function of inputs that compiles once per architecture.
 
     Whatever a layer records while it runs is dropped: the model stays as it is.
 
@@ -171,39 +191,40 @@ def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Measure:
-    """Fills cells, batch after batch."""
+class _Measuring:
+    """One model with one source of statistics, attack after attack."""
 
-    opponent: Opponent
+    model: AttackedModel
     task: Task
     examples: Examples
     plan: Plan
-    on_batch: Callable[[str], None]
-    on_progress: Callable[[str], None]
+    workdir: Path | None
+    watcher: Watcher
 
-    def cell(self, attack: AttackConfig, about: dict[str, Any], workdir: Path | None) -> Cell:
-        """All examples under an attack; what is on disk already is taken from there."""
-        cell = cells.load(cells.path_of(workdir, about)) if workdir else None
-        if cell is not None and cell.about != about:
-            cell = None
-        what = f"{about['statistics']}, {about['attack']} {about['epsilon']:.3g}"
-        opponent = dataclasses.replace(
-            self.opponent, on_progress=lambda how_far: self.on_progress(f"{what}: {how_far}")
-        )
-        key = jax.random.fold_in(jax.random.key(about["seed"]), _number(about))
+    def under(self, attack: AttackConfig, about: dict[str, Any]) -> PerExampleResults:
+        """Returns the results under an attack; what is on disk already is taken from there."""
+        key = ResultKey.of(about)
+        results = per_example.load(self.workdir, key) if self.workdir else None
+        if results is not None and results.about != about:
+            results = None
+        self.watcher.begins(f"{key.statistics}, {key.attack} {key.epsilon:.3g}")
+        model = dataclasses.replace(self.model, on_progress=self.watcher.within)
+        random = jax.random.fold_in(jax.random.key(key.seed), _stream(key.attack))
+        saved = time.monotonic()
         for place, batch in enumerate(self._batches()):
-            if cell is None or place >= cell.batches:
-                at_batch = jax.random.fold_in(key, place)
-                more = self._batch(opponent, (attack, about), batch, place, at_batch)
-                cell = more if cell is None else cell.extended(more)
-                if workdir:
-                    cell.save(workdir)
-            self.on_batch(what)
-        assert cell is not None  # a test part is never empty
-        return cell
+            if results is None or place >= results.batches:
+                at_batch = jax.random.fold_in(random, place)
+                more = self._batch(model, (attack, about), batch, place, at_batch)
+                results = more if results is None else results.extended(more)
+                if self.workdir and (results.is_complete or time.monotonic() - saved > _SAVE_EVERY):
+                    results.save(self.workdir)
+                    saved = time.monotonic()
+            self.watcher.advanced()
+        assert results is not None  # a test part is never empty
+        return results
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches that are measured; the last of them may be cut by ``victims`` later."""
+        """Yields the batches that are measured; ``victims`` may cut the last of them later."""
         # Copies that fill the last batch would count in its statistics.
         fill = not self.plan.dependent
         left = self.plan.measured(len(self.examples))
@@ -215,32 +236,32 @@ class _Measure:
 
     def _batch(
         self,
-        opponent: Opponent,
+        model: AttackedModel,
         what: tuple[AttackConfig, dict[str, Any]],
         batch: Batch,
         place: int,
         key: jax.Array,
-    ) -> Cell:
+    ) -> PerExampleResults:
         attack, about = what
         x, y = as_inputs(jnp.asarray(batch.inputs)), jnp.asarray(batch.targets)
         before = place * self.plan.batch_size
         left = self.plan.measured(len(self.examples)) - before
-        found = opponent.attacked(attack, about["epsilon"], (x, y), key, left)
-        count = min(int(batch.real.sum()), len(found.distance), left)
-        summary = _summary(found.outputs, y[: len(found.outputs)], task=self.task)
-        shown = min(count, cells.SHOWN)
-        return Cell(
+        attacked = model.attack(attack, about["epsilon"], (x, y), key, left)
+        count = min(int(batch.real.sum()), len(attacked.distance), left)
+        summary = _summary(attacked.outputs, y[: len(attacked.outputs)], task=self.task)
+        shown = min(count, per_example.SHOWN)
+        return PerExampleResults(
             about=about,
             summary={name: np.asarray(v)[:count] for name, v in summary.items()},
-            distance=np.asarray(found.distance)[:count],
+            distance=np.asarray(attacked.distance)[:count],
             batch=np.full(count, place),
-            values=Values.of(np.asarray(found.inputs)),
-            zero_gradients=min(found.zero_gradients, count),
+            values=Values.of(np.asarray(attacked.inputs)),
+            zero_gradients=min(attacked.zero_gradients, count),
             shown={
                 "x": np.asarray(x[:shown]),
-                "x_adv": np.asarray(found.inputs[:shown]),
+                "x_adv": np.asarray(attacked.inputs[:shown]),
                 "y": np.asarray(y[:shown]),
-                "prediction": _predictions(np.asarray(found.outputs[:shown])),
+                "prediction": _predictions(np.asarray(attacked.outputs[:shown])),
             },
         )
 
@@ -251,65 +272,12 @@ def _summary(outputs: jax.Array, y: jax.Array, *, task: Task) -> Summary:
 
 
 def _predictions(outputs: np.ndarray) -> np.ndarray:
-    """Classes, of K logits or of one."""
+    """Returns the classes that K logits, or one, stand for."""
     if outputs.shape[-1] == 1:
         return (outputs[..., 0] > 0).astype(np.int32)
     return np.argmax(outputs, axis=-1).astype(np.int32)
 
 
-def _about(
-    attack: AttackConfig, epsilon: float, plan: Plan, labels: Labels, identity: dict[str, Any]
-) -> dict[str, Any]:
-    """What a cell is of, with all that its numbers depend on; as JSON gives it back."""
-    how = dataclasses.asdict(attack)
-    for name in ("epsilons", "shown"):
-        del how[name]
-    return {
-        "config": labels.config,
-        "norm": labels.norm,
-        "seed": labels.seed,
-        "class_names": list(labels.class_names),
-        "statistics": plan.statistics,
-        "threat_model": plan.threat,
-        "attack": attack.name,
-        "epsilon": float(epsilon),
-        "norm_order": attack.norm if attack.has_ball else "",
-        "attack_settings": how,
-        "identity": identity,
-    }
-
-
-def identity_of(model: Any, examples: Examples, batch_size: int) -> dict[str, Any]:
-    """What all numbers of an evaluation depend on, whichever its attacks: as JSON gives it back.
-
-    Args:
-      model: the trained model, before it is made ready for evaluation.
-      examples: the test part.
-      batch_size: test examples per batch.
-    """
-    data = hashlib.sha256(np.ascontiguousarray(examples.inputs).data)
-    data.update(np.ascontiguousarray(examples.targets).data)
-    return {
-        "weights": weights_digest(model),
-        "data": data.hexdigest(),
-        "batch_size": batch_size,
-        # Of both packages: models, tasks and checks count as much as the attacks.
-        "code": code_digest(Path(steinnorm.__file__).parent, Path(__file__).parents[1]),
-        "versions": [module.__version__ for module in (steinnorm, jax, flax)],
-    }
-
-
-def weights_digest(model: Any) -> str:
-    """A hash of all arrays of a model, or of any pytree."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-        nnx.state(model) if isinstance(model, nnx.Module) else model
-    ):
-        if isinstance(leaf, jax.Array) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            digest.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def _number(about: dict[str, Any]) -> int:
-    """The same random numbers for an attack, whichever others are measured beside it."""
-    return int(hashlib.sha256(about["attack"].encode()).hexdigest()[:7], 16)
+def _stream(attack: str) -> int:
+    """Returns the same stream of random numbers for an attack, whatever is measured beside it."""
+    return int(hashlib.sha256(attack.encode()).hexdigest()[:7], 16)

@@ -1,4 +1,4 @@
-"""The checks of an evaluation, kept in the work folder with the results that they are about."""
+"""Makes the checks of an evaluation, and keeps them beside the results that they are about."""
 
 import dataclasses
 import json
@@ -14,25 +14,24 @@ from flax import nnx
 from experiments.configs.schema import ChecksConfig, Statistics
 from experiments.data.examples import Examples, as_inputs
 from experiments.evaluation.attack_batch import DEPENDENT
-from experiments.evaluation.measure import Labels, as_logits_fn, identity_of, weights_digest
+from experiments.evaluation.identity import identity_of, is_of, weights_digest
+from experiments.evaluation.measure import Run, Watcher, as_logits_fn
 from experiments.models.norms import in_evaluation
-from experiments.results import Check, Row
+from experiments.results import CONVERGENCE, Check, Row
 from experiments.tasks import Segmentation, Task
 from steinnorm.attacks import Threat
-from steinnorm.attacks.checks import Checks, Finding, run_checks
+from steinnorm.attacks.checks import NAMES, Checks, Finding, run_checks
+from steinnorm.attacks.checks.run import CURVE
 from steinnorm.attacks.files import write_json
 from steinnorm.attacks.intervals import Tally, wilson_interval
 
-CONVERGENCE = "convergence"
-"""Name of the attack of rows for the plot of accuracy against steps: PGD, on the checks' batch."""
-
 Twin = Callable[[Statistics], jax.tree_util.Partial]
-"""The plain batch-norm model of the same seed with the given statistics."""
+"""Gives the plain batch-norm model of the same seed, with the given statistics."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Checked:
-    """The checks of one model with one source of statistics.
+class CheckedModel:
+    """What the checks of one model with one source of statistics found.
 
     Attributes:
       checks: all of them, in order.
@@ -57,7 +56,7 @@ class Checker:
         statistics are those of the batch.
       seed: of all randomness.
       twin: for the transfer check; None where there is none.
-      twin_reason: then, why not.
+      twin_reason: why there is no twin, where there is none.
     """
 
     config: ChecksConfig
@@ -68,23 +67,29 @@ class Checker:
     twin: Twin | None = None
     twin_reason: str = "no twin was given: the same network with plain batch norm, of the same seed"
 
-    def run(
+    @property
+    def steps(self) -> int:
+        """How many steps ``check`` tells its watcher about: the checks, and the curve."""
+        return len(NAMES) + 1
+
+    def check(
         self,
         model: nnx.Module,
         source: Statistics,
-        labels: Labels,
+        run: Run,
         workdir: Path | None = None,
-        on_progress: Callable[[str], None] = lambda what: None,
-    ) -> Checked:
-        """The checks, and rows of accuracy against steps; found in the folder or made.
+        watcher: Watcher | None = None,
+    ) -> CheckedModel:
+        """Returns the checks, and rows of accuracy against steps; found in the folder or made.
 
         Args:
           model: the trained model.
           source: of the norm's statistics.
-          labels: of the run.
+          run: that the model comes from.
           workdir: where they are kept; None for nowhere.
-          on_progress: called after each check.
+          watcher: is told how far it is: ``steps`` times in all.
         """
+        watcher = watcher or Watcher()
         dependent = source in DEPENDENT
         # One batch, and of a size that is compiled already if it may be.
         count = min(self.config.examples, len(self.examples), self.batch_size)
@@ -100,7 +105,18 @@ class Checker:
             path = workdir / "evaluation" / f"checks-{source}-{self.config.norm}.json"
             found = _load(path)
             if found is not None and found.identity == identity:
+                for _ in range(self.steps):
+                    watcher.advanced()
                 return found
+
+        def on_progress(name: str, done: int, total: int) -> None:
+            del name
+            # The checks, then the curve of accuracy against steps, which is the last step.
+            watcher.advanced()
+            if done < total:
+                watcher.begins(f"{source}, {(*NAMES, CURVE)[done]}")
+
+        watcher.begins(f"{source}, {NAMES[0]}")
         part = self.examples.take(np.arange(count))
         made = run_checks(
             as_logits_fn(in_evaluation(model, source)),
@@ -112,23 +128,21 @@ class Checker:
             key=jax.random.key(self.seed),
             twin=twin,
             twin_reason=self.twin_reason,
-            on_progress=lambda name, done, total: on_progress(
-                f"{source}: check {done} of {total}, {name}"
-            ),
+            on_progress=on_progress,
         )
-        checks = [self._check(finding, labels, source) for finding in made.findings]
-        found = Checked(checks, self._curve(made, labels, source, count), identity)
+        checks = [self._named(finding, run, source) for finding in made.findings]
+        found = CheckedModel(checks, self._curve(made, run, source, count), identity)
         if path:
             write_json(path, dataclasses.asdict(found))
         return found
 
-    def _check(self, finding: Finding, labels: Labels, source: Statistics) -> Check:
-        """Those of another ball than the usual one say so in their name."""
+    def _named(self, finding: Finding, run: Run, source: Statistics) -> Check:
+        """Returns a check, whose name says so where its ball is not the usual one."""
         ball = "" if self.config.norm == "linf" else f" ({self.config.norm})"
         named = finding._replace(name=finding.name + ball)
-        return Check(labels.config, labels.norm, labels.seed, source, **named._asdict())
+        return Check(run.config, run.norm, run.seed, source, **named._asdict())
 
-    def _curve(self, made: Checks, labels: Labels, source: Statistics, count: int) -> list[Row]:
+    def _curve(self, made: Checks, run: Run, source: Statistics, count: int) -> list[Row]:
         metric = "pixel_accuracy" if isinstance(self.task, Segmentation) else "accuracy"
         epsilon = self.config.epsilon
 
@@ -140,9 +154,9 @@ class Checker:
 
         return [
             Row(
-                config=labels.config,
-                norm=labels.norm,
-                seed=labels.seed,
+                config=run.config,
+                norm=run.norm,
+                seed=run.seed,
                 statistics=source,
                 attack=CONVERGENCE,
                 epsilon=epsilon,
@@ -160,25 +174,25 @@ class Checker:
         ]
 
 
-def load_all(workdir: Path, identity: dict[str, Any]) -> list[Checked]:
-    """All checks of the folder that were made of this model on these examples.
+def load_all(workdir: Path, identity: dict[str, Any]) -> list[CheckedModel]:
+    """Returns all checks of the folder that were made of this model on these examples.
 
     Args:
       workdir: of the evaluation.
-      identity: as ``experiments.evaluation.measure.identity_of`` gives it.
+      identity: as ``experiments.evaluation.identity.identity_of`` gives it.
     """
     paths = sorted((workdir / "evaluation").glob("checks-*.json"))
     found = [checked for path in paths if (checked := _load(path)) is not None]
-    ours = [c for c in found if {name: c.identity.get(name) for name in identity} == identity]
+    ours = [checked for checked in found if is_of(checked.identity, identity)]
     order = get_args(Statistics)
     return sorted(ours, key=lambda c: (order.index(c.checks[0].statistics), c.checks[0].name))
 
 
-def _load(path: Path) -> Checked | None:
-    """The checks in a file; None where there are none, or none that can be read."""
+def _load(path: Path) -> CheckedModel | None:
+    """Returns the checks in a file; None where there are none, or none that can be read."""
     try:
         content = json.loads(path.read_text())
-        return Checked(
+        return CheckedModel(
             checks=[Check(**check) for check in content["checks"]],
             curve=[Row(**row) for row in content["curve"]],
             identity=content["identity"],

@@ -1,21 +1,19 @@
 """Tables from rows: seeds merged, shrinkage kept apart from the source of the statistics."""
 
-from experiments.report.checklist import check_paragraphs, check_table, failed_checks
-from experiments.report.document import Figure, Section, markdown
+from experiments.report.checklist import check_paragraphs, check_table, failed_checks, failed_lines
+from experiments.report.document import Figure, Section, latex_document, markdown
 from experiments.report.folders import Experiment, read
 from experiments.report.labels import (
-    CLEAN,
-    CONVERGENCE,
     REFERENCE,
     SOURCE_NAMES,
     Column,
     Source,
     strength,
 )
-from experiments.report.layout import columns, columns_of, lines_of
+from experiments.report.layout import columns_of, lines_of, short_columns
 from experiments.report.measures import Measure, measure, of_task
 from experiments.report.missing import missing_reference
-from experiments.report.paired import PairedResults, cell_of, difference_interval
+from experiments.report.paired import PairedResults, difference_interval
 from experiments.report.summaries import Summary, summarise
 from experiments.report.tables import (
     INTERVALS,
@@ -26,13 +24,16 @@ from experiments.report.tables import (
     latex_table,
     markdown_table,
     pages,
-    terminal_table,
     value_caption,
+)
+from experiments.report.terminal import (
+    comparison_tables,
+    measurement_table,
+    terminal_table,
+    verdict_table,
 )
 
 __all__ = [
-    "CLEAN",
-    "CONVERGENCE",
     "INTERVALS",
     "REFERENCE",
     "SOURCE_NAMES",
@@ -45,27 +46,31 @@ __all__ = [
     "Section",
     "Source",
     "Summary",
-    "cell_of",
     "check_paragraphs",
     "check_table",
-    "columns",
     "columns_of",
+    "comparison_tables",
     "csv_table",
     "difference_caption",
     "difference_interval",
     "failed_checks",
+    "failed_lines",
     "latex",
+    "latex_document",
     "latex_table",
     "lines_of",
     "markdown",
     "markdown_table",
     "measure",
+    "measurement_table",
     "missing_reference",
     "of_task",
     "pages",
     "read",
+    "short_columns",
     "strength",
     "summarise",
     "terminal_table",
     "value_caption",
+    "verdict_table",
 ]

@@ -58,3 +58,20 @@ def check_paragraphs(checks: Sequence[Check]) -> list[str]:
             entries = [f"- {what} ({'; '.join(places)})" for what, places in where.items()]
             parts.append("\n".join([title, "", *entries]))
     return parts
+
+
+def failed_lines(checks: Sequence[Check]) -> list[str]:
+    """Returns a line for each failed check; the same finding of several models stands in one.
+
+    Args:
+      checks: of any number of models.
+    """
+    where: dict[tuple[str, str], list[str]] = {}
+    for check in checks:
+        if check.verdict == "FAIL":
+            place = f"{check.norm} ({check.statistics}, seed {check.seed})"
+            where.setdefault((check.name, check.detail), []).append(place)
+    return [
+        f"check FAILED: {name}: {detail} [{', '.join(places)}]"
+        for (name, detail), places in where.items()
+    ]

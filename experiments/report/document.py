@@ -4,23 +4,23 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.evaluation.aggregate import WORST
 from experiments.report.checklist import check_paragraphs, failed_checks
 from experiments.report.folders import Experiment
-from experiments.report.labels import CONVERGENCE, strength
+from experiments.report.labels import strength
 from experiments.report.layout import columns_of
 from experiments.report.measures import measure
 from experiments.report.missing import missing_reference
-from experiments.report.summaries import Summary
+from experiments.report.summaries import Summary, tabled
 from experiments.report.tables import (
     INTERVALS,
     Content,
     difference_caption,
+    latex_table,
     markdown_table,
     pages,
     value_caption,
 )
-from experiments.results import Check, Row
+from experiments.results import WORST, Check, Row
 
 _HOW_TO_READ = (
     "Strengths stand after the attack's name, in units of the image range [0, 1]: for noise the "
@@ -76,6 +76,26 @@ def markdown(sections: Sequence[Section]) -> str:
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
+def latex_document(experiment: Experiment, summaries: Sequence[Summary]) -> str:
+    """Returns one ``tabular`` after another, with captions as comments."""
+    parts = ["% Needs \\usepackage{booktabs}; each tabular can be taken out alone."]
+    missing = missing_reference(experiment.rows)
+    if missing:
+        parts.append(f"% {missing}")
+    failed = failed_checks(experiment.checks)
+    if failed:
+        parts.append(f"% {failed}")
+    for metric in experiment.metrics:
+        shown = tabled(summaries, metric)
+        for differences in (False, True):
+            write = difference_caption if differences else value_caption
+            caption = f"{experiment.name} ({experiment.preset}). {write(metric)}"
+            for portion in pages(columns_of(shown)):
+                table = latex_table(Content(shown, portion, differences))
+                parts.append(f"\n% {caption}\n{table}")
+    return "\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
 def _section(section: Section) -> list[str]:
     experiment = section.experiment
     missing = missing_reference(experiment.rows)
@@ -88,7 +108,7 @@ def _section(section: Section) -> list[str]:
         *experiment.notes,
     ]
     for metric in experiment.metrics:
-        parts += _tables([s for s in section.summaries if s.metric == metric], metric)
+        parts += _tables(section.summaries, metric)
     if section.files:
         links = ", ".join(f"[{name}]({name})" for name in section.files)
         parts.append(f"All metrics and numbers: {links}.")
@@ -132,14 +152,14 @@ def _seeds(experiment: Experiment) -> str:
 
 
 def _tables(summaries: Sequence[Summary], metric: str) -> list[str]:
-    tabled = [s for s in summaries if s.attack != CONVERGENCE]
-    portions = pages(columns_of(tabled))
+    shown = tabled(summaries, metric)
+    portions = pages(columns_of(shown))
     return [
         f"### {measure(metric).heading}",
         f"{value_caption(metric)} {INTERVALS}",
-        *(markdown_table(Content(tabled, portion)) for portion in portions),
+        *(markdown_table(Content(shown, portion)) for portion in portions),
         difference_caption(metric),
-        *(markdown_table(Content(tabled, portion, differences=True)) for portion in portions),
+        *(markdown_table(Content(shown, portion, differences=True)) for portion in portions),
     ]
 
 

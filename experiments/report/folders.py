@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 import pydantic
 
+from experiments.configs.schema import NOISES
 from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
-from experiments.report.labels import CONVERGENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source
+from experiments.report.labels import SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
-from experiments.results import Check, Row
+from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
 
 _DESCRIPTIONS = ("dataset", "size", "expected_time")
 _ROWS = pydantic.TypeAdapter(list[Row])
@@ -31,6 +32,8 @@ class Experiment:
       rows: of all runs.
       checks: likewise.
       places: (norm, seed) -> its work folder.
+      histories: norm and logged training steps of each run whose log is there.
+      shown: columns of the short table, as the configuration names them.
       notes: what a reader should know about how the runs differ.
     """
 
@@ -41,6 +44,8 @@ class Experiment:
     rows: list[Row]
     checks: list[Check]
     places: dict[tuple[str, int], Path]
+    histories: list[tuple[str, list[LoggedStep]]]
+    shown: list[Column]
     notes: list[str]
 
 
@@ -55,7 +60,7 @@ class _Folder(NamedTuple):
 
 
 def read(roots: Sequence[Path]) -> list[Experiment]:
-    """The experiments in work folders of ``evaluate`` or ``demo``, by name.
+    """Reads the experiments in work folders of ``evaluate`` or ``demo``, by name.
 
     Their runs are in the order of norms and seeds, whatever that of the folders.
 
@@ -69,10 +74,18 @@ def read(roots: Sequence[Path]) -> list[Experiment]:
     if not roots:
         raise ConfigError("name at least one work folder of an evaluation")
     by_name: dict[str, list[_Folder]] = {}
-    for root in {root.resolve(): root for root in roots}.values():
+    expanded = [folder for root in roots for folder in _folders_in(root)]
+    for root in {root.resolve(): root for root in expanded}.values():
         folder = _read(root)
         by_name.setdefault(folder.settings["name"], []).append(folder)
     return [_merged(sorted(by_name[name], key=_place)) for name in sorted(by_name)]
+
+
+def _folders_in(root: Path) -> list[Path]:
+    """Returns the work folders of the runs of a demo; else the folder itself."""
+    runs = [path.parent for path in sorted((root / "runs").glob("*/results.json"))]
+    is_demo = bool(runs) and not (root / "config.json").exists()
+    return runs if is_demo else [root]
 
 
 def _read(root: Path) -> _Folder:
@@ -88,11 +101,17 @@ def _read(root: Path) -> _Folder:
     wanted = ("name", "preset", "task")
     if not isinstance(settings, dict) or not all(isinstance(settings.get(n), str) for n in wanted):
         raise ConfigError(f"{root / 'config.json'} is not the settings of an experiment")
-    rows = _validated(_ROWS, root / "results.json")
+    rows = [_with_threat_model(row) for row in _validated(_ROWS, root / "results.json")]
     has_checks = (root / "checks.json").exists()
     checks = _validated(_CHECKS, root / "checks.json") if has_checks else []
     _check_rows(root, settings["name"], rows)
     return _Folder(root, settings, content.get("versions") or {}, rows, checks)
+
+
+def _with_threat_model(row: Row) -> Row:
+    """Earlier versions left it out of clean rows that were measured without any attack."""
+    shared = row.statistics in ("batch", "shrunk") and not row.threat_model
+    return dataclasses.replace(row, threat_model="joint") if shared else row
 
 
 def _place(folder: _Folder) -> tuple[int, int]:
@@ -156,8 +175,30 @@ def _merged(folders: Sequence[_Folder]) -> Experiment:
         rows=rows,
         checks=[check for folder in folders for check in folder.checks],
         places={(row.norm, row.seed): folder.root for folder in folders for row in folder.rows},
+        histories=list(_histories(folders)),
+        shown=_shown(first.settings.get("evaluation") or {}),
         notes=_notes(folders),
     )
+
+
+def _histories(folders: Sequence[_Folder]) -> Iterator[tuple[str, list[LoggedStep]]]:
+    """Yields norm and log of each training; those of a demo of earlier versions are not there."""
+    for folder in folders:
+        steps = logged_steps(folder.root / "metrics.jsonl")
+        if steps:
+            yield folder.rows[0].norm, steps
+
+
+def _shown(evaluation: dict[str, Any]) -> list[Column]:
+    """Returns the columns of the short table that a configuration names, clean first."""
+    attacks = evaluation.get("attacks") or ()
+    columns = [Column(CLEAN)]
+    for attack in attacks:
+        order = "" if attack["kind"] in NOISES else attack["norm"]
+        columns += [Column(attack["name"], epsilon, order) for epsilon in attack["shown"]]
+    orders = dict.fromkeys(a["norm"] for a in attacks if a["kind"] not in NOISES)
+    radii = evaluation.get("shown_worst") or ()
+    return columns + [Column(WORST, epsilon, order) for epsilon in radii for order in orders]
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:

@@ -3,12 +3,10 @@
 import math
 from typing import NamedTuple
 
+from experiments.results import CLEAN
+
 REFERENCE = "batch"
 """The norm that all others are compared with."""
-
-CLEAN = "clean"
-CONVERGENCE = "convergence"
-"""Name of the attack of rows that differ in the number of its steps: for a plot, not for tables."""
 
 SOURCE_NAMES = {"running": "running", "batch": "test batch", "shrunk": "shrunk", "none": "none"}
 THREAT_MODELS = ("", "joint", "independent", "companion")

@@ -1,12 +1,11 @@
 """Which lines and columns a table has, in which order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from experiments.configs.schema import EvaluationConfig
-from experiments.evaluation.aggregate import WORST
 from experiments.models.norms import NORMS
-from experiments.report.labels import CLEAN, CONVERGENCE, Column, Source
+from experiments.report.labels import Column, Source
 from experiments.report.summaries import Summary
+from experiments.results import CLEAN, CONVERGENCE, WORST
 
 
 def lines_of(summaries: Iterable[Summary]) -> list[tuple[str, Source]]:
@@ -33,18 +32,15 @@ def columns_of(summaries: Iterable[Summary]) -> list[Column]:
     return sorted(found, key=place)
 
 
-def columns(config: EvaluationConfig) -> list[Column]:
-    """The columns of the short table, clean first."""
-    shown = [
-        Column(attack.name, epsilon, attack.norm if attack.has_ball else "")
-        for attack in config.attacks
-        for epsilon in attack.shown
-        if epsilon in attack.epsilons
-    ]
-    worst = dict.fromkeys(
-        Column(WORST, epsilon, attack.norm)
-        for epsilon in config.shown_worst
-        for attack in config.attacks
-        if attack.has_ball and epsilon in attack.epsilons
-    )
-    return [Column(CLEAN), *shown, *worst]
+def short_columns(summaries: Iterable[Summary], wanted: Sequence[Column]) -> list[Column]:
+    """Returns the columns of a short table: those of ``wanted`` that were measured.
+
+    Where none of them but the clean one was, clean and the worst of all attacks, or all attacks.
+    """
+    present = columns_of(summaries)
+    shown = [column for column in wanted if column in present]
+    if any(column.attack != CLEAN for column in shown):
+        return shown
+    clean = [column for column in present if column.attack == CLEAN]
+    worst = [column for column in present if column.attack == WORST]
+    return clean + (worst or [column for column in present if column.norm_order])

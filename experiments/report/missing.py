@@ -6,8 +6,8 @@ put down to shrinkage.
 
 from collections.abc import Sequence
 
-from experiments.report.labels import CONVERGENCE, REFERENCE, Column
-from experiments.results import Row
+from experiments.report.labels import REFERENCE, Column
+from experiments.results import CONVERGENCE, Row
 
 _START = "MISSING: batch norm with test-batch statistics was not measured"
 _END = "; without it no gain of shrinkage can be told from what test-batch statistics do alone."

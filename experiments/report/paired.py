@@ -1,5 +1,6 @@
-"""The paired difference of two networks on the same examples."""
+"""Compares two networks on the same examples: intervals of paired differences."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -8,10 +9,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from experiments.evaluation import per_example as cells
-from experiments.evaluation.aggregate import WORST
-from experiments.evaluation.per_example import Cell
-from experiments.results import Row
+from experiments.evaluation import per_example
+from experiments.evaluation.per_example import PerExampleResults
+from experiments.results import WORST, Row
 
 Places = Mapping[tuple[str, int], Path]
 """(Norm, seed) -> work folder of its evaluation."""
@@ -20,7 +20,7 @@ Places = Mapping[tuple[str, int], Path]
 def difference_interval(
     right: np.ndarray, reference: np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of a difference of two shares on the same examples (Agresti & Min 2005).
+    """Returns the interval of a difference of two shares on the same examples (Agresti & Min 2005).
 
     As in McNemar's test only the examples count on which the two disagree.  Half an example is
     added to each cell of the 2x2 table, so that the interval has a width where there is none.
@@ -56,7 +56,7 @@ class PairedResults:
         self._right = functools.lru_cache(maxsize=None)(self._read)
 
     def interval(self, row: Row, reference: Row) -> tuple[float, float] | None:
-        """Of the difference in accuracy; None without both results per example."""
+        """Returns that of the difference in accuracy; None without both results per example."""
         if row.metric != "accuracy":
             return None
         right, other = self._right(row), self._right(reference)
@@ -69,41 +69,20 @@ class PairedResults:
         if place is None:
             return None
         if row.attack == WORST:
-            found = [c for c in cells.load_all(place) if _is_behind(row, c)]
+            found = [r for r in per_example.load_all(place) if _is_behind(row, r)]
         else:
-            cell = cell_of(row, place)
-            found = [cell] if cell else []
-        parts = [c.summary["right"] for c in found if "right" in c.summary]
+            results = per_example.load(place, row.key)
+            found = [results] if results else []
+        parts = [results.summary["right"] for results in found if "right" in results.summary]
         if not parts or len({len(part) for part in parts}) > 1:
             return None
         right = np.all(parts, axis=0)
-        # A cell of an earlier evaluation is not what the row was made of; nor is the worst of each
-        # example, where the attacker had to take the worst of each batch.
+        # Results of an earlier evaluation are not what the row was made of; nor is the worst of
+        # each example, where the attacker had to take the worst of each batch.
         same = len(right) == row.n and math.isclose(float(np.mean(right)), row.value, abs_tol=1e-9)
         return right if same else None
 
 
-def _is_behind(row: Row, cell: Cell) -> bool:
-    """Whether a cell is of an attack that the worst of all was chosen from."""
-    names = ("config", "norm", "seed", "statistics", "threat_model", "epsilon", "norm_order")
-    return bool(row.norm_order) and all(cell.about.get(n) == getattr(row, n) for n in names)
-
-
-def cell_of(row: Row, workdir: Path) -> Cell | None:
-    """The results per example behind a row; None where there are none.
-
-    Args:
-      row: of one attack at one strength.
-      workdir: of its evaluation.
-    """
-    about = {
-        name: getattr(row, name)
-        for name in ("config", "norm", "seed", "statistics", "threat_model", "attack", "epsilon")
-    }
-    # Clean scores that were measured without any attack have no threat model in their file's name.
-    for threat_model in dict.fromkeys((row.threat_model, "")):
-        cell = cells.load(cells.path_of(workdir, {**about, "threat_model": threat_model}))
-        wanted = {**about, "threat_model": threat_model}
-        if cell is not None and all(cell.about.get(n) == v for n, v in wanted.items()):
-            return cell
-    return None
+def _is_behind(row: Row, results: PerExampleResults) -> bool:
+    """Returns whether results are of an attack that the worst of all was chosen from."""
+    return bool(row.norm_order) and dataclasses.replace(results.key, attack=WORST) == row.key

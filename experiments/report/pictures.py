@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.evaluation.per_example import Cell
+from experiments.evaluation.per_example import PerExampleResults
 from experiments.report import Source, strength
 from steinnorm.attacks import VOID
 
@@ -31,7 +31,9 @@ _OVERLAY = 0.7  # share of the class's colour, the rest is the image
 _TITLE = 9
 
 
-def grid(attacked: Cell, clean: Cell | None = None, *, columns: int = COLUMNS) -> bytes:
+def grid(
+    attacked: PerExampleResults, clean: PerExampleResults | None = None, *, columns: int = COLUMNS
+) -> bytes:
     """Originals, what the attack changed, and the attacked examples, with what the network says.
 
     Of volumes the middle slice along the first axis.  Changes are enlarged by one factor for all,
@@ -51,7 +53,7 @@ def grid(attacked: Cell, clean: Cell | None = None, *, columns: int = COLUMNS) -
         (f"change × {factor:g}\n(grey: none)", np.clip(0.5 + factor * _slices(change), 0.0, 1.0)),
         ("attacked", _slices(shown["x_adv"])),
     )
-    names = attacked.about.get("class_names") or []
+    names = attacked.class_names
     count, (height, width) = len(shown["y"]), rows[0][1].shape[1:3]
     side = 1.75 if width <= 1.3 * height else 2.6
     figure, axes = plt.subplots(
@@ -69,7 +71,7 @@ def grid(attacked: Cell, clean: Cell | None = None, *, columns: int = COLUMNS) -
         truth = _truth(shown["y"][i], names)
         answer = None if before is None else before[i]
         _says(axes[0, i], truth, shown["y"][i], answer, names)
-        largest = _distance(change[i], attacked.about["norm_order"])
+        largest = _distance(change[i], attacked.key.norm_order)
         axes[1, i].set_title(largest, fontsize=_TITLE)
         _says(axes[2, i], "", shown["y"][i], shown["prediction"][i], names)
     more = f"; middle slice of {shown['x'].shape[1]}" if shown["x"].ndim == 5 else ""
@@ -77,7 +79,9 @@ def grid(attacked: Cell, clean: Cell | None = None, *, columns: int = COLUMNS) -
     return _png(figure)
 
 
-def segmentation(attacked: Cell, clean: Cell | None = None, *, columns: int = 4) -> bytes:
+def segmentation(
+    attacked: PerExampleResults, clean: PerExampleResults | None = None, *, columns: int = 4
+) -> bytes:
     """Images, true classes, and the classes that the network sees before and under an attack.
 
     Args:
@@ -117,14 +121,14 @@ def segmentation(attacked: Cell, clean: Cell | None = None, *, columns: int = 4)
             if label != "truth":
                 axis.set_title(_share_right(truth[i], seen), fontsize=_TITLE)
         row[0].set_ylabel(label, fontsize=_TITLE + 1)
-    names = attacked.about.get("class_names") or []
+    names = attacked.class_names
     handles = [Patch(color=_in_legend(c), label=_class_name(c, names)) for c in sorted(occurring)]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=_TITLE)
     figure.suptitle(_heading(attacked), fontsize=_TITLE + 2)
     return _png(figure)
 
 
-def is_segmentation(cell: Cell) -> bool:
+def is_segmentation(cell: PerExampleResults) -> bool:
     """Whether the cell's labels are maps."""
     return "y" in cell.shown and cell.shown["y"].ndim == 3
 
@@ -142,13 +146,13 @@ def class_colour(label: int) -> tuple[float, float, float]:
     return red * shade, green * shade, blue * shade
 
 
-def _first(cell: Cell, columns: int) -> dict[str, np.ndarray]:
+def _first(cell: PerExampleResults, columns: int) -> dict[str, np.ndarray]:
     if not len(cell.shown.get("y", ())):
         raise ValueError("this cell holds no examples to show")
     return {name: value[:columns] for name, value in cell.shown.items()}
 
 
-def _answers(clean: Cell | None, shown: dict[str, np.ndarray]) -> np.ndarray | None:
+def _answers(clean: PerExampleResults | None, shown: dict[str, np.ndarray]) -> np.ndarray | None:
     """The clean predictions of the shown examples; None where they are of others."""
     if clean is None or len(clean.shown.get("x", ())) < len(shown["x"]):
         return None
@@ -237,14 +241,14 @@ def _overlay(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
     return np.where((classes == VOID)[..., None], 0.0, mixed)
 
 
-def _heading(cell: Cell) -> str:
-    about = cell.about
-    source = Source(about["statistics"], about["threat_model"])
-    order = {"linf": "l∞", "l2": "l2"}.get(about["norm_order"], about["norm_order"])
+def _heading(attacked: PerExampleResults) -> str:
+    key = attacked.key
+    source = Source(key.statistics, key.threat_model)
+    order = {"linf": "l∞", "l2": "l2"}.get(key.norm_order, key.norm_order)
     kind = f" ({order} ball)" if order else ""
     return (
-        f"{about['config']}, norm {about['norm']}, {source.name} statistics, seed {about['seed']}: "
-        f"{about['attack']} {strength(about['epsilon'])}{kind}"
+        f"{key.config}, norm {key.norm}, {source.name} statistics, seed {key.seed}: "
+        f"{key.attack} {strength(key.epsilon)}{kind}"
     )
 
 

@@ -10,18 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.evaluation.aggregate import WORST
 from experiments.models.norms import NORMS
 from experiments.report import (
-    CLEAN,
-    CONVERGENCE,
     REFERENCE,
     Source,
     Summary,
     measure,
     strength,
 )
-from experiments.results import LoggedStep
+from experiments.results import CLEAN, CONVERGENCE, WORST, LoggedStep
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; their yellow is too pale on white.
 _COLOURS = {

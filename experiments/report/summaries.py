@@ -6,7 +6,7 @@ import statistics as stats
 from collections.abc import Callable, Iterable, Sequence
 
 from experiments.report.labels import REFERENCE, Column, Source
-from experiments.results import Row
+from experiments.results import CONVERGENCE, Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,20 +93,9 @@ def summarise(rows: Iterable[Row], paired: Paired = lambda row, reference: None)
       paired: called with a row and its reference where there is one pair only.
     """
     groups: dict[_Key, dict[int, Row]] = {}
-    for row in _joint(list(rows)):
+    for row in rows:
         groups.setdefault(_key(row), {})[row.seed] = row
     return [_summary(key, by_seed, groups, paired) for key, by_seed in groups.items()]
-
-
-def _joint(rows: Sequence[Row]) -> list[Row]:
-    """Clean scores that were measured without any attack stand beside those with one."""
-    attacked = {row.statistics for row in rows if row.threat_model == "joint"}
-    return [
-        dataclasses.replace(row, threat_model="joint")
-        if not row.threat_model and row.statistics in attacked
-        else row
-        for row in rows
-    ]
 
 
 def _key(row: Row) -> _Key:
@@ -165,3 +154,8 @@ def reference_of(norm: str, source: Source) -> tuple[str, Source]:
 
 def _std(values: Sequence[float]) -> float:
     return stats.stdev(values) if len(values) > 1 else math.nan
+
+
+def tabled(summaries: Iterable[Summary], metric: str) -> list[Summary]:
+    """Returns those of one metric that stand in tables: all but the curve against steps."""
+    return [s for s in summaries if s.metric == metric and s.attack != CONVERGENCE]

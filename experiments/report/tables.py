@@ -1,4 +1,4 @@
-"""Tables for a terminal, Markdown, LaTeX and CSV, all from the same body."""
+"""Writes tables in Markdown, LaTeX and CSV, all from the same body."""
 
 import csv
 import dataclasses
@@ -8,13 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rich import box
-from rich.table import Table
-
-from experiments.report.labels import CONVERGENCE, REFERENCE, Column
+from experiments.report.labels import Column
 from experiments.report.layout import lines_of
 from experiments.report.measures import Measure, measure
 from experiments.report.summaries import Summary
+from experiments.results import CONVERGENCE
 
 WIDTH = 6
 """Columns of numbers per table in files: more do not fit on a page."""
@@ -115,7 +113,7 @@ def markdown_table(content: Content) -> str:
     """Columns of text left, of numbers right; without caption."""
     header = ["norm", "statistics", "seeds × n", *(c.name for c in content.columns)]
     ruler = ["---", "---", "---:", *("---:" for _ in content.columns)]
-    lines = [header, ruler, *([*left, *texts] for left, texts in _body(content))]
+    lines = [header, ruler, *([*left, *texts] for left, texts in table_body(content))]
     escaped = [[text.replace("|", "\\|") for text in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in escaped) + "\n"
 
@@ -126,7 +124,7 @@ def latex_table(content: Content) -> str:
     lines = [f"\\begin{{tabular}}{{ll{'r' * (1 + len(content.columns))}}}", "\\toprule"]
     lines.append(_latex_line(header))
     source = None
-    for left, texts in _body(content):
+    for left, texts in table_body(content):
         if source != left[1]:
             lines.append("\\midrule")
         source = left[1]
@@ -160,41 +158,10 @@ def latex(text: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
 
 
-def terminal_table(content: Content, title: str | None = None) -> Table:
-    """A table for a terminal of 120 columns.
-
-    Args:
-      content: of at most eight columns.
-      title: stands above it, broken at the table's width.
-    """
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="",
-        box=box.SIMPLE_HEAD,
-        # One space less between many columns, so that the widest differences fit.
-        padding=(0, int(len(content.columns) <= 6), 0, 0),
-    )
-    table.add_column("norm", no_wrap=True)
-    table.add_column("statistics", no_wrap=True)
-    for column in content.columns:
-        # One word a line: a header must not be wider than the numbers below it.
-        words = column.name.replace("-", " ").split()
-        table.add_column("\n".join(words), justify="right", vertical="bottom")
-    threats = {s.threat_model for s in content.summaries} - {""}
-    source = None
-    for left, texts in _body(content, short=True):
-        if source not in (None, left[1]):
-            table.add_section()
-        source = left[1]
-        # The only one there is need not be named at the cost of width.
-        name = source.removesuffix(" (joint)") if threats <= {"joint"} else source
-        table.add_row(left[0], name, *texts, style="bold" if left[0] == REFERENCE else "")
-    return table
-
-
-def _body(content: Content, *, short: bool = False) -> list[tuple[tuple[str, str, str], list[str]]]:
-    """Norm, source and numbers of examples of each line, and its numbers."""
+def table_body(
+    content: Content, *, short: bool = False
+) -> list[tuple[tuple[str, str, str], list[str]]]:
+    """Returns norm, source and numbers of examples of each line, and its numbers."""
     found = {(s.norm, s.source, s.column): s for s in content.summaries}
     write: Callable[..., str] = difference_text if content.differences else value_text
     body = []

@@ -217,8 +217,8 @@ class Segmentation:
         }
 
 
-def by_name(name: str, classes: int, label_smoothing: float = 0.0) -> Task:
-    """The task that a configuration names.
+def create(name: str, classes: int, label_smoothing: float = 0.0) -> Task:
+    """Returns the task that a configuration names.
 
     Args:
       name: ``classification``, ``binary`` or ``segmentation``.

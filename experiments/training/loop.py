@@ -72,6 +72,7 @@ class Loop:
       mesh: the devices.
       checkpoints: where to resume from and to write to; None for neither.
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
+      checkpoint_at_epochs: write one at the end of every epoch; else of the last epoch only.
       log_every: steps between two rows for the observer, besides the first and the last.
       observer: is told what happens.
     """
@@ -83,6 +84,7 @@ class Loop:
     mesh: Mesh = dataclasses.field(default_factory=devices.mesh)
     checkpoints: Checkpoints | None = None
     checkpoint_every: int | None = None
+    checkpoint_at_epochs: bool = True
     log_every: int = 2
     observer: Observer = dataclasses.field(default_factory=Observer)
 
@@ -153,7 +155,7 @@ class _Run:
                 waiting = None
                 if ends_epoch:
                     self._validate()
-                if ends_epoch or self._is_due(step) or jax.process_count() == 1:
+                if self._saves(step, ends_epoch, interrupts):
                     self.save()
                 interrupts.act()
                 if self._out_of_patience():
@@ -188,6 +190,15 @@ class _Run:
     def _is_due(self, step: int) -> bool:
         every = self._loop.checkpoint_every
         return every is not None and step % every == 0
+
+    def _saves(self, step: int, ends_epoch: bool, interrupts: Interrupts) -> bool:
+        """Returns whether a checkpoint is written after a step at which the loop looks up."""
+        if self._is_due(step) or (ends_epoch and self._loop.checkpoint_at_epochs):
+            return True
+        if ends_epoch and (step == self._total or self._out_of_patience()):
+            return True
+        # For an interrupt, of which the other one of several processes knows nothing.
+        return bool(interrupts.pending) and jax.process_count() == 1
 
     def _look_at(self, step: int, report: Report) -> None:
         """Checks the report of a step and passes it on."""

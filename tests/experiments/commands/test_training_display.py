@@ -7,10 +7,10 @@ import re
 import sys
 
 import pytest
+from experiments.commands.watch import Reading, Watch, tensorboard_writer
 from rich.console import Console
 
 from experiments.commands import watch as watch_module
-from experiments.commands.watch import Reading, Watch, tensorboard_writer
 from experiments.configs.overrides import resolve
 from experiments.errors import ConfigError
 from experiments.results import LoggedStep

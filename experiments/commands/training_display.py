@@ -1,23 +1,15 @@
-"""What people see of a training: a bar on a terminal, lines in a log, event files on request."""
+"""Shows and logs a training: a bar on a terminal, lines in a log, event files on request."""
 
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from experiments.commands.console import is_quiet
+from experiments.commands.console import Bar, Display
 from experiments.errors import ConfigError
 from experiments.results import LoggedStep
 from experiments.training.folder import RunFolder
@@ -50,42 +42,36 @@ def tensorboard_writer(folder: Path) -> Events:
     return SummaryWriter(str(folder))
 
 
-class Reading:
-    """Shows how far the decoding of files is; use as a context manager.
+@contextmanager
+def shown_reading(display: Display) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how far the decoding of files is.
 
     Args:
-      console: where the bar is drawn, on a terminal only.
+      display: where.
+
+    Yields:
+      What a loader of data calls with (done, total, what).
     """
+    bars: dict[str, Bar] = {}
 
-    def __init__(self, console: Console):
-        self._bar = Progress(console=console, disable=is_quiet(console), transient=True)
-        self._tasks: dict[str, TaskID] = {}
+    def on_progress(done: int, total: int, what: str) -> None:
+        if what not in bars:
+            bars[what] = Bar(display, what, total)
+        bars[what].move_to(done, total)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def progress(self, done: int, total: int, what: str) -> None:
-        """So many of all files are decoded."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done, total=total)
+    try:
+        yield on_progress
+    finally:
+        for bar in bars.values():
+            bar.remove()
 
 
-class Watch(Observer):
+class TrainingDisplay(Observer):
     """Shows and logs a training; use as a context manager.
 
     Args:
       folder: whose log is written.
-      console: where the bar is drawn; without a terminal, and in CI, one line an epoch instead.
+      display: where the bar is shown; lines stay.
       batch_size: over all devices, for the rate.
       score: name of the score to show.
       events: for TensorBoard, or None.
@@ -94,12 +80,12 @@ class Watch(Observer):
     def __init__(
         self,
         folder: RunFolder,
-        console: Console,
+        display: Display,
         batch_size: int,
         score: str,
         events: Events | None = None,
     ):
-        self._folder, self._console, self._events = folder, console, events
+        self._folder, self._display, self._events = folder, display, events
         self._batch_size, self._score = batch_size, score
         self._validation = ""
         self._loss = float("nan")
@@ -107,19 +93,9 @@ class Watch(Observer):
         self._clock: tuple[float, int] | None = None
         self._rate = ""
         self._logged: tuple[float, int] | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=is_quiet(console),
-        )
-        self._task = self._bar.add_task("compiling", total=None)
+        self._bar = Bar(display, "compiling", None)
 
     def __enter__(self) -> Self:
-        self._bar.start()
         return self
 
     def __exit__(
@@ -128,15 +104,15 @@ class Watch(Observer):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        self._bar.remove()
         if self._events:
             self._events.close()
 
     def resumed(self, step: int, total: int) -> None:
         """A checkpoint of ``step`` was found."""
         self._folder.rewind(step)
-        self._say(f"going on from the checkpoint of step {step} of {total}")
-        self._bar.update(self._task, completed=step, total=total)
+        self._display.say(f"going on from the checkpoint of step {step} of {total}")
+        self._bar.move_to(step, total)
 
     def stepped(self, step: int, total: int, loss: float) -> None:
         """A step is done."""
@@ -148,10 +124,8 @@ class Watch(Observer):
             rate = (step - self._clock[1]) * self._batch_size / (now - self._clock[0])
             self._rate = f"{rate:.0f} examples/s"
             self._clock = now, step
-        shown = [f"loss {loss:.3f}", self._validation, self._rate]
-        self._bar.update(
-            self._task, completed=step, total=total, description=", ".join(filter(None, shown))
-        )
+        self._note()
+        self._bar.move_to(step, total)
 
     def logged(self, row: LoggedStep) -> None:
         """A step that is kept is done."""
@@ -176,14 +150,16 @@ class Watch(Observer):
         kept = {name: value if math.isfinite(value) else None for name, value in scores.items()}
         self._folder.log({"kind": "validation", "step": step, **kept})
         self._validation = f"validation {self._score} {scores[self._score]:.3f}"
+        self._note()
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         rate = f" ({self._rate})" if self._rate else ""
-        self._say(f"step {step}: training loss {self._loss:.4f}; validation {told}{rate}")
+        self._display.say(f"step {step}: training loss {self._loss:.4f}; validation {told}{rate}")
         # Validation is not training: the clock of the rates starts anew.
         self._clock = self._logged = None
         if self._events:
             for name, value in scores.items():
                 self._events.add_scalar(f"validation/{name}", value, step)
 
-    def _say(self, line: str) -> None:
-        self._bar.console.print(line, markup=False, highlight=False)
+    def _note(self) -> None:
+        shown = [f"loss {self._loss:.3f}", self._validation, self._rate]
+        self._bar.note(", ".join(filter(None, shown)))
