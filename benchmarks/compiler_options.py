@@ -20,7 +20,7 @@ from experiments.configs.overrides import resolve
 from experiments.data.batches import Batch
 from experiments.data.examples import Examples
 from experiments.models.build import build
-from experiments.training.step import TrainState, _train_step, optimiser, split
+from experiments.training.step import TrainState, _train_step, optimiser, split_model
 from experiments.training.xla_options import compiler_options
 
 FLOAT32 = "train.compute_dtype=float32"
@@ -58,7 +58,7 @@ def compiled(settings: dict[str, Any], shape: tuple[int, ...]) -> tuple[list[Any
     model = build(
         config.model, "stein", config.train, examples=examples, outputs=task.outputs, seed=0
     )
-    graphdef, params, rest = split(model)
+    graphdef, params, rest = split_model(model)
     transformation = optimiser(config.train, 10)
     state = TrainState(params, rest, transformation.init(params))
     batch = Batch(jnp.asarray(inputs), jnp.asarray(targets), jnp.ones(size, bool))

@@ -190,6 +190,27 @@ def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
     return nnx.merge(graphdef, state, copy=True)(x)
 
 
+class _Saver:
+    """Writes results that grow, now and then, and what is new in the end."""
+
+    def __init__(self, workdir: Path | None):
+        self._workdir = workdir
+        self._unsaved: PerExampleResults | None = None
+        self._saved = time.monotonic()
+
+    def keep(self, results: PerExampleResults) -> None:
+        """Takes results with one more batch."""
+        self._unsaved = results
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Writes what was not written yet."""
+        if self._workdir and self._unsaved is not None:
+            self._unsaved.save(self._workdir)
+            self._unsaved, self._saved = None, time.monotonic()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Measuring:
     """One model with one source of statistics, attack after attack."""
@@ -210,16 +231,17 @@ class _Measuring:
         self.watcher.begins(f"{key.statistics}, {key.attack} {key.epsilon:.3g}")
         model = dataclasses.replace(self.model, on_progress=self.watcher.within)
         random = jax.random.fold_in(jax.random.key(key.seed), _stream(key.attack))
-        saved = time.monotonic()
-        for place, batch in enumerate(self._batches()):
-            if results is None or place >= results.batches:
-                at_batch = jax.random.fold_in(random, place)
-                more = self._batch(model, (attack, about), batch, place, at_batch)
-                results = more if results is None else results.extended(more)
-                if self.workdir and (results.is_complete or time.monotonic() - saved > _SAVE_EVERY):
-                    results.save(self.workdir)
-                    saved = time.monotonic()
-            self.watcher.advanced()
+        saver = _Saver(self.workdir)
+        try:
+            for place, batch in enumerate(self._batches()):
+                if results is None or place >= results.batches:
+                    at_batch = jax.random.fold_in(random, place)
+                    more = self._batch(model, (attack, about), batch, place, at_batch)
+                    results = more if results is None else results.extended(more)
+                    saver.keep(results)
+                self.watcher.advanced()
+        finally:
+            saver.save()
         assert results is not None  # a test part is never empty
         return results
 

@@ -61,17 +61,18 @@ def check_paragraphs(checks: Sequence[Check]) -> list[str]:
 
 
 def failed_lines(checks: Sequence[Check]) -> list[str]:
-    """Returns a line for each failed check; the same finding of several models stands in one.
+    """Returns a line for each check that failed, with what it found or, of several models, where.
 
     Args:
       checks: of any number of models.
     """
-    where: dict[tuple[str, str], list[str]] = {}
+    failed: dict[str, list[Check]] = {}
     for check in checks:
         if check.verdict == "FAIL":
-            place = f"{check.norm} ({check.statistics}, seed {check.seed})"
-            where.setdefault((check.name, check.detail), []).append(place)
-    return [
-        f"check FAILED: {name}: {detail} [{', '.join(places)}]"
-        for (name, detail), places in where.items()
-    ]
+            failed.setdefault(check.name, []).append(check)
+    lines = []
+    for name, found in failed.items():
+        where = ", ".join(f"{c.norm} ({c.statistics}, seed {c.seed})" for c in found)
+        detail = found[0].detail if len(found) == 1 else f"{len(found)} times"
+        lines.append(f"FAILED {name}: {detail}; {where}")
+    return lines

@@ -13,7 +13,7 @@ from experiments.data.batches import Batch
 from experiments.data.examples import as_inputs
 from experiments.models.norms import in_evaluation
 from experiments.tasks import Task
-from experiments.training.step import TrainState, split
+from experiments.training.step import TrainState, split_model
 from steinnorm.attacks import Threat
 
 
@@ -58,7 +58,7 @@ class Adversary:
             return None
         # "batch": the statistics of training, by the same rule, without recording them.
         attacked = in_evaluation(model, "none" if statistics == "none" else "batch")
-        return cls(config, task, split(attacked)[0], seed)
+        return cls(config, task, split_model(attacked)[0], seed)
 
     def attack(self, state: TrainState, batch: Batch, step: int) -> Batch:
         """The batch with attacked inputs, float32 in [0, 1].

@@ -27,7 +27,14 @@ from experiments.training import devices
 from experiments.training.adversarial import Adversary
 from experiments.training.checkpoints import Checkpoints, Progress
 from experiments.training.interrupts import Interrupts
-from experiments.training.step import Report, Steps, TrainState, learning_rate, optimiser, split
+from experiments.training.step import (
+    StepReport,
+    Steps,
+    TrainState,
+    learning_rate,
+    optimiser,
+    split_model,
+)
 
 
 class Observer:
@@ -123,8 +130,8 @@ class _Run:
         self._loop, self._batches, self._validation = loop, batches, validation
         self._total = batches.per_epoch * loop.config.epochs
         self._rate = learning_rate(loop.config, batches.per_epoch)
-        self._graphdef, params, rest = split(model)
-        self._evaluated = split(in_evaluation(model, loop.validation_statistics))[0]
+        self._graphdef, params, rest = split_model(model)
+        self._evaluated = split_model(in_evaluation(model, loop.validation_statistics))[0]
         transformation = optimiser(loop.config, batches.per_epoch)
         self._steps = Steps(loop.task, transformation, loop.mesh)
         self._adversary = Adversary.of(
@@ -138,7 +145,7 @@ class _Run:
 
     def to_the_end(self, interrupts: Interrupts) -> Trained:
         """Trains until the last step, until patience ends or until a signal asks to stop."""
-        waiting: tuple[int, Report] | None = None
+        waiting: tuple[int, StepReport] | None = None
         for step, batch in self._numbered_batches():
             spread = devices.spread(batch, self._loop.mesh)
             if self._adversary:
@@ -200,7 +207,7 @@ class _Run:
         # For an interrupt, of which the other one of several processes knows nothing.
         return bool(interrupts.pending) and jax.process_count() == 1
 
-    def _look_at(self, step: int, report: Report) -> None:
+    def _look_at(self, step: int, report: StepReport) -> None:
         """Checks the report of a step and passes it on."""
         loss = float(report.loss)
         if not math.isfinite(loss):

@@ -40,7 +40,7 @@ class TrainState(NamedTuple):
     optimiser: optax.OptState
 
 
-class Report(NamedTuple):
+class StepReport(NamedTuple):
     """What a step says about its batch.
 
     Attributes:
@@ -54,7 +54,7 @@ class Report(NamedTuple):
     factors: Factors
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """A model's structure, parameters and other state."""
     return nnx.split(model, nnx.Param, ...)  # type: ignore[return-value]
 
@@ -115,7 +115,7 @@ class Steps:
 
     def train(
         self, graphdef: nnx.GraphDef, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, Report]:
+    ) -> tuple[TrainState, StepReport]:
         """One step; the arrays of ``state`` are given up (their memory is used again)."""
         jitted = _jitted(self.devices, batch.inputs.ndim, donate=True)
         return jitted((_train_step, self.task, self.optimiser, graphdef), state, batch)
@@ -154,7 +154,7 @@ def _train_step(
     graphdef: nnx.GraphDef,
     state: TrainState,
     batch: Batch,
-) -> tuple[TrainState, Report]:
+) -> tuple[TrainState, StepReport]:
     inputs = as_inputs(batch.inputs)
 
     def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[jax.Array, nnx.State, Factors]]:
@@ -163,13 +163,13 @@ def _train_step(
         run = nnx.capture(lambda model, x: model(x), ShrinkageFactor)
         outputs, sown = run(model, inputs)
         loss = mean_loss(task, outputs, batch.targets)
-        return loss, (outputs, split(model)[2], _factors(sown))
+        return loss, (outputs, split_model(model)[2], _factors(sown))
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (outputs, rest, factors)), gradients = gradient_fn(state.params)
     updates, memory = optimiser.update(gradients, state.optimiser, state.params)
     params = optax.apply_updates(state.params, updates)
-    report = Report(loss, task.share_right(outputs, batch.targets), factors)
+    report = StepReport(loss, task.share_right(outputs, batch.targets), factors)
     return TrainState(params, rest, memory), report
 
 

@@ -12,7 +12,7 @@ from experiments.tasks import Task
 from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints, Progress
 from experiments.training.folder import RunSettings
-from experiments.training.step import TrainState, optimiser, split
+from experiments.training.step import TrainState, optimiser, split_model
 
 
 def load_weights(
@@ -42,7 +42,7 @@ def load_weights(
         outputs=task.outputs,
         seed=settings.seed,
     )
-    graphdef, params, rest = split(model)
+    graphdef, params, rest = split_model(model)
     state = TrainState(params, rest, optimiser(config.train, 1).init(params))
     folder = workdir / "checkpoints"
     checkpoints = Checkpoints(folder) if folder.is_dir() else None

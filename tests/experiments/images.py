@@ -1,11 +1,11 @@
-"""Helpers: pictures read back from PNG, and cells to draw."""
+"""Helpers: pictures read back from PNG, and per-example results to draw."""
 
 import io
 
 import numpy as np
 from PIL import Image
 
-from experiments.evaluation.per_example import Cell, Values
+from experiments.evaluation.per_example import PerExampleResults, Values
 
 
 def decoded(png):
@@ -23,8 +23,8 @@ def share(pixels, colour, tolerance=8):
     return float(np.mean(np.all(np.abs(pixels.astype(int) - np.array(colour)) <= tolerance, -1)))
 
 
-def cell(x, x_adv, y, prediction, **about):
-    """A cell of these examples; classification ones are right where the prediction is."""
+def results_of(x, x_adv, y, prediction, **about):
+    """Results of these examples; classification ones are right where the prediction is."""
     defaults = {
         "config": "digits",
         "norm": "stein",
@@ -35,12 +35,13 @@ def cell(x, x_adv, y, prediction, **about):
         "epsilon": 8 / 255,
         "norm_order": "linf",
         "class_names": [],
-        "settings": "",
+        "attack_settings": {},
+        "identity": {"weights": "abc"},
     }
     shown = {"x": x, "x_adv": x_adv, "y": y, "prediction": prediction}
     right = (y == prediction).reshape(len(y), -1).all(1)
     zeros = np.zeros(len(y))
-    return Cell(
+    return PerExampleResults(
         {**defaults, **about},
         {"right": right},
         zeros,

@@ -221,7 +221,8 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
     names = [c["name"] for c in checks if c["statistics"] == "running"]
     assert names == [*NAMES, *(f"{name} (l2)" for name in NAMES)]
     assert "at the radius 1" in checks[2]["detail"]
-    assert "check: FAIL           batch    batch_dependence: " in out
+    assert "FAILED batch_dependence: examples with a changed prediction" in out
+    assert re.search(r"batch_dependence +PASS +FAIL", out)
 
     # The same again takes everything from the folder.
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "stein" / "evaluation").iterdir()}

@@ -14,14 +14,12 @@ from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.commands import demo
+from experiments.commands.console import Display
 from experiments.errors import ConfigError
+from experiments.training import loop
 from steinnorm.attacks.checks import NAMES
 
 ROOT = Path(__file__).parents[3]
-
-
-def _console():
-    return Console(file=io.StringIO(), width=120)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +41,15 @@ def smoke(tmp_path_factory):
     return workdir, done
 
 
-def test_smoke_run_writes_everything_and_names_the_folder_last(smoke):
+def test_smoke_run_writes_everything_and_names_the_report_last(smoke):
     workdir, done = smoke
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].endswith(str(workdir))
+    assert done.stdout.splitlines()[-1].endswith(str(workdir / "report.md"))
     files = {path.name for path in workdir.iterdir()}
-    expected = {"results.json", "checks.json", "table.csv", "table.md"}
-    expected |= {"accuracy.png", "shrinkage.png"}
-    assert expected <= files
+    expected = {"results.json", "checks.json", "table.csv", "table.tex", "report.md", "runs"}
+    expected |= {"accuracy-linf.png", "accuracy-steps.png", "pictures"}
+    assert expected == files  # batch and group norm shrink nothing: no plot of it
+    assert {path.name for path in (workdir / "runs").iterdir()} == {"batch-0", "group-0"}
     assert "\x1b[" not in done.stdout  # plain lines where there is no terminal
 
     rows = json.loads((workdir / "results.json").read_text())
@@ -66,6 +65,7 @@ def test_smoke_run_writes_everything_and_names_the_folder_last(smoke):
         "worst",
         "convergence",
     }
+    assert {row["metric"] for row in rows} == {"accuracy", "loss"}
     for row in rows:
         assert row["n"] == (25 if row["attack"] == "convergence" else 50)
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
@@ -86,60 +86,53 @@ def test_every_check_of_every_source_is_reported(smoke):
     verdicts = {(c["norm"], c["statistics"], c["name"]): c["verdict"] for c in checks}
     # A failed check is printed with the result.
     assert verdicts["batch", "batch", "batch_dependence"] == "FAIL"
+    assert "FAILED batch_dependence: examples with a changed prediction" in done.stdout
     assert verdicts["batch", "running", "batch_dependence"] == "PASS"
     assert verdicts["batch", "running", "transfer_not_stronger"] == "not applicable"
     assert verdicts["group", "none", "transfer_not_stronger"] != "not applicable"
     for name in NAMES:
         assert f"| {name} " in done.stdout
-    assert "examples with a changed prediction" in (workdir / "table.md").read_text()
+    assert "examples with a changed prediction" in (workdir / "report.md").read_text()
 
 
-def test_a_finished_run_is_reused_and_an_unfinished_one_is_not(smoke, tmp_path, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch):
+    """Norms of the trainings that a command begins, as it begins them."""
+    begun = []
+    original = loop._Run.to_the_end
+
+    def counted(run, interrupts):
+        begun.append(run._progress.step)
+        return original(run, interrupts)
+
+    monkeypatch.setattr(loop._Run, "to_the_end", counted)
+    return begun
+
+
+def _again(workdir):
+    """Runs the same demo once more; what it prints."""
+    text = io.StringIO()
+    display = Display(Console(file=text, width=120))
+    demo.run(workdir, norms=["batch", "group"], seeds=1, smoke=True, display=display)
+    return text.getvalue()
+
+
+def test_a_finished_demo_is_reused_to_the_last_digit(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
-    before = (workdir / "results.json").read_text()
-
-    def refuse(*_, **__):
-        raise RuntimeError("trained again")
-
-    monkeypatch.setattr(demo, "Loop", refuse)
-    settings = {"seeds": 1, "smoke": True, "console": _console()}
-    demo.run(workdir, norms=["batch", "group"], **settings)
-    assert (workdir / "results.json").read_text() == before
-    (workdir / "runs" / "group-0.json").unlink()
-    with pytest.raises(RuntimeError, match="trained again"):
-        demo.run(workdir, norms=["batch", "group"], **settings)
+    # Four devices here, one in the other process: both are part of no result.
+    before = json.loads((workdir / "results.json").read_text())
+    kept = {p: p.stat().st_mtime_ns for p in (workdir / "runs").glob("*/evaluation/*.npz")}
+    assert "clean" in _again(workdir)
+    assert trained == [8, 8]  # both were finished
+    assert json.loads((workdir / "results.json").read_text()) == before
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
-def test_the_twin_of_an_earlier_command_is_taken_from_the_folder(smoke, tmp_path, monkeypatch):
+def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
-    first = json.loads((workdir / "runs" / "group-0.json").read_text())["checks"]
-    trained = []
-    loop = demo.Loop
-
-    def counted(**settings):
-        trained.append(settings["seed"])
-        return loop(**settings)
-
-    def transfer():
-        demo.run(workdir, norms=["batch", "group"], seeds=1, smoke=True, console=_console())
-        checks = json.loads((workdir / "checks.json").read_text())
-        return {(c["norm"], c["name"]): c for c in checks}["group", "transfer_not_stronger"]
-
-    monkeypatch.setattr(demo, "Loop", counted)
-    (workdir / "runs" / "group-0.json").unlink()
-    resumed = transfer()
-    assert trained == [0]  # group alone: batch was finished
-    (before,) = (check for check in first if check["name"] == "transfer_not_stronger")
-    assert resumed == before
-    assert resumed["verdict"] != "not applicable"
-
-    # Without its weights, or with another model's, there is none, and the reason says what to do.
-    (workdir / "runs" / "group-0.json").unlink()
-    weights = workdir / "runs" / "batch-0.npz"
-    weights.write_bytes(weights.read_bytes()[:100])
-    lost = transfer()
-    assert lost["verdict"] == "not applicable"
-    assert "holds no weights of batch, seed 0" in lost["detail"]
+    shutil.rmtree(workdir / "runs" / "group-0")
+    _again(workdir)
+    assert trained == [8, 0]
 
 
 def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
@@ -152,6 +145,9 @@ def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="seeds"):
         demo.run(tmp_path, seeds=0)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="choose another --workdir"):
+        demo.run(tmp_path)
 
 
 def test_list_names_data_size_and_time(capsys):

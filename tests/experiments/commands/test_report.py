@@ -8,14 +8,14 @@ import re
 import numpy as np
 import pytest
 
+from experiments import tasks
 from experiments.__main__ import main
 from experiments.configs import presets
 from experiments.configs.schema import AttackConfig
-from experiments.evaluation import aggregate as scores
+from experiments.evaluation import aggregate
 from experiments.results import Check, Row
-from experiments.tasks import by_name
 from steinnorm.attacks.files import write_json
-from tests.experiments.images import cell, decoded
+from tests.experiments.images import decoded, results_of
 
 _ATTACKS = (
     AttackConfig("gaussian", "gaussian", (0.1,)),
@@ -32,7 +32,7 @@ def _classified(norm, seed, statistics, count=20):
     for attack in (AttackConfig("clean", "gaussian", (0.0,)), *_ATTACKS):
         epsilon = attack.epsilons[0]
         prediction = np.where(generator.random(count) < 0.9 - 4 * epsilon, y, (y + 1) % 10)
-        found = cell(
+        found = results_of(
             x[:8],
             np.clip(x + epsilon, 0, 1)[:8],
             y[:8],
@@ -69,7 +69,9 @@ def _segmented(norm, seed, statistics):
         prediction = np.where(flips, 1 - y, y).astype(np.int32)
         about = {"attack": attack.name, "epsilon": attack.epsilons[0], "config": "cityscapes"}
         about["norm_order"] = "linf" if attack.name == "sea" else ""
-        found = cell(x, x, y, prediction, norm=norm, seed=seed, statistics=statistics, **about)
+        found = results_of(
+            x, x, y, prediction, norm=norm, seed=seed, statistics=statistics, **about
+        )
         table = np.zeros((3, 2, 2), np.int64)
         np.add.at(table, (np.arange(3)[:, None, None], y, prediction), 1)
         summary = {"confusion": table, "pixels": np.full(3, 384), "loss": np.ones(3)}
@@ -87,15 +89,14 @@ def _folder(
     root, norm, seed, *, statistics=("running", "batch"), config="digits", made=_classified
 ):
     settings = presets.load(config)
-    task = by_name(settings.task, 2)
+    task = tasks.create(settings.task, 2)
     rows = []
     for source in statistics:
         done = list(made(norm, seed, source))
         done = [_described(attack, found) for attack, found in done]
         for found in done:
             found.save(root)
-            rows += scores.rows(task, found)
-        rows += scores.worst_rows(task, done)
+        rows += aggregate.rows_of_all(task, done)
         for steps in (1, 5):
             more = {"attack": "convergence", "metric": rows[0].metric, "value": 0.5 / steps}
             rows.append(dataclasses.replace(rows[-1], steps=steps, **more))
@@ -127,7 +128,8 @@ def test_a_whole_report(folders, tmp_path, capsys):
     assert _report(folders[::-1], out) == 0
     text = capsys.readouterr().out
     assert text.splitlines()[-1].endswith("report.md")
-    assert "check FAILED: batch, running statistics, seed 1: twice: 20 points worse" in text
+    places = "batch (running, seed 1), stein_mean_only (running, seed 1)"
+    assert f"FAILED twice: 2 times; {places}" in text
     assert "MISSING" not in text
 
     document = (out / "report.md").read_text()

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from experiments.__main__ import main
 from experiments.commands import risk
+from experiments.commands.console import Display
 from experiments.models import recording
 from experiments.models.norms import norm_factory
 from experiments.models.resnet import ResNet
@@ -146,7 +147,7 @@ def test_every_norm_layer_is_recorded_and_the_network_is_left_alone():
 def test_a_smoke_run_writes_rows_and_tables(tmp_path):
     out = tmp_path / "risk"
     text = io.StringIO()
-    rows = risk.run(out, smoke=True, console=Console(file=text, width=120))
+    rows = risk.run(out, smoke=True, display=Display(Console(file=text, width=120)))
     lines = text.getvalue().splitlines()
     assert lines[-1].endswith(str(out))
     assert max(len(line) for line in lines[:-1]) <= 120

@@ -1,5 +1,6 @@
 """What a training tells people and programs, with the clock held."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -7,10 +8,15 @@ import re
 import sys
 
 import pytest
-from experiments.commands.watch import Reading, Watch, tensorboard_writer
 from rich.console import Console
 
-from experiments.commands import watch as watch_module
+from experiments.commands import training_display as display_module
+from experiments.commands.console import Display
+from experiments.commands.training_display import (
+    TrainingDisplay,
+    shown_reading,
+    tensorboard_writer,
+)
 from experiments.configs.overrides import resolve
 from experiments.errors import ConfigError
 from experiments.results import LoggedStep
@@ -32,7 +38,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = _Clock()
-    monkeypatch.setattr(watch_module, "time", clock)
+    monkeypatch.setattr(display_module, "time", clock)
     monkeypatch.delenv("CI", raising=False)
     return clock
 
@@ -47,6 +53,12 @@ def folder(tmp_path):
 
 def _console(terminal=False):
     return Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+@contextlib.contextmanager
+def _watched(folder, console, **settings):
+    with Display(console) as display, TrainingDisplay(folder, display, **settings) as watch:
+        yield watch
 
 
 def _shown(console):
@@ -71,7 +83,7 @@ def _row(step, loss=1.5, **changes):
 
 def test_without_a_terminal_there_is_one_line_a_validation(folder, clock):
     console = _console()
-    with Watch(folder, console, batch_size=16, score="accuracy") as watch:
+    with _watched(folder, console, batch_size=16, score="accuracy") as watch:
         for step in range(1, 21):
             clock.now += 0.5
             watch.stepped(step, 20, 3 / step)
@@ -86,7 +98,7 @@ def test_without_a_terminal_there_is_one_line_a_validation(folder, clock):
 
 def test_the_rate_leaves_out_compilation_and_validation(folder, clock):
     console = _console()
-    with Watch(folder, console, batch_size=10, score="auc") as watch:
+    with _watched(folder, console, batch_size=10, score="auc") as watch:
         clock.now += 60  # compiles
         for step in range(1, 5):
             watch.stepped(step, 8, 1.0)
@@ -105,7 +117,7 @@ def test_the_rate_leaves_out_compilation_and_validation(folder, clock):
 
 def test_a_terminal_shows_loss_score_rate_and_time_left(folder, clock):
     console = _console(terminal=True)
-    with Watch(folder, console, batch_size=16, score="accuracy") as watch:
+    with _watched(folder, console, batch_size=16, score="accuracy") as watch:
         assert "compiling" in _shown(console)
         for step in range(1, 6):
             clock.now += 2
@@ -125,7 +137,7 @@ def test_a_terminal_shows_loss_score_rate_and_time_left(folder, clock):
 def test_ci_is_no_terminal(folder, clock, monkeypatch):
     monkeypatch.setenv("CI", "true")
     console = _console(terminal=True)
-    with Watch(folder, console, batch_size=16, score="accuracy") as watch:
+    with _watched(folder, console, batch_size=16, score="accuracy") as watch:
         watch.stepped(1, 2, 1.0)
         watch.validated(1, {"accuracy": 1.0})
     assert _shown(console).splitlines() == [
@@ -134,7 +146,7 @@ def test_ci_is_no_terminal(folder, clock, monkeypatch):
 
 
 def test_the_log_is_json_whatever_the_scores(folder, clock):
-    with Watch(folder, _console(), batch_size=16, score="auc") as watch:
+    with _watched(folder, _console(), batch_size=16, score="auc") as watch:
         watch.logged(_row(1))
         clock.now += 2
         watch.logged(_row(5))
@@ -165,13 +177,13 @@ def test_the_log_is_json_whatever_the_scores(folder, clock):
 
 
 def test_the_log_is_json_where_scores_are_not_a_number(folder, clock):
-    with Watch(folder, _console(), batch_size=16, score="auc") as watch:
+    with _watched(folder, _console(), batch_size=16, score="auc") as watch:
         watch.validated(5, {"auc": NAN, "accuracy": 0.5})
     assert _lines(folder) == [{"kind": "validation", "step": 5, "auc": None, "accuracy": 0.5}]
 
 
 def test_two_logged_steps_at_the_same_time_are_no_error(folder, clock):
-    with Watch(folder, _console(), batch_size=16, score="auc") as watch:
+    with _watched(folder, _console(), batch_size=16, score="auc") as watch:
         watch.logged(_row(1))
         watch.logged(_row(2))  # a coarse clock
     assert [line["step"] for line in _lines(folder)] == [1, 2]
@@ -182,7 +194,7 @@ def test_resuming_rewinds_the_log_and_is_told(folder, clock):
     folder.log({"kind": "train", "step": 9})
     for terminal in (False, True):
         console = _console(terminal)
-        with Watch(folder, console, batch_size=16, score="auc") as watch:
+        with _watched(folder, console, batch_size=16, score="auc") as watch:
             watch.resumed(4, 12)
         assert "going on from the checkpoint of step 4 of 12" in _shown(console)
     assert "4/12" in _shown(console)
@@ -196,7 +208,7 @@ def test_the_bar_is_taken_down_when_a_training_fails(folder, clock):
         watch.stepped(1, 2, 1.0)
         raise FloatingPointError("the loss is nan")
 
-    watch = Watch(folder, console, batch_size=16, score="auc")
+    watch = _watched(folder, console, batch_size=16, score="auc")
     with pytest.raises(FloatingPointError, match="the loss is nan"), watch:
         train(watch)
     assert console.file.getvalue().count("\x1b[?25l") == 1  # hides the cursor
@@ -222,7 +234,7 @@ def test_events_have_the_numbers_of_the_log(folder, clock):
         watch.validated(2, {"auc": 0.75})
         raise RuntimeError("stopped")
 
-    watch = Watch(folder, _console(), batch_size=16, score="auc", events=events)
+    watch = _watched(folder, _console(), batch_size=16, score="auc", events=events)
     with pytest.raises(RuntimeError, match="stopped"), watch:
         train(watch)
     assert events.closed
@@ -251,7 +263,7 @@ def test_tensorboard_files_can_be_read_back(tmp_path, folder, clock):
     from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
 
     events = tensorboard_writer(tmp_path / "tensorboard")
-    with Watch(folder, _console(), batch_size=16, score="auc", events=events) as watch:
+    with _watched(folder, _console(), batch_size=16, score="auc", events=events) as watch:
         watch.logged(_row(2))
         watch.validated(3, {"auc": 0.75})
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -275,11 +287,20 @@ def test_tensorboard_without_its_package_says_what_to_install(tmp_path, monkeypa
 def test_reading_is_shown_on_a_terminal_only(clock):
     for terminal in (False, True):
         console = _console(terminal)
-        with Reading(console) as reading:
-            reading.progress(1, 4, "decoding train")
-            reading.progress(4, 4, "decoding train")
-            reading.progress(1, 2, "decoding test")
-            reading._bar.refresh()
+        with Display(console) as display, shown_reading(display) as on_progress:
+            on_progress(1, 4, "decoding train")
+            on_progress(4, 4, "decoding train")
+            on_progress(1, 2, "decoding test")
+            display.progress.refresh()
         shown = _shown(console)
         assert ("decoding train" in shown) == terminal
         assert ("decoding test" in shown) == terminal
+
+
+def test_the_bar_ends_with_the_last_validation(folder, clock):
+    console = _console(terminal=True)
+    with _watched(folder, console, batch_size=16, score="accuracy") as watch:
+        watch.stepped(1, 1, 0.5)
+        watch.validated(1, {"accuracy": 0.75})
+        watch._display.progress.refresh()
+    assert "validation accuracy 0.750" in _shown(console)

@@ -12,14 +12,13 @@ from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
-from experiments.evaluation import attack_batch as attacked
-from experiments.evaluation import per_example as cells
-from experiments.evaluation.measure import Labels, Plan, evaluate
+from experiments.evaluation import attack_batch, per_example
+from experiments.evaluation.measure import Plan, Run, Watcher, evaluate
 from experiments.tasks import Binary, Classification, Segmentation
 from steinnorm.attacks import LeftThreatError
 from steinnorm.nnx import SteinBatchNorm
 
-LABELS = Labels("tiny", "stein", 3, ("a", "b", "c"))
+RUN = Run("tiny", "stein", 3, ("a", "b", "c"))
 FGSM = AttackConfig("fgsm", "fgsm", (0.05, 0.2))
 PGD = AttackConfig("pgd", "pgd", (0.05,), steps=3, random_start=True)
 NOISE = AttackConfig("uniform", "uniform", (0.1,))
@@ -66,23 +65,33 @@ def _values(rows):
     return {(r.attack, r.epsilon, r.metric): (r.value, r.n) for r in rows}
 
 
+class Counted(Watcher):
+    """Notes what it is told; stops the evaluation after so many batches."""
+
+    def __init__(self, most=None):
+        self.begun, self.batches, self.most = [], 0, most
+
+    def begins(self, what):
+        self.begun.append(what)
+
+    def advanced(self):
+        self.batches += 1
+        if self.batches == self.most:
+            raise KeyboardInterrupt
+
+
 def test_rows_of_every_attack_and_the_worst(tiny):
-    told, batches = [], []
-    rows = evaluate(
-        tiny,
-        Classification(3),
-        _examples(),
-        _plan(attacks=(NOISE, FGSM, PGD)),
-        labels=LABELS,
-        on_batch=batches.append,
-        on_row=told.append,
-    )
-    assert rows == told
-    assert len(batches) == _plan(attacks=(NOISE, FGSM, PGD)).batches(22) == 5 * 3
+    watcher = Counted()
+    plan = _plan(attacks=(NOISE, FGSM, PGD))
+    rows = evaluate(tiny, Classification(3), _examples(), plan, run=RUN, watcher=watcher)
+    assert watcher.batches == plan.batches(22) == 5 * 3
+    assert watcher.begun[0] == "running, clean 0"
+    assert watcher.begun[-1] == "running, pgd 0.05"
+    assert len(watcher.begun) == 5
     values = _values(rows)
-    cells_of_all = [("clean", 0.0), ("uniform", 0.1), ("fgsm", 0.05), ("fgsm", 0.2), ("pgd", 0.05)]
-    cells_of_all += [("worst", 0.05), ("worst", 0.2)]
-    assert set(values) == {(*c, m) for c in cells_of_all for m in ("accuracy", "loss")}
+    measured = [("clean", 0.0), ("uniform", 0.1), ("fgsm", 0.05), ("fgsm", 0.2), ("pgd", 0.05)]
+    measured += [("worst", 0.05), ("worst", 0.2)]
+    assert set(values) == {(*c, m) for c in measured for m in ("accuracy", "loss")}
     assert {n for _, n in values.values()} == {22}
     worst = values["worst", 0.05, "accuracy"][0]
     assert worst <= min(values[a, 0.05, "accuracy"][0] for a in ("fgsm", "pgd"))
@@ -93,24 +102,19 @@ def test_rows_of_every_attack_and_the_worst(tiny):
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_what_was_stopped_goes_on_with_the_next_batch(statistics, tiny, tmp_path, monkeypatch):
     plan = _plan(statistics=statistics, attacks=(PGD,))
-    whole = evaluate(tiny, Classification(3), _examples(), plan, labels=LABELS)
+    whole = evaluate(tiny, Classification(3), _examples(), plan, run=RUN)
     calls = []
-    original = attacked.Opponent.attacked
+    original = attack_batch.AttackedModel.attack
 
     def counted(self, *arguments):
         calls.append(arguments[0].name)
         return original(self, *arguments)
 
-    monkeypatch.setattr(attacked.Opponent, "attacked", counted)
+    monkeypatch.setattr(attack_batch.AttackedModel, "attack", counted)
 
-    def stop(what, seen=[]):  # noqa: B006
-        seen.append(what)
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-
-    settings = {"labels": LABELS, "workdir": tmp_path}
+    settings = {"run": RUN, "workdir": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny, Classification(3), _examples(), plan, on_batch=stop, **settings)
+        evaluate(tiny, Classification(3), _examples(), plan, watcher=Counted(5), **settings)
     assert calls == ["clean"] * 3 + ["pgd"] * 2
     resumed = evaluate(tiny, Classification(3), _examples(), plan, **settings)
     assert calls == ["clean"] * 3 + ["pgd"] * 3
@@ -128,8 +132,8 @@ def test_what_was_stopped_goes_on_with_the_next_batch(statistics, tiny, tmp_path
 
 def test_other_weights_settings_or_examples_are_measured_anew(tiny, tmp_path):
     def measured(model, examples, plan):
-        rows = evaluate(model, Classification(3), examples, plan, labels=LABELS, workdir=tmp_path)
-        fresh = evaluate(model, Classification(3), examples, plan, labels=LABELS)
+        rows = evaluate(model, Classification(3), examples, plan, run=RUN, workdir=tmp_path)
+        fresh = evaluate(model, Classification(3), examples, plan, run=RUN)
         assert rows == fresh
         return _values(rows)
 
@@ -144,31 +148,33 @@ def test_other_weights_settings_or_examples_are_measured_anew(tiny, tmp_path):
 
 
 def test_per_example_results_say_what_rows_say(tiny, tmp_path):
-    rows = evaluate(tiny, Classification(3), _examples(), _plan(), labels=LABELS, workdir=tmp_path)
-    found = {(c.about["attack"], c.about["epsilon"]): c for c in cells.load_all(tmp_path)}
+    rows = evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN, workdir=tmp_path)
+    found = {(r.key.attack, r.key.epsilon): r for r in per_example.load_all(tmp_path)}
     for row in rows:
         if row.metric == "accuracy" and row.attack != "worst":
-            cell = found[row.attack, row.epsilon]
-            assert cell.summary["right"].mean() == row.value
-            assert cell.distance.max() == pytest.approx(row.max_norm)
-            assert len(cell.shown["x"]) == cells.SHOWN
-            change = np.abs(cell.shown["x_adv"] - cell.shown["x"]).max(axis=(1, 2, 3))
-            np.testing.assert_allclose(change, cell.distance[: cells.SHOWN], atol=1e-6)
-            shown_right = cell.shown["prediction"] == cell.shown["y"]
-            np.testing.assert_array_equal(shown_right, cell.summary["right"][: cells.SHOWN])
-            assert cell.about["class_names"] == ["a", "b", "c"]
+            results = found[row.attack, row.epsilon]
+            assert results.summary["right"].mean() == row.value
+            assert results.distance.max() == pytest.approx(row.max_norm)
+            assert len(results.shown["x"]) == per_example.SHOWN
+            change = np.abs(results.shown["x_adv"] - results.shown["x"]).max(axis=(1, 2, 3))
+            np.testing.assert_allclose(change, results.distance[: per_example.SHOWN], atol=1e-6)
+            shown_right = results.shown["prediction"] == results.shown["y"]
+            np.testing.assert_array_equal(
+                shown_right, results.summary["right"][: per_example.SHOWN]
+            )
+            assert results.class_names == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("threat_model", ["independent", "companion"])
 def test_one_victim_at_a_time(threat_model, tiny):
     plan = _plan(statistics="batch", threat_model=threat_model, victims=10, attacks=(PGD,))
-    rows = evaluate(tiny, Classification(3), _examples(), plan, labels=LABELS)
+    rows = evaluate(tiny, Classification(3), _examples(), plan, run=RUN)
     values = _values(rows)
     assert {n for _, n in values.values()} == {10}
     assert {r.threat_model for r in rows} == {threat_model}
     assert plan.batches(22) == 4
     joint = dataclasses.replace(plan, threat_model="joint", victims=None)
-    clean = evaluate(tiny, Classification(3), _examples(), joint, labels=LABELS)
+    clean = evaluate(tiny, Classification(3), _examples(), joint, run=RUN)
     # The clean rows are of the same examples in the same batches.
     right = _right_in_batches(tiny, _examples())
     assert values["clean", 0.0, "accuracy"][0] == pytest.approx(right[:10].mean())
@@ -190,7 +196,7 @@ def _right_in_batches(model, examples):
 
 def test_with_running_statistics_there_is_no_threat_model_to_choose(tiny):
     plan = _plan(threat_model="independent", victims=2, attacks=(PGD,))
-    rows = evaluate(tiny, Classification(3), _examples(9), plan, labels=LABELS)
+    rows = evaluate(tiny, Classification(3), _examples(9), plan, run=RUN)
     assert {(row.threat_model, row.n) for row in rows} == {("", 9)}
 
 
@@ -205,8 +211,8 @@ def test_label_maps(statistics, names):
         for name in names
     ]
     examples = _examples(6, maps=True)
-    plan = _plan(statistics=statistics, batch_size=4, attacks=attacks, metrics=("pixel_accuracy",))
-    values = _values(evaluate(model, Segmentation(3), examples, plan, labels=LABELS))
+    plan = _plan(statistics=statistics, batch_size=4, attacks=attacks)
+    values = _values(evaluate(model, Segmentation(3), examples, plan, run=RUN))
     worst = values["worst", 0.1, "pixel_accuracy"][0]
     others = [values[a.name, 0.1, "pixel_accuracy"][0] for a in attacks]
     assert worst <= min(others) + 1e-9
@@ -220,7 +226,7 @@ def test_a_single_logit():
     ]
     examples = _examples(10, classes=2)
     plan = _plan(attacks=attacks, batch_size=10)
-    values = _values(evaluate(Tiny(1), Binary(), examples, plan, labels=LABELS))
+    values = _values(evaluate(Tiny(1), Binary(), examples, plan, run=RUN))
     assert values["worst", 0.1, "auc"][0] <= values["clean", 0.0, "auc"][0]
     assert values["autoattack", 0.1, "accuracy"][0] <= values["pgd", 0.1, "accuracy"][0]
 
@@ -229,17 +235,17 @@ def test_attacks_that_do_not_fit_are_refused(tiny):
     for name, task in (("autoattack", Segmentation(3)), ("segpgd", Classification(3))):
         plan = _plan(attacks=[catalogue.by_name(name)])
         with pytest.raises(ConfigError, match=name):
-            evaluate(tiny, task, _examples(), plan, labels=LABELS)
+            evaluate(tiny, task, _examples(), plan, run=RUN)
 
 
 def test_an_evaluation_fails_loudly_where_an_attack_leaves_its_ball(tiny, monkeypatch):
     def too_far(logits_fn, x, y, *, threat, key, **_):
         wider = dataclasses.replace(threat, epsilon=2 * threat.epsilon)
-        return attacked.attacks.fgsm(logits_fn, x, y, threat=wider, key=key)
+        return attack_batch.attacks.fgsm(logits_fn, x, y, threat=wider, key=key)
 
-    monkeypatch.setattr(attacked, "_call", lambda *_: (too_far, {}))
+    monkeypatch.setattr(attack_batch, "_call", lambda *_: (too_far, {}))
     with pytest.raises(LeftThreatError, match="fgsm left its ball or box"):
-        evaluate(tiny, Classification(3), _examples(), _plan(attacks=(FGSM,)), labels=LABELS)
+        evaluate(tiny, Classification(3), _examples(), _plan(attacks=(FGSM,)), run=RUN)
 
 
 def test_the_catalogue():

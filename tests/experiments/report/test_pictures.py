@@ -8,7 +8,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from experiments.report import pictures
-from tests.experiments.images import cell, decoded, share
+from tests.experiments.images import decoded, results_of, share
 
 GREEN, RED = ([round(255 * part) for part in to_rgb(c)] for c in ("#00795A", "#C44601"))
 SHAPES = [(8, 8, 1), (6, 12, 3), (9, 8, 7, 1), (8, 8, 2)]
@@ -36,8 +36,10 @@ def _cells(shape, right_before, right_after, epsilon=8 / 255, **about):
     after = np.where(right_after, y, y + 1)
     names = ["cat", "dog", "cow"]
     adv = (x + change).astype(np.float32)
-    clean = cell(x, x, y, before, attack="clean", epsilon=0.0, norm_order="", class_names=names)
-    return clean, cell(x, adv, y, after, epsilon=epsilon, class_names=names, **about)
+    clean = results_of(
+        x, x, y, before, attack="clean", epsilon=0.0, norm_order="", class_names=names
+    )
+    return clean, results_of(x, adv, y, after, epsilon=epsilon, class_names=names, **about)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -100,8 +102,8 @@ def _maps(void=True):
         y[:, :6] = 255
     wrong = np.where(np.arange(24)[:, None] < 12, y % 2, 5).astype(np.int32)
     names = ["road", "car"]
-    clean = cell(x, x, y, np.minimum(y, 1).astype(np.int32), attack="clean", epsilon=0.0)
-    return clean, cell(x, x, y, wrong, class_names=names)
+    clean = results_of(x, x, y, np.minimum(y, 1).astype(np.int32), attack="clean", epsilon=0.0)
+    return clean, results_of(x, x, y, wrong, class_names=names)
 
 
 def test_segmentation_shows_truth_and_both_predictions(figures):

@@ -15,10 +15,10 @@ from rich.console import Console
 from experiments import report
 from experiments.configs import presets
 from experiments.errors import ConfigError
-from experiments.evaluation.per_example import Cell, Values
+from experiments.evaluation.per_example import PerExampleResults, Values
 from experiments.models.norms import NORMS, sources
 from experiments.report import document
-from experiments.results import Row
+from experiments.results import LoggedStep, Row
 from steinnorm.attacks.files import write_json
 
 BALL = {"epsilon": 0.1, "norm_order": "linf"}
@@ -105,7 +105,7 @@ def test_threat_models_metrics_balls_and_steps_are_never_mixed():
         _row("batch", 0, 0.7, "running", attack="pgd", **BALL),
         _row("batch", 0, 0.4, "running", attack="pgd", epsilon=0.1, norm_order="l2"),
         _row("batch", 0, 0.2, "running", attack="pgd", metric="auc", **BALL),
-        _row("batch", 0, 0.99, "batch"),  # measured without attacks: beside those with joint ones
+        _row("batch", 0, 0.99, "batch", threat_model="joint"),
     ]
     for steps in (1, 2):
         rows.append(_row("batch", 0, 0.3, attack="convergence", steps=steps, **BALL))
@@ -127,9 +127,40 @@ def test_strengths_are_written_as_people_do(epsilon, text):
     assert report.strength(epsilon) == text
 
 
+def _shown_columns(rows):
+    """Those that the digits' configuration names and the rows have."""
+    evaluation = presets.load("digits").evaluation
+    shown = [
+        report.Column(attack.name, epsilon, attack.norm if attack.has_ball else "")
+        for attack in evaluation.attacks
+        for epsilon in attack.shown
+    ]
+    worst = [report.Column("worst", epsilon, "linf") for epsilon in evaluation.shown_worst]
+    wanted = [report.Column("clean"), *shown, *worst]
+    return report.short_columns(report.summarise(rows), wanted)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_all_tables_of_a_terminal_fit_it_uncut(width):
+    rows = _table()
+    console = Console(width=width, file=io.StringIO())
+    wanted = _shown_columns(rows)
+    for table in report.comparison_tables(report.summarise(rows), "accuracy", wanted, width):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    lines = [line.split() for line in text.splitlines()]
+    lines = [x for x in lines if x and x[0] in NORMS and x[1] in ("running", "test", "none")]
+    tables = 2 * (1 if width == 120 else 2)
+    assert len(lines) == tables * (2 * (len(NORMS) - 1) + 1)  # one line each, none wrapped
+    for name in {word for column in wanted for word in column.name.split()}:
+        assert name.rpartition("-")[2] in text
+
+
 @pytest.mark.parametrize("differences", [False, True])
 def test_the_terminal_table_fits_120_columns_uncut(differences):
-    columns = report.columns(presets.load("digits").evaluation)
+    columns = _shown_columns(_table())
     assert [column.name for column in columns][-2:] == ["worst 0.07", "worst 0.12"]
     console = Console(width=120, file=io.StringIO())
     content = report.Content(report.summarise(_table()), columns, differences)
@@ -247,11 +278,10 @@ def test_the_paired_interval_is_agresti_and_mins_and_covers():
     assert 0.92 < covered / 500 < 0.99
 
 
-def _cell(row, right, **more):
-    names = ("config", "norm", "seed", "statistics", "threat_model", "attack", "epsilon")
-    about = {name: getattr(row, name) for name in (*names, "norm_order")}
+def _results(row, right):
     zeros = np.zeros(len(right))
-    return Cell({**about, **more}, {"right": right}, zeros, zeros.astype(int), Values(0.0, 1.0, 0))
+    about = {**dataclasses.asdict(row.key), "identity": {"weights": "abc"}}
+    return PerExampleResults(about, {"right": right}, zeros, zeros.astype(int), Values(0.0, 1.0, 0))
 
 
 def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
@@ -260,7 +290,7 @@ def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
     for norm, attack in itertools.product(("batch", "stein"), ("fgsm", "pgd")):
         right = generator.random(40) < 0.6
         row = _row(norm, 0, float(right.mean()), attack=attack, n=40, **BALL)
-        _cell(row, right).save(tmp_path / norm)
+        _results(row, right).save(tmp_path / norm)
         rows.append(row)
         rights[norm, attack] = right
     for norm in ("batch", "stein"):
@@ -275,7 +305,7 @@ def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
         assert (stein.difference_low, stein.difference_high) == expected
     content = report.Content(list(found.values()), [report.Column("pgd", 0.1, "linf")], True)
     assert re.search(r"\| stein .* \[[+-].*, [+-].*\] \|", report.markdown_table(content))
-    # a cell that another evaluation left there does not belong to the row
+    # results that another evaluation left there do not belong to the row
     stale = [dataclasses.replace(row, value=row.value + 0.025) for row in rows]
     found = _found(stale, paired=report.PairedResults(places).interval)
     assert math.isnan(found["stein", "running", "pgd"].difference_low)
@@ -286,6 +316,27 @@ def _folder(root, rows, *, norm="batch", seed=0, changes=None, name="digits"):
     write_json(root / "config.json", {"config": settings, "norm": norm, "seed": seed})
     write_json(root / "results.json", [dataclasses.asdict(row) for row in rows])
     return root
+
+
+def test_clean_rows_of_earlier_versions_stand_beside_those_with_joint_attacks(tmp_path):
+    """They had no threat model where nothing was attacked."""
+    rows = [_row("batch", 0, 0.99, "batch"), _row("batch", 0, 0.9)]
+    (experiment,) = report.read([_folder(tmp_path / "a", rows)])
+    assert [row.threat_model for row in experiment.rows] == ["joint", ""]
+
+
+def test_a_demo_is_read_as_the_folders_of_its_runs(tmp_path):
+    for seed in (0, 1):
+        _folder(tmp_path / "runs" / f"batch-{seed}", [_row("batch", seed, 0.9)], seed=seed)
+    write_json(tmp_path / "results.json", [])  # of its report
+    log = tmp_path / "runs" / "batch-0" / "metrics.jsonl"
+    log.write_text(
+        '{"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0, "accuracy": 0.1, "factors": {}, '
+        '"learning_rate": 0.1}\n{"kind": "validation", "step": 1, "accuracy": 0.5}\n{"kind'
+    )
+    (experiment,) = report.read([tmp_path])
+    assert len(experiment.rows) == 2
+    assert experiment.histories == [("batch", [LoggedStep(1, 0.5, 2.0, 0.1, {}, 0.1)])]
 
 
 def test_folders_are_read_in_any_order_and_once(tmp_path):

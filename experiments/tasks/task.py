@@ -1,0 +1,58 @@
+"""What every task can do: its loss, what is kept of each example, and how that is scored."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Summary = dict[str, jax.Array]
+"""What is kept of each example of a batch; every array begins with the batch's dimension."""
+
+
+class Task(Protocol):
+    """Loss and scores of one kind of experiment.
+
+    Attributes:
+      outputs: how many numbers the network gives (per pixel, for segmentation).
+      score: name of the score that chooses the best weights; larger is better.
+    """
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers."""
+
+    @property
+    def score(self) -> str:
+        """Its name."""
+
+    def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Losses in nats and their weights, of the same shape; the batch's loss is their mean."""
+
+    def share_right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """Share of the labels that are right, a scalar: a quick look at a training batch."""
+
+    def summary(self, outputs: jax.Array, targets: jax.Array) -> Summary:
+        """What of each example is needed for the scores."""
+
+    def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
+        """The scores of any number of examples together; NaN where one is not defined."""
+
+    def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
+        """Share of each example's labels that are wrong, (B,) float64 in [0, 1]."""
+
+
+def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The weighted mean of a batch's losses; 0 where all weights are."""
+    losses, weights = task.losses(outputs, targets)
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Returns the losses (...) of (..., K) logits and (...) labels, in nats."""
+    losses = optax.softmaxcross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
+    if not smoothing:
+        return losses
+    uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+    return (1 - smoothing) * losses + smoothing * uniform
