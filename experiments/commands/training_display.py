@@ -89,7 +89,7 @@ class TrainingDisplay(Observer):
         self._batch_size, self._score = batch_size, score
         self._validation = ""
         self._loss = float("nan")
-        # Of the last look at the clock: when, and at which step.
+        # When the clock was last looked at, and at which step.
         self._clock: tuple[float, int] | None = None
         self._rate = ""
         self._logged: tuple[float, int] | None = None

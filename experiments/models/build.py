@@ -1,4 +1,4 @@
-"""A configuration's network, untrained."""
+"""Builds a configuration's network, untrained."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def build(
     outputs: int,
     seed: int,
 ) -> nnx.Module:
-    """The network of a configuration, in training mode.
+    """Returns the network of a configuration, in training mode.
 
     Args:
       config: which network.
@@ -78,7 +78,7 @@ def build(
 
 
 def channel_moments(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over a part, in [0, 1] units, (C,) float32.
+    """Returns mean and standard deviation of each channel over a part, (C,) float32.
 
     A channel that is constant gets deviation 1.
     """

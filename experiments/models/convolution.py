@@ -27,7 +27,7 @@ def convolve3d(
     padding: Sequence[tuple[int, int]],
     **settings: Any,
 ) -> jax.Array:
-    """``lax.conv_general_dilated`` in three dimensions, by patches where it runs on a CPU.
+    """Convolves in three dimensions, by patches where it runs on a CPU.
 
     Args:
       x: (B, D, H, W, I).
@@ -64,7 +64,7 @@ def _patches(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """(B, D', H', W', d * h * w * I): all that each position of the output reads."""
+    """Returns all that each position of the output reads, (B, D', H', W', d * h * w * I)."""
     x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
     spatial = x.shape[1:-1]
     out = [(n - k) // s + 1 for n, k, s in zip(spatial, sizes, strides, strict=True)]

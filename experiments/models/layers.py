@@ -21,7 +21,7 @@ def conv(
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution with float32 weights, padded as PyTorch pads.
+    """Returns a convolution with float32 weights, padded as PyTorch pads.
 
     Args:
       channels_in: channels of the input.
@@ -128,7 +128,7 @@ class BasicBlock(nnx.Module):
 class Bottleneck(nnx.Module):
     """1x1, 3x3 and 1x1 convolution, each normalised, added to the input (figure 5 right).
 
-    Of a block with a stride, the 3x3 convolution has it, as in PyTorch's ResNets; in He et al.
+    The 3x3 convolution of a block has its stride, as in PyTorch's ResNets; in He et al.
     2016 the first 1x1 convolution has it, and drops three quarters of its input.
 
     Args:

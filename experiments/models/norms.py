@@ -1,4 +1,4 @@
-"""The norms that are compared, by name.
+"""Builds the norms that are compared, by name.
 
 All but ``group`` are one class, so that a comparison differs in the shrinkage and nothing else.
 """
@@ -17,7 +17,7 @@ class NormFactory(Protocol):
     """Builds a norm layer for a last axis of ``num_features`` channels."""
 
     def __call__(self, num_features: int, *, rngs: nnx.Rngs) -> nnx.Module:
-        """The layer, in training mode."""
+        """Returns the layer, in training mode."""
 
 
 # The experiments' name -> the library's name of the shrinkage.
@@ -35,7 +35,7 @@ NORMS = (*_SHRINKAGES, "group")
 
 
 def norm_factory(name: str, *, statistics_momentum: float = 0.9, dtype: Any = None) -> NormFactory:
-    """The norm of that name, as something that a network calls once per layer.
+    """Returns the norm of that name, as something that a network calls once per layer.
 
     Args:
       name: one of ``NORMS``.
@@ -63,12 +63,12 @@ def _group(num_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]:
-    """The sources of statistics under which the norm called ``name`` can be evaluated."""
+    """Returns the sources of statistics under which the norm can be evaluated."""
     return ("none",) if name == "group" else wanted
 
 
 def in_evaluation(model: nnx.Module, statistics: Statistics) -> nnx.Module:
-    """``model`` made ready for evaluation, with its statistics from the given source.
+    """Returns ``model`` made ready for evaluation, with statistics from the given source.
 
     The given model stays as it is, and no source records anything.
     """

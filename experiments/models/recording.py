@@ -1,4 +1,4 @@
-"""What the norm layers of a network are given: their inputs, recorded."""
+"""Records what the norm layers of a network are given."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bilinear resizing with aligned corners, which ``jax.image.resize`` does not have."""
+"""Resizes with aligned corners, which ``jax.image.resize`` does not have."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def resize_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Bilinear interpolation in which the corner pixels of both images coincide.
+    """Returns the bilinear interpolation in which the corner pixels of both images coincide.
 
     Output row i of h' lies at input row i (h - 1) / (h' - 1), and columns likewise: PyTorch's
     ``interpolate(mode="bilinear", align_corners=True)``, up to rounding.  ``jax.image.resize``
@@ -48,7 +48,7 @@ def resize_aligned(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def _weights(before: int, after: int) -> np.ndarray:
-    """(after, before): row i holds the weights of the inputs in output i, in float64."""
+    """Returns the weights (after, before), float64: row i has those of output i."""
     # A single output has no spacing; like PyTorch, it is the first input.
     positions = np.arange(after) * ((before - 1) / max(after - 1, 1))
     return np.maximum(0.0, 1.0 - np.abs(positions[:, None] - np.arange(before)))

@@ -23,7 +23,7 @@ DEPTHS = tuple(_DEPTHS)
 
 
 def of_depth(depth: int) -> tuple[Block, tuple[int, ...]]:
-    """The kind of block and the number of blocks per stage of the network of that depth.
+    """Returns the kind of block and the blocks per stage of the network of that depth.
 
     Args:
       depth: one of ``DEPTHS``.

@@ -1,4 +1,4 @@
-"""What the checks of the evaluation found: how often each passed, and every failure in full."""
+"""Writes what the checks found: how often each passed, and every failure in full."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ _VERDICTS = ("PASS", "FAIL", "not applicable")
 
 
 def failed_checks(checks: Sequence[Check]) -> str:
-    """How many checks failed, in words; nothing where all were made and none did.
+    """Returns how many checks failed, in words; nothing where all were made and none did.
 
     Args:
       checks: of any number of models.
@@ -21,7 +21,7 @@ def failed_checks(checks: Sequence[Check]) -> str:
 
 
 def check_table(checks: Sequence[Check]) -> str:
-    """A Markdown table, which a terminal shows as well: a line per check, counts of verdicts.
+    """Returns a Markdown table, fit for a terminal too: a line per check, counts of verdicts.
 
     Args:
       checks: of any number of models.
@@ -42,7 +42,7 @@ def check_table(checks: Sequence[Check]) -> str:
 
 
 def check_paragraphs(checks: Sequence[Check]) -> list[str]:
-    """The table, every failure, and why a check could not be made, in Markdown.
+    """Returns, in Markdown, the table, every failure, and why a check could not be made.
 
     Args:
       checks: of any number of models.

@@ -1,4 +1,4 @@
-"""The report as one Markdown text: tables, checks, pictures, and what is missing."""
+"""Writes the report in Markdown and LaTeX: tables, checks, pictures, what is missing."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class Section:
 
 
 def markdown(sections: Sequence[Section]) -> str:
-    """The whole report.
+    """Returns the whole report in Markdown.
 
     Args:
       sections: one for each experiment.
@@ -119,7 +119,7 @@ def _section(section: Section) -> list[str]:
 
 
 def _unlike(rows: Sequence[Row]) -> str:
-    """Says where worst cases that stand in one column are over different attacks."""
+    """Returns where worst cases that stand in one column are over different attacks."""
     over: dict[tuple[str, float], set[str]] = {}
     for row in rows:
         if row.attack == WORST:

@@ -109,7 +109,7 @@ def _read(root: Path) -> _Folder:
 
 
 def _with_threat_model(row: Row) -> Row:
-    """Earlier versions left it out of clean rows that were measured without any attack."""
+    """Adds what earlier versions left out of clean rows measured without any attack."""
     shared = row.statistics in ("batch", "shrunk") and not row.threat_model
     return dataclasses.replace(row, threat_model="joint") if shared else row
 
@@ -202,7 +202,7 @@ def _shown(evaluation: dict[str, Any]) -> list[Column]:
 
 
 def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two nested settings differ, in words; descriptions do not count."""
+    """Yields where two nested settings differ, in words; descriptions do not count."""
     if isinstance(one, dict) and isinstance(other, dict):
         for name in {**one, **other}:
             if name not in _DESCRIPTIONS:
@@ -213,7 +213,7 @@ def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
 
 
 def _check_once(folders: Sequence[_Folder]) -> None:
-    """The same run twice would count as two seeds."""
+    """Refuses the same run twice, which would count as two seeds."""
     seen: dict[tuple[Any, ...], Path] = {}
     for folder in folders:
         for row in folder.rows:
@@ -230,7 +230,7 @@ def _check_once(folders: Sequence[_Folder]) -> None:
 
 
 def _check_alike(folders: Sequence[_Folder]) -> None:
-    """A column is one attack on the same examples, whatever the norm and the seed."""
+    """Refuses rows of one column that are not of the same attack on the same examples."""
     seen: dict[tuple[Any, ...], tuple[Row, Path]] = {}
     for folder in folders:
         for row in folder.rows:

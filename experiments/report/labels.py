@@ -1,4 +1,4 @@
-"""What lines and columns of tables are, and what they are called."""
+"""Names the lines and columns of tables."""
 
 import math
 from typing import NamedTuple
@@ -62,7 +62,7 @@ class Column(NamedTuple):
 
 
 def strength(epsilon: float) -> str:
-    """An attack's strength as people write it: 0.12, or 8/255."""
+    """Returns an attack's strength as people write it: 0.12, or 8/255."""
     short = f"{epsilon:.3g}"
     steps = epsilon * 255
     if float(short) != epsilon and math.isclose(steps, round(steps), rel_tol=1e-9):

@@ -1,4 +1,4 @@
-"""Which lines and columns a table has, in which order."""
+"""Chooses the lines and columns of a table, and their order."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,13 +9,13 @@ from experiments.results import CLEAN, CONVERGENCE, WORST
 
 
 def lines_of(summaries: Iterable[Summary]) -> list[tuple[str, Source]]:
-    """The lines of a table: one block per source of statistics, norms in their usual order."""
+    """Returns the lines of a table: a block per source of statistics, norms in usual order."""
     present = {(s.norm, s.source) for s in summaries}
     return sorted(present, key=lambda line: (line[1].place, NORMS.index(line[0])))
 
 
 def columns_of(summaries: Iterable[Summary]) -> list[Column]:
-    """All columns: clean, noises, attacks by rising strength, the worst of them last."""
+    """Returns all columns: clean, noises, attacks by rising strength, the worst of them last."""
     found = list(dict.fromkeys(s.column for s in summaries if s.attack != CONVERGENCE))
     names = list(dict.fromkeys(column.attack for column in found))
 

@@ -1,4 +1,4 @@
-"""How each score is called and written."""
+"""Names each score, and writes its values."""
 
 import math
 from typing import NamedTuple
@@ -33,7 +33,7 @@ class Measure(NamedTuple):
         return self.title if self.title[1:2].isupper() else self.title.capitalize()
 
     def text(self, value: float, *, signed: bool = False) -> str:
-        """The value as it is shown, without unit; empty where it does not exist."""
+        """Returns the value as it is shown, without unit; empty where it does not exist."""
         if math.isnan(value):
             return ""
         shown = round(self.scale * value, self.decimals) + 0.0  # adding zero turns -0.0 into 0.0
@@ -56,10 +56,10 @@ _OF_TASKS = {
 
 
 def measure(metric: str) -> Measure:
-    """How a metric of ``results.json`` is written."""
+    """Returns how a metric of ``results.json`` is written."""
     return _KNOWN.get(metric, Measure(metric, "", 3))
 
 
 def of_task(task: str) -> tuple[str, ...]:
-    """The metrics of a task that stand in tables and plots; the files have all."""
+    """Returns the metrics of a task that stand in tables and plots; the files have all."""
     return _OF_TASKS[task]

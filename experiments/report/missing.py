@@ -1,4 +1,4 @@
-"""Says loudly that the row is not there which every gain of shrinkage must stand beside.
+"""Says where batch norm with test-batch statistics was not measured.
 
 Plain batch norm gains by statistics of the test batch alone; without that number a gain cannot be
 put down to shrinkage.
@@ -15,7 +15,7 @@ _ALONE = ("independent", "companion")
 
 
 def missing_reference(rows: Sequence[Row]) -> str:
-    """What is missing, in words.
+    """Returns what is missing, in words.
 
     Args:
       rows: of one experiment.
@@ -53,5 +53,5 @@ def _column(row: Row) -> Column:
 
 
 def _threat(row: Row) -> str:
-    """With running statistics there is nothing to choose: an attack on all examples."""
+    """Returns who attacks whom; with running statistics it is an attack on all examples."""
     return row.threat_model if row.threat_model in _ALONE else "joint"

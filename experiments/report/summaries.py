@@ -1,4 +1,4 @@
-"""Seeds merged, and each norm compared with batch norm under the same statistics."""
+"""Merges seeds, and compares each norm with batch norm under the same statistics."""
 
 import dataclasses
 import math
@@ -143,7 +143,7 @@ def _summary(
 
 
 def reference_of(norm: str, source: Source) -> tuple[str, Source]:
-    """What a norm is compared with: batch norm under the same statistics.
+    """Returns what a norm is compared with: batch norm under the same statistics.
 
     Batch norm itself, and a norm without batch statistics, with batch norm under running ones.
     """

@@ -33,7 +33,7 @@ class Content(NamedTuple):
 
 
 def value_caption(metric: str, *, short: bool = False) -> str:
-    """What the numbers of a table of values are; ``short`` where intervals have no room."""
+    """Returns what a table of values shows; ``short`` where intervals have no room."""
     what = measure(metric)
     unit = f" in {what.unit}" if what.unit else ""
     start = f"{what.heading}{unit}: mean over the seeds ± standard deviation between them"
@@ -44,7 +44,7 @@ def value_caption(metric: str, *, short: bool = False) -> str:
 
 
 def difference_caption(metric: str, *, short: bool = False) -> str:
-    """What the numbers of a table of differences are; ``short`` where intervals have no room."""
+    """Returns what a table of differences shows; ``short`` where intervals have no room."""
     what = measure(metric)
     points = ", in percentage points" if what.unit == "%" else f", in {what.unit}" * bool(what.unit)
     interval = (
@@ -67,7 +67,7 @@ INTERVALS = (
 
 
 def value_text(summary: Summary, *, short: bool = False) -> str:
-    """A value with its spread, as ``98.5±0.7`` or, of one seed, ``98.5 [97.0, 99.3]``."""
+    """Returns a value with its spread: ``98.5±0.7`` or, of one seed, ``98.5 [97.0, 99.3]``."""
     what = measure(summary.metric)
     text = what.text(summary.mean)
     if not math.isnan(summary.std):
@@ -76,7 +76,7 @@ def value_text(summary: Summary, *, short: bool = False) -> str:
 
 
 def difference_text(summary: Summary, *, short: bool = False) -> str:
-    """A difference with its spread; a dash where a line would be compared with itself."""
+    """Returns a difference with its spread; a dash where a line is its own reference."""
     if not summary.reference:
         return "–"
     what = measure(summary.metric)
@@ -94,7 +94,7 @@ def _range(what: Measure, low: float, high: float, *, signed: bool = False) -> s
 
 
 def pages(columns: Sequence[Column], width: int = WIDTH) -> list[list[Column]]:
-    """Columns in portions that fit a page; those of one attack stay together where they can."""
+    """Returns columns in portions that fit; those of one attack stay together if they can."""
     found: list[list[Column]] = []
     families: dict[tuple[str, str], list[Column]] = {}
     for column in columns:
@@ -110,7 +110,7 @@ def pages(columns: Sequence[Column], width: int = WIDTH) -> list[list[Column]]:
 
 
 def markdown_table(content: Content) -> str:
-    """Columns of text left, of numbers right; without caption."""
+    """Returns a table without caption: text to the left, numbers to the right."""
     header = ["norm", "statistics", "seeds × n", *(c.name for c in content.columns)]
     ruler = ["---", "---", "---:", *("---:" for _ in content.columns)]
     lines = [header, ruler, *([*left, *texts] for left, texts in table_body(content))]
@@ -119,7 +119,7 @@ def markdown_table(content: Content) -> str:
 
 
 def latex_table(content: Content) -> str:
-    """A ``tabular`` with booktabs' rules, one block per source of statistics."""
+    """Returns a ``tabular`` with booktabs' rules, a block per source of statistics."""
     header = ["norm", "statistics", "seeds × n", *(c.name for c in content.columns)]
     lines = [f"\\begin{{tabular}}{{ll{'r' * (1 + len(content.columns))}}}", "\\toprule"]
     lines.append(_latex_line(header))
@@ -152,7 +152,7 @@ _LATEX = {
 
 
 def latex(text: str) -> str:
-    """Text with all that LaTeX would read as a command written out; minus signs are such."""
+    """Returns text in which LaTeX reads no sign as a command."""
     # A line that began with a bracket would be the optional argument of the \\ before it.
     escaped = "".join(_LATEX.get(sign, sign) for sign in text)
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", escaped)
@@ -175,7 +175,7 @@ def table_body(
 
 
 def csv_table(summaries: Sequence[Summary]) -> str:
-    """Every summary, one a line; empty where a number does not exist.
+    """Returns every summary, one a line; empty where a number does not exist.
 
     Runs that differ in their steps only, for the plot of convergence, are left to the rows.
     """

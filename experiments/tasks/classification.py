@@ -28,26 +28,26 @@ class Classification:
     score: str = "accuracy"
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropies (B,) of logits (B, K) and labels (B,)."""
+        """Returns cross-entropies (B,) of logits (B, K) and labels (B,)."""
         losses = cross_entropy(outputs, targets, self.label_smoothing)
         return losses, jnp.ones_like(losses)
 
     def share_right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Accuracy of the batch."""
+        """Returns the accuracy of the batch."""
         return jnp.mean(jnp.argmax(outputs, axis=-1) == targets)
 
     def summary(self, outputs: jax.Array, targets: jax.Array) -> Summary:
-        """``loss`` (B,), ``prediction`` (B,) and ``right`` (B,)."""
+        """Returns ``loss`` (B,), ``prediction`` (B,) and ``right`` (B,)."""
         prediction = jnp.argmax(outputs, axis=-1)
         loss = cross_entropy(outputs, targets, 0.0)
         return {"loss": loss, "prediction": prediction, "right": prediction == targets}
 
     def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
-        """1 where the answer is wrong, else 0."""
+        """Returns 1 where the answer is wrong, else 0."""
         return 1.0 - summary["right"]
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
-        """``accuracy`` and the mean ``loss``."""
+        """Returns ``accuracy`` and the mean ``loss``."""
         return {
             "accuracy": Tally.of(summary["right"]).share,
             "loss": _mean(summary["loss"]),
@@ -69,7 +69,7 @@ class Binary:
     score: str = "auc"
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropies (B,) of logits (B, 1) and labels (B,)."""
+        """Returns cross-entropies (B,) of logits (B, 1) and labels (B,)."""
         smooth = (1 - self.label_smoothing) * targets.astype(jnp.float32) + (
             0.5 * self.label_smoothing
         )
@@ -77,11 +77,11 @@ class Binary:
         return losses, jnp.ones_like(losses)
 
     def share_right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Accuracy of the batch at the threshold 1/2."""
+        """Returns the accuracy of the batch at the threshold 1/2."""
         return jnp.mean((outputs[:, 0] > 0) == (targets > 0))
 
     def summary(self, outputs: jax.Array, targets: jax.Array) -> Summary:
-        """``loss`` (B,), ``logit`` (B,), ``right`` (B,) and ``target`` (B,)."""
+        """Returns ``loss`` (B,), ``logit`` (B,), ``right`` (B,) and ``target`` (B,)."""
         logit = outputs[:, 0]
         return {
             "loss": optax.sigmoid_binary_cross_entropy(logit, targets.astype(jnp.float32)),
@@ -91,11 +91,11 @@ class Binary:
         }
 
     def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
-        """1 where the answer is wrong, else 0."""
+        """Returns 1 where the answer is wrong, else 0."""
         return 1.0 - summary["right"]
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
-        """``auc`` (NaN where only one class is present), ``accuracy`` and the mean ``loss``."""
+        """Returns ``auc`` (NaN where only one class is present), ``accuracy``, mean ``loss``."""
         return {
             "auc": metrics.auc(summary["logit"], summary["target"]),
             "accuracy": Tally.of(summary["right"]).share,

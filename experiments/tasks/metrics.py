@@ -1,4 +1,4 @@
-"""Scores of whole test sets."""
+"""Computes scores of whole test sets."""
 
 import math
 
@@ -7,7 +7,7 @@ from scipy.stats import rankdata
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Area under the ROC curve; ties count one half.
+    """Returns the area under the ROC curve; ties count one half.
 
     Args:
       scores: (N,) finite, larger for what is taken for positive.
@@ -27,7 +27,7 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Mean intersection over union of the classes that occur in the truth.
+    """Returns the mean intersection over union of the classes that occur in the truth.
 
     Args:
       confusion: (K, K) counts of pixels that are not void, rows the truth.
@@ -45,7 +45,7 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 def micro_jaccard(right: np.ndarray, pixels: np.ndarray, batch: int) -> float:
-    """The score of the paper's released code, which it calls "js" (arXiv 2507.08261).
+    """Returns the score that the paper's released code calls "js" (arXiv 2507.08261).
 
     Over all pixels of a batch together, intersection / union of the assignments: with h right
     pixels of n it is h / (2n - h).  Void pixels are in n and can never be right, so it stays

@@ -30,19 +30,19 @@ class Segmentation:
     score: str = "miou"
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-entropies (B, H, W) of logits (B, H, W, K) and labels; weight 0 where void."""
+        """Returns cross-entropies (B, H, W) of logits (B, H, W, K), and weights: 0 where void."""
         known = targets != VOID
         losses = cross_entropy(outputs, jnp.where(known, targets, 0), self.label_smoothing)
         return losses, known.astype(jnp.float32)
 
     def share_right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Share of the pixels that are right, of those that are not void."""
+        """Returns the share of the pixels that are right, of those that are not void."""
         known = targets != VOID
         right = jnp.argmax(outputs, axis=-1) == targets.astype(jnp.int32)
         return jnp.sum(right & known) / jnp.maximum(jnp.sum(known), 1)
 
     def summary(self, outputs: jax.Array, targets: jax.Array) -> Summary:
-        """Per image.
+        """Returns what is kept of each image.
 
         ``confusion`` (B, K, K) of pixels, rows the truth and columns the prediction, without void;
         ``pixels`` (B,), void included; ``loss`` (B,), the sum over the pixels that are not void.
@@ -62,13 +62,13 @@ class Segmentation:
         }
 
     def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
-        """Of the pixels that are not void; 0 where all are."""
+        """Returns the share of the pixels that are not void; 0 where all are void."""
         right = np.trace(summary["confusion"], axis1=1, axis2=2).astype(np.float64)
         known = summary["confusion"].sum(axis=(1, 2))
         return np.where(known > 0, 1.0 - right / np.maximum(known, 1), 0.0)
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
-        """``miou`` over the classes present, ``pixel_accuracy``, ``micro_jaccard``, ``loss``."""
+        """Returns ``miou`` (classes present), ``pixel_accuracy``, ``micro_jaccard``, ``loss``."""
         confusion = summary["confusion"].astype(np.int64)
         known = confusion.sum()
         return {

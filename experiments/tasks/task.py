@@ -28,23 +28,23 @@ class Task(Protocol):
         """Its name."""
 
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Losses in nats and their weights, of the same shape; the batch's loss is their mean."""
+        """Returns losses in nats and their weights; the batch's loss is their weighted mean."""
 
     def share_right(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Share of the labels that are right, a scalar: a quick look at a training batch."""
+        """Returns the share of the labels that are right, a scalar, for the training log."""
 
     def summary(self, outputs: jax.Array, targets: jax.Array) -> Summary:
-        """What of each example is needed for the scores."""
+        """Returns what of each example is needed for the scores."""
 
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
-        """The scores of any number of examples together; NaN where one is not defined."""
+        """Returns the scores of any number of examples together; NaN where one is not defined."""
 
     def share_wrong(self, summary: dict[str, np.ndarray]) -> np.ndarray:
-        """Share of each example's labels that are wrong, (B,) float64 in [0, 1]."""
+        """Returns the share of each example's labels that are wrong, (B,) float64 in [0, 1]."""
 
 
 def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-    """The weighted mean of a batch's losses; 0 where all weights are."""
+    """Returns the weighted mean of a batch's losses; 0 where all weights are 0."""
     losses, weights = task.losses(outputs, targets)
     return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 

@@ -1,4 +1,4 @@
-"""Attacked batches for training (Madry et al. 2018): a host loop over one jitted step."""
+"""Attacks the batches of a training (Madry et al. 2018): a host loop over one jitted step."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ class Adversary:
         statistics: Statistics,
         seed: int,
     ) -> Self | None:
-        """The adversary of a configuration; None where it has none.
+        """Returns the adversary of a configuration; None where it has none.
 
         Args:
           config: of the attack.
@@ -61,7 +61,7 @@ class Adversary:
         return cls(config, task, split_model(attacked)[0], seed)
 
     def attack(self, state: TrainState, batch: Batch, step: int) -> Batch:
-        """The batch with attacked inputs, float32 in [0, 1].
+        """Returns the batch with attacked inputs, float32 in [0, 1].
 
         Args:
           state: the weights; left as they are.
@@ -100,7 +100,14 @@ def _ascend(
     arrays: tuple[jax.Array, jax.Array, jax.Array],
     how: tuple[Threat, float],
 ) -> jax.Array:
-    """One step: of which task and model; from where, around what, against which targets."""
+    """Takes one step of the attack.
+
+    Args:
+      what: task and structure of the attacked model.
+      variables: parameters and other state of the model.
+      arrays: where the attack is, the clean inputs and the targets.
+      how: the threat and the size of the step.
+    """
     (task, graphdef), (threat, size) = what, how
     attacked, clean, targets = arrays
 

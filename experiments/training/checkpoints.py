@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written whole or not at all, verified when they are read.
+"""Writes checkpoints whole or not at all, and verifies them when they are read.
 
 Orbax writes them (atomically, from several processes too); beside the arrays stands a digest of
 them, because a flipped bit in a compressed file can be read without an error.
@@ -109,7 +109,7 @@ class Checkpoints:
             ) from error
 
     def load(self, like: Any, step: int) -> tuple[Any, Progress]:
-        """The arrays and the progress of one step.
+        """Returns the arrays and the progress of one step.
 
         Args:
           like: a pytree of arrays with the shapes, dtypes and shardings that are wanted.
@@ -145,7 +145,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), progress
 
     def load_newest(self, like: Any) -> tuple[Any, Progress] | None:
-        """The newest that can be read, or None where there is none at all.
+        """Returns the newest that can be read, or None where there is none at all.
 
         Damaged ones are moved to a folder ``damaged`` beside, so that their step can be written
         again.
@@ -177,7 +177,7 @@ class Checkpoints:
         return None
 
     def best_step(self) -> int | None:
-        """The step of the best validation score so far, else the newest; None where none is.
+        """Returns the step of the best validation score, else the newest; None where none is.
 
         Raises:
           CheckpointError: the newest one's record cannot be read.
@@ -224,19 +224,19 @@ class Checkpoints:
 
 
 class _Best(policies.PreservationPolicy):
-    """Keeps the step that the checkpoints' owner says."""
+    """Keeps the best step, which ``Checkpoints`` names."""
 
     def __init__(self, owner: Checkpoints):
         self._owner = owner
 
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
-        """For each checkpoint, whether it stays."""
+        """Returns for each checkpoint whether it stays."""
         del context
         return [checkpoint.step == self._owner.kept_step for checkpoint in checkpoints]
 
 
 def _checked(content: dict[str, Any], step: int) -> tuple[Progress, str]:
-    """The progress and the digest of the arrays from a checkpoint's record.
+    """Returns the progress and the digest of the arrays from a checkpoint's record.
 
     Raises:
       ValueError: it is not what was written, or of another step.
@@ -253,7 +253,7 @@ def _record_digest(record: dict[str, Any]) -> str:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    """Path -> leaf: readable names in the files, whatever classes the tree is made of."""
+    """Returns leaves by path: readable names in the files, whatever classes the tree has."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
     if len(named) != len(leaves):

@@ -1,4 +1,4 @@
-"""All devices of all processes as one row, and batches spread over it.
+"""Arranges all devices of all processes in one row, and spreads batches over it.
 
 Data parallel: parameters on every device, each device with its share of the batch.  The step is
 jitted with these shardings and XLA adds the reductions, those of the norm layers included, so
@@ -42,27 +42,27 @@ def join(
 
 
 def asked_for(coordinator: str | None) -> bool:
-    """Whether the flags or the environment name a coordinator."""
+    """Returns whether the flags or the environment name a coordinator."""
     return coordinator is not None or "JAX_COORDINATOR_ADDRESS" in os.environ
 
 
 def mesh() -> Mesh:
-    """Every device of every process, in one row called ``AXIS``."""
+    """Returns every device of every process, in one row called ``AXIS``."""
     return Mesh(np.asarray(jax.devices()), (AXIS,))
 
 
 def process() -> tuple[int, int]:
-    """Number of this process, and how many there are."""
+    """Returns the number of this process, and how many there are."""
     return jax.process_index(), jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Returns whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
 
 def replicated(devices: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Returns the sharding that puts the same array on every device."""
     return NamedSharding(devices, PartitionSpec())
 
 

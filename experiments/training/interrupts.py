@@ -1,4 +1,4 @@
-"""Ctrl-C and the polite kill, put off until the arrays are whole."""
+"""Puts off Ctrl-C and SIGTERM until the arrays of a training are whole."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""The one training loop: a host loop over a jitted step.
+"""Trains: the one loop of the experiments, on the host, over a jitted step.
 
 A loop on the host may report, checkpoint and stop at any step, and on a CPU it is faster than a
 scan around convolutions.  All that a step depends on is the arrays, the seed and the step's
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """One training.
+    """One training: what is trained how, and where it is kept.
 
     Attributes:
       task: loss and scores.
@@ -124,7 +124,7 @@ class Loop:
 
 
 class _Run:
-    """The moving parts of a loop."""
+    """The state of one training while it runs."""
 
     def __init__(self, loop: Loop, model: nnx.Module, batches: TrainBatches, validation: Examples):
         self._loop, self._batches, self._validation = loop, batches, validation
@@ -272,7 +272,7 @@ def score(
     examples: Examples,
     batch_size: int,
 ) -> dict[str, float]:
-    """The task's scores of a model in evaluation, over all examples of a part."""
+    """Returns the task's scores of a model in evaluation, over all examples of a part."""
     summaries = []
     for batch in in_order(examples, batch_size, process=devices.process()):
         answers = steps.answers(graphdef, *variables, devices.spread(batch, steps.devices))
@@ -291,5 +291,5 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _local(x: jax.Array) -> jax.Array:
-    """The array on this process's first device alone."""
+    """Returns the array on this process's first device alone."""
     return x.addressable_data(0)

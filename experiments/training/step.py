@@ -1,4 +1,4 @@
-"""One step of a training and one of an evaluation: jitted pure functions of arrays.
+"""Compiles one step of a training and of a validation: pure functions of arrays.
 
 The NNX model is split into its structure (static), its parameters and its other state at the
 boundary and merged inside.
@@ -55,13 +55,13 @@ class StepReport(NamedTuple):
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """A model's structure, parameters and other state."""
+    """Returns a model's structure, parameters and other state."""
     return nnx.split(model, nnx.Param, ...)  # type: ignore[return-value]
 
 
 @functools.lru_cache(maxsize=32)
 def optimiser(config: TrainConfig, per_epoch: int) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, coupled weight decay and a schedule.
+    """Returns SGD with Nesterov momentum, coupled weight decay and a schedule.
 
     The same object for the same arguments, so that trainings which differ in the seed only share
     a compilation.
@@ -89,7 +89,7 @@ def optimiser(config: TrainConfig, per_epoch: int) -> optax.GradientTransformati
 
 
 def learning_rate(config: TrainConfig, per_epoch: int) -> optax.Schedule:
-    """The learning rate of each step, counted from 0."""
+    """Returns the learning rate of each step, counted from 0."""
     warmup = round(config.warmup_epochs * per_epoch)
     total = max(config.epochs * per_epoch, warmup + 1)
     if config.schedule == "cosine":
@@ -116,21 +116,21 @@ class Steps:
     def train(
         self, graphdef: nnx.GraphDef, state: TrainState, batch: Batch
     ) -> tuple[TrainState, StepReport]:
-        """One step; the arrays of ``state`` are given up (their memory is used again)."""
+        """Takes one step; the arrays of ``state`` are given up (their memory is used again)."""
         jitted = _jitted(self.devices, batch.inputs.ndim, donate=True)
         return jitted((_train_step, self.task, self.optimiser, graphdef), state, batch)
 
     def answers(
         self, graphdef: nnx.GraphDef, params: nnx.State, rest: nnx.State, batch: Batch
     ) -> Summary:
-        """What the task keeps of each example, and ``real``, for a model in evaluation."""
+        """Returns what the task keeps of each example, and ``real``, for a model in evaluation."""
         jitted = _jitted(self.devices, batch.inputs.ndim, donate=False)
         return jitted((_answers, self.task, None, graphdef), (params, rest), batch)
 
 
 @functools.lru_cache(maxsize=8)
 def _jitted(mesh: Mesh, input_rank: int, *, donate: bool) -> Any:
-    """``jit`` with all results on every device.
+    """Returns a jitted call whose results are on every device.
 
     One cached function for all trainings, so that seeds of one norm share a compilation.
     """

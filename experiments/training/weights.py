@@ -1,4 +1,4 @@
-"""The trained network of a work folder."""
+"""Loads the trained network of a work folder."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from experiments.training.step import TrainState, optimiser, split_model
 def load_weights(
     workdir: Path, settings: RunSettings, dataset: Dataset, task: Task, weights: str
 ) -> tuple[nnx.Module, Progress]:
-    """The trained network of a work folder, in training mode, and how far it had got.
+    """Returns the trained network of a work folder, in training mode, and its progress.
 
     Args:
       workdir: of a training.

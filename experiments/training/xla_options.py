@@ -1,4 +1,4 @@
-"""How the training steps of our own networks are compiled."""
+"""Chooses how the training steps of our own networks are compiled."""
 
 import functools
 
@@ -19,7 +19,7 @@ _CPU_2D = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 def compiler_options(input_rank: int) -> dict[str, str]:
-    """Options of ``jax.jit`` for a network on inputs of that rank, (B, H, W, C) being 4.
+    """Returns the options of ``jax.jit`` for inputs of that rank, (B, H, W, C) being 4.
 
     Nothing where they are not for the device, or this version of XLA does not know them: they are
     experimental.
