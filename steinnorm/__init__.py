@@ -1,7 +1,10 @@
 """Stein-shrinkage batch normalisation for JAX and Flax.
 
-Here are the pure functions. The layers are in :mod:`steinnorm.linen` and :mod:`steinnorm.nnx`.
+Here are the pure functions. The layers are in :mod:`steinnorm.linen` and :mod:`steinnorm.nnx`,
+attacks in :mod:`steinnorm.attacks`, PyTorch's weights in :mod:`steinnorm.torch_weights`.
 """
+
+from typing import TYPE_CHECKING
 
 from steinnorm import shrinkage as shrinkage
 from steinnorm.estimators import james_stein as james_stein
@@ -32,3 +35,41 @@ from steinnorm.statistics import Moments as Moments
 from steinnorm.statistics import batch_statistics as batch_statistics
 
 __version__ = "0.1.0"
+
+# Where people look for these names first is here. Importing them would load Flax or the attacks
+# for everyone, and the layers are there twice; so the names only say where they are.
+_ELSEWHERE = {
+    "steinnorm.linen for Flax Linen, steinnorm.nnx for Flax NNX": ("SteinBatchNorm", "freeze"),
+    "steinnorm.linen": ("BatchNorm",),
+    "steinnorm.nnx": ("ShrinkageFactor", "convert", "revert"),
+    "steinnorm.torch_weights": (
+        *("batch_norms", "from_torch", "load_torch", "momentum_from_torch", "momentum_to_torch"),
+        "to_torch",
+    ),
+    "steinnorm.attacks": (
+        *("AttackResult", "AttackSettings", "LogitsFn", "NOISES", "Robustness", "Stage", "Threat"),
+        *("BatchDependenceWarning", "LeftThreatError", "NotFiniteError", "ProbabilitiesWarning"),
+        *("RadiusWarning", "RandomLogitsWarning", "ShortReachWarning", "VOID"),
+        *("apgd", "autoattack", "batch_dependence", "clipped_cauchy", "evaluate_robustness"),
+        *("expected_over_randomness", "fab", "fgsm", "gaussian", "pgd", "pgd_scan", "predict"),
+        *("rademacher", "sea", "segpgd", "square", "truncated_gaussian", "uniform"),
+    ),
+}
+_MODULES = ("attacks", "linen", "nnx", "torch_weights")
+
+
+if not TYPE_CHECKING:  # type checkers find unknown names by themselves
+
+    def __getattr__(name: str):
+        """Says where a name is that is not here.
+
+        Raises:
+          ImportError: for names of other modules. Python would replace the text of an
+            ``AttributeError`` by its own in ``from steinnorm import ...``.
+          AttributeError: for all other names, also for modules that were not imported yet.
+        """
+        for where, names in _ELSEWHERE.items():
+            if name in names:
+                raise ImportError(f"{name} is not in steinnorm itself: import it from {where}.")
+        hint = f"; write: import steinnorm.{name}" if name in _MODULES else ""
+        raise AttributeError(f"module 'steinnorm' has no attribute {name!r}{hint}")

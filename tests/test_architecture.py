@@ -1,4 +1,4 @@
-"""The rooms of the house: imports point one way, files stay small, examples run."""
+"""The rooms of the house: imports point one way, files stay small, docstrings' examples run."""
 
 import ast
 import doctest
@@ -208,16 +208,6 @@ def test_docstring_examples_run(name):
     assert attempted or name not in EXAMPLES
 
 
-@pytest.mark.usefixtures("mixed_dtypes")
-@pytest.mark.parametrize("name", ["README.md", "docs/attacks.md"])
-def test_readme_examples_run(name):
-    failed, attempted = doctest.testfile(
-        str(ROOT / name), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE
-    )
-    assert attempted >= 5
-    assert failed == 0
-
-
 def test_version_is_said_once_more_only_in_the_changelog():
     version = steinnorm.__version__
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
@@ -226,7 +216,7 @@ def test_version_is_said_once_more_only_in_the_changelog():
 
 def test_no_machine_paths():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|tmp)/|\.\./shared")
-    documents = [ROOT / "README.md", ROOT / "experiments" / "README.md", *ROOT.glob("docs/*.md")]
+    documents = [ROOT / "README.md", ROOT / "experiments" / "README.md", *ROOT.glob("docs/**/*.md")]
     for path in [*PYTHON, *documents, ROOT / "Makefile", ROOT / "pyproject.toml"]:
         if path.name != "test_architecture.py":
             assert not pattern.search(path.read_text()), relative(path)
