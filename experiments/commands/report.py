@@ -129,7 +129,7 @@ def _plots(
             "examples of the checks. A curve that still falls has not converged."
         )
         name = f"{prefix}{metric}-steps.png"
-        yield Figure(name, caption), plots.steps(curves, metric)
+        yield Figure(name, caption), plots.convergence(curves, metric)
 
 
 def _pictures(
