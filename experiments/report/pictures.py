@@ -55,7 +55,7 @@ _CLASSES = (
 _OVERLAY = 0.7  # share of the class's colour, the rest is the image
 _TITLE = 9  # points
 _LARGEST, _NARROWEST = 2.6, 4.0  # inches of a picture and of a figure
-_LETTERS = 24  # of a line above a picture
+_LETTERS_PER_INCH = 14.7  # of a line above a picture
 # How far from grey the largest change is drawn, of 0.5: at the ends of the range every change of
 # one size would be black, white or a full colour, whichever its kind.
 _ROOM = 0.35
@@ -101,16 +101,17 @@ def grid(attacked: Cell, clean: Cell | None = None, *, columns: int = COLUMNS) -
             for axis, image in zip(row, images, strict=True):
                 _image(axis, image)
             row[0].set_ylabel(label)
+        letters = int(_LETTERS_PER_INCH * (figure.get_figwidth() - 0.8) / len(shown["y"]))
         for i, y in enumerate(shown["y"]):
             if before is None:
                 axes[0, i].set_title(
-                    "" if y.ndim else _line("true", int(y), names), fontsize=_TITLE
+                    "" if y.ndim else _line("true", int(y), names, letters), fontsize=_TITLE
                 )
             else:
-                _title_answer(axes[0, i], y, before[i], names)
+                _title_answer(axes[0, i], y, before[i], names, letters)
             largest = _distance(change[i], attacked.about["norm_order"])
             axes[1, i].set_title(largest, fontsize=_TITLE)
-            _title_answer(axes[2, i], y, shown["prediction"][i], names)
+            _title_answer(axes[2, i], y, shown["prediction"][i], names, letters)
         more = f"; middle slice of {shown['x'].shape[1]}" if shown["x"].ndim == 5 else ""
         _add_heading(figure, _heading(attacked) + more)
         return style.png(figure)
@@ -269,22 +270,26 @@ def _image(axis: Axes, image: np.ndarray) -> None:
     axis.set_yticks([])
 
 
-def _title_answer(axis: Axes, y: np.ndarray, answer: np.ndarray, names: Sequence[str]) -> None:
+def _title_answer(
+    axis: Axes, y: np.ndarray, answer: np.ndarray, names: Sequence[str], letters: int
+) -> None:
     """Writes true and predicted class above a picture; colours say which are right."""
     if y.ndim:
         axis.set_title(_share_right(y, answer), fontsize=_TITLE)
         return
     right = int(y) == int(answer)
     colour = _RIGHT if right else _WRONG
-    predicted = _line("✓ predicted" if right else "✗ predicted", int(answer), names)
-    axis.set_title(f"{_line('true', int(y), names)}\n{predicted}", fontsize=_TITLE, color=colour)
+    predicted = _line("✓ predicted" if right else "✗ predicted", int(answer), names, letters)
+    axis.set_title(
+        f"{_line('true', int(y), names, letters)}\n{predicted}", fontsize=_TITLE, color=colour
+    )
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=2.5)
 
 
-def _line(what: str, label: int, names: Sequence[str]) -> str:
+def _line(what: str, label: int, names: Sequence[str], letters: int) -> str:
     """Returns a line of a title; what does not fit goes on below."""
-    return "\n".join(textwrap.wrap(f"{what}: {_class_name(label, names)}", _LETTERS))
+    return "\n".join(textwrap.wrap(f"{what}: {_class_name(label, names)}", letters))
 
 
 def _share_right(y: np.ndarray, answer: np.ndarray) -> str:

@@ -70,7 +70,7 @@ class Content:
 
     @property
     def sources(self) -> list[Source]:
-        """Have a panel each; norms without batch statistics have none where others have."""
+        """The sources that have a panel; ``none`` has one only where there is no other."""
         found = sorted({s.source for s in self.points}, key=lambda source: source.place)
         return [s for s in found if s != NONE] or [NONE]
 

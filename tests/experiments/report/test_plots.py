@@ -72,7 +72,7 @@ def _points(axis, row):
     """[(x, y, is full, ends of the bar or None)] of the points in a row, from top to bottom."""
     found = []
     for container in axis.containers:
-        (line,), _, bars = container.lines[0:1], *container.lines[1:]
+        line, _, bars = container.lines
         x, y = (float(v[0]) for v in line.get_data())
         if abs(y - row) < 0.5:
             ends = bars[0].get_segments()[0][:, 0] if bars else None
