@@ -52,22 +52,22 @@ def _check_out(out: Path) -> None:
 
 def _write_section(out: Path, prefix: str, experiment: Experiment) -> Section:
     paired = report.PairedResults(experiment.places)
-    summaries = report.summarise(experiment.rows, paired.interval)
+    entries = report.merge_seeds(experiment.rows, paired.interval)
     files = [f"{prefix}table.csv", f"{prefix}table.tex"]
-    write_text(out / files[0], report.csv_table(summaries))
-    write_text(out / files[1], report.latex_document(experiment, summaries))
+    write_text(out / files[0], report.csv_table(entries))
+    write_text(out / files[1], report.latex_document(experiment, entries))
     drawn = []
-    for figure, content in figures.draw_all(prefix, experiment, summaries):
+    for figure, content in figures.draw_all(prefix, experiment, entries):
         write_bytes(out / figure.path, content)
         drawn.append(figure)
-    return Section(experiment, summaries, files, drawn)
+    return Section(experiment, entries, files, drawn)
 
 
 def _print(console: Console, section: Section) -> None:
     experiment = section.experiment
     console.print(f"{experiment.name} ({experiment.preset})", highlight=False)
     tables = report.comparison_tables(
-        section.summaries, experiment.metrics[0], experiment.shown, console.width
+        section.entries, experiment.metrics[0], experiment.shown, console.width
     )
     for table in tables:
         console.print(table)

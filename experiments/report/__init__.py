@@ -2,6 +2,7 @@
 
 from experiments.report.checklist import check_paragraphs, check_table, failed_checks, failed_lines
 from experiments.report.document import Figure, Section, latex_document, markdown
+from experiments.report.entries import Entry, merge_seeds
 from experiments.report.folders import Experiment, read
 from experiments.report.labels import (
     REFERENCE,
@@ -14,7 +15,6 @@ from experiments.report.layout import columns_of, lines_of, short_columns
 from experiments.report.measures import Measure, measure, of_task
 from experiments.report.missing import missing_reference
 from experiments.report.paired import PairedResults, difference_interval
-from experiments.report.summaries import Summary, summarise
 from experiments.report.tables import (
     INTERVALS,
     Content,
@@ -39,13 +39,13 @@ __all__ = [
     "SOURCE_NAMES",
     "Column",
     "Content",
+    "Entry",
     "Experiment",
     "Figure",
     "Measure",
     "PairedResults",
     "Section",
     "Source",
-    "Summary",
     "check_paragraphs",
     "check_table",
     "columns_of",
@@ -63,13 +63,13 @@ __all__ = [
     "markdown_table",
     "measure",
     "measurement_table",
+    "merge_seeds",
     "missing_reference",
     "of_task",
     "pages",
     "read",
     "short_columns",
     "strength",
-    "summarise",
     "terminal_table",
     "value_caption",
     "verdict_table",

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.report.checklist import check_paragraphs, failed_checks
+from experiments.report.entries import Entry, tabled
 from experiments.report.folders import Experiment
 from experiments.report.labels import strength
 from experiments.report.layout import columns_of
 from experiments.report.measures import measure
 from experiments.report.missing import missing_reference
-from experiments.report.summaries import Summary, tabled
 from experiments.report.tables import (
     INTERVALS,
     Content,
@@ -52,13 +52,13 @@ class Section:
 
     Attributes:
       experiment: what was measured.
-      summaries: of its rows.
+      entries: of its rows.
       files: names of its other files.
       figures: in this order.
     """
 
     experiment: Experiment
-    summaries: Sequence[Summary]
+    entries: Sequence[Entry]
     files: Sequence[str] = ()
     figures: Sequence[Figure] = ()
 
@@ -76,7 +76,7 @@ def markdown(sections: Sequence[Section]) -> str:
     return "\n\n".join(part.rstrip() for part in parts if part) + "\n"
 
 
-def latex_document(experiment: Experiment, summaries: Sequence[Summary]) -> str:
+def latex_document(experiment: Experiment, entries: Sequence[Entry]) -> str:
     """Returns one ``tabular`` after another, with captions as comments."""
     parts = ["% Needs \\usepackage{booktabs}; each tabular can be taken out alone."]
     missing = missing_reference(experiment.rows)
@@ -86,7 +86,7 @@ def latex_document(experiment: Experiment, summaries: Sequence[Summary]) -> str:
     if failed:
         parts.append(f"% {failed}")
     for metric in experiment.metrics:
-        shown = tabled(summaries, metric)
+        shown = tabled(entries, metric)
         for differences in (False, True):
             write = difference_caption if differences else value_caption
             caption = f"{experiment.name} ({experiment.preset}). {write(metric)}"
@@ -108,7 +108,7 @@ def _section(section: Section) -> list[str]:
         *experiment.notes,
     ]
     for metric in experiment.metrics:
-        parts += _tables(section.summaries, metric)
+        parts += _tables(section.entries, metric)
     if section.files:
         links = ", ".join(f"[{name}]({name})" for name in section.files)
         parts.append(f"All metrics and numbers: {links}.")
@@ -151,8 +151,8 @@ def _seeds(experiment: Experiment) -> str:
     )
 
 
-def _tables(summaries: Sequence[Summary], metric: str) -> list[str]:
-    shown = tabled(summaries, metric)
+def _tables(entries: Sequence[Entry], metric: str) -> list[str]:
+    shown = tabled(entries, metric)
     portions = pages(columns_of(shown))
     return [
         f"### {measure(metric).heading}",

@@ -7,31 +7,31 @@ from collections.abc import Iterator, Sequence
 from experiments.evaluation import per_example
 from experiments.report import pictures, plots
 from experiments.report.document import Figure
+from experiments.report.entries import Entry, tabled
 from experiments.report.folders import Experiment
 from experiments.report.labels import SOURCE_NAMES, Column
 from experiments.report.measures import measure
-from experiments.report.summaries import Summary, tabled
 from experiments.results import CLEAN, CONVERGENCE, WORST
 
 
 def draw_all(
-    prefix: str, experiment: Experiment, summaries: Sequence[Summary]
+    prefix: str, experiment: Experiment, entries: Sequence[Entry]
 ) -> Iterator[tuple[Figure, bytes]]:
     """Yields every figure of one experiment, with its PNG bytes.
 
     Args:
       prefix: of the files' names.
       experiment: what was measured.
-      summaries: of its rows.
+      entries: of its rows.
     """
-    yield from _plots(prefix, experiment, summaries)
+    yield from _plots(prefix, experiment, entries)
     if any(step.factors for _, steps in experiment.histories for step in steps):
         caption = (
             "Shrinkage factors of each layer over training, means over epochs and seeds: 1 leaves "
             "the batch's statistic as it is, 0 replaces it by the rule's target."
         )
         yield Figure(f"{prefix}shrinkage.png", caption), plots.shrinkage(experiment.histories)
-    yield from _pictures(prefix, experiment, summaries)
+    yield from _pictures(prefix, experiment, entries)
 
 
 def file_name(text: str) -> str:
@@ -40,35 +40,32 @@ def file_name(text: str) -> str:
 
 
 def _plots(
-    prefix: str, experiment: Experiment, summaries: Sequence[Summary]
+    prefix: str, experiment: Experiment, entries: Sequence[Entry]
 ) -> Iterator[tuple[Figure, bytes]]:
     for metric in experiment.metrics:
         title = measure(metric).heading
-        shown = tabled(summaries, metric)
+        shown = tabled(entries, metric)
         for order in sorted({s.norm_order for s in shown} - {""}, reverse=True):
             attack = plots.strongest(shown, order)
             which = "the worst of all attacks" if attack == WORST else attack
-            caption = (
-                f"{title} against the radius of the {order} ball, under {which}. Bars: lowest to "
-                "highest seed; of one seed, the 95 % interval."
-            )
+            caption = f"{title} against the radius of the {order} ball, under {which}."
             name = f"{prefix}{metric}-{order}.png"
             yield Figure(name, caption), plots.accuracy(shown, metric, order)
-    curves = [s for s in summaries if s.attack == CONVERGENCE]
+    curves = [s for s in entries if s.attack == CONVERGENCE]
     for metric in dict.fromkeys(s.metric for s in curves):
         caption = (
             f"{measure(metric).heading} against the number of PGD's steps, on the "
             "examples of the checks. A curve that still falls has not converged."
         )
         name = f"{prefix}{metric}-steps.png"
-        yield Figure(name, caption), plots.steps(curves, metric)
+        yield Figure(name, caption), plots.convergence(curves, metric)
 
 
 def _pictures(
-    prefix: str, experiment: Experiment, summaries: Sequence[Summary]
+    prefix: str, experiment: Experiment, entries: Sequence[Entry]
 ) -> Iterator[tuple[Figure, bytes]]:
     """Yields the first examples of each norm's first seed, under the same attack for all."""
-    chosen = _pictured(tabled(summaries, experiment.metrics[0]))
+    chosen = _pictured(tabled(entries, experiment.metrics[0]))
     first_seed: dict[str, int] = {}
     for norm, seed in sorted(experiment.places):
         first_seed.setdefault(norm, seed)
@@ -89,16 +86,16 @@ def _pictures(
         clean = per_example.load(place, clean_key)
         name = f"{prefix}pictures/{row.norm}-{row.statistics}-{file_name(column.name)}"
         of = f"norm {row.norm}, {SOURCE_NAMES[row.statistics]} statistics, {column.name}"
-        caption = f"First test examples, {of}, seed {row.seed}."
+        caption = f"Test examples, those that were right first: {of}, seed {row.seed}."
         yield Figure(f"{name}.png", caption), pictures.grid(attacked, clean)
         if pictures.is_segmentation(attacked):
             caption = f"Classes of the first test images, {of}, seed {row.seed}."
             yield Figure(f"{name}-classes.png", caption), pictures.segmentation(attacked, clean)
 
 
-def _pictured(summaries: Sequence[Summary]) -> list[Column]:
+def _pictured(entries: Sequence[Entry]) -> list[Column]:
     """Returns the strongest single attack of each kind of ball, at the middle of its radii."""
-    alone = [s for s in summaries if s.attack != WORST]
+    alone = [s for s in entries if s.attack != WORST]
     found = []
     for order in sorted({s.norm_order for s in alone} - {""}):
         attack = plots.strongest(alone, order)

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from experiments.report.entries import Entry
 from experiments.report.labels import Column
 from experiments.report.layout import lines_of
 from experiments.report.measures import Measure, measure
-from experiments.report.summaries import Summary
 from experiments.results import CONVERGENCE
 
 WIDTH = 6
@@ -22,12 +22,12 @@ class Content(NamedTuple):
     """What a table shows.
 
     Attributes:
-      summaries: of one experiment and metric.
+      entries: of one experiment and metric.
       columns: in this order.
       differences: to the reference, instead of values.
     """
 
-    summaries: Sequence[Summary]
+    entries: Sequence[Entry]
     columns: Sequence[Column]
     differences: bool = False
 
@@ -66,24 +66,24 @@ INTERVALS = (
 )
 
 
-def value_text(summary: Summary, *, short: bool = False) -> str:
+def value_text(entry: Entry, *, short: bool = False) -> str:
     """Returns a value with its spread: ``98.5±0.7`` or, of one seed, ``98.5 [97.0, 99.3]``."""
-    what = measure(summary.metric)
-    text = what.text(summary.mean)
-    if not math.isnan(summary.std):
-        return f"{text}±{what.text(summary.std)}"
-    return text if short else text + _range(what, summary.ci_low, summary.ci_high)
+    what = measure(entry.metric)
+    text = what.text(entry.mean)
+    if not math.isnan(entry.std):
+        return f"{text}±{what.text(entry.std)}"
+    return text if short else text + _range(what, entry.ci_low, entry.ci_high)
 
 
-def difference_text(summary: Summary, *, short: bool = False) -> str:
+def difference_text(entry: Entry, *, short: bool = False) -> str:
     """Returns a difference with its spread; a dash where a line is its own reference."""
-    if not summary.reference:
+    if not entry.reference:
         return "–"
-    what = measure(summary.metric)
-    text = what.text(summary.difference, signed=True)
-    if not math.isnan(summary.difference_std):
-        return f"{text}±{what.text(summary.difference_std)}"
-    low, high = summary.difference_low, summary.difference_high
+    what = measure(entry.metric)
+    text = what.text(entry.difference, signed=True)
+    if not math.isnan(entry.difference_std):
+        return f"{text}±{what.text(entry.difference_std)}"
+    low, high = entry.difference_low, entry.difference_high
     return text if short else text + _range(what, low, high, signed=True)
 
 
@@ -162,10 +162,10 @@ def table_body(
     content: Content, *, short: bool = False
 ) -> list[tuple[tuple[str, str, str], list[str]]]:
     """Returns norm, source and numbers of examples of each line, and its numbers."""
-    found = {(s.norm, s.source, s.column): s for s in content.summaries}
+    found = {(s.norm, s.source, s.column): s for s in content.entries}
     write: Callable[..., str] = difference_text if content.differences else value_text
     body = []
-    for norm, source in lines_of(content.summaries):
+    for norm, source in lines_of(content.entries):
         entries = [found.get((norm, source, column)) for column in content.columns]
         texts = ["" if entry is None else write(entry, short=short) for entry in entries]
         sizes = dict.fromkeys(f"{s.seeds} × {s.n}" for s in entries if s is not None)
@@ -174,17 +174,17 @@ def table_body(
     return body
 
 
-def csv_table(summaries: Sequence[Summary]) -> str:
-    """Returns every summary, one a line; empty where a number does not exist.
+def csv_table(entries: Sequence[Entry]) -> str:
+    """Returns every entry, one a line; empty where a number does not exist.
 
     Runs that differ in their steps only, for the plot of convergence, are left to the rows.
     """
     buffer = io.StringIO()
-    names = [field.name for field in dataclasses.fields(Summary)]
+    names = [field.name for field in dataclasses.fields(Entry)]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    for summary in (s for s in summaries if s.attack != CONVERGENCE):
-        values = dataclasses.asdict(summary)
+    for entry in (s for s in entries if s.attack != CONVERGENCE):
+        values = dataclasses.asdict(entry)
         writer.writerow(
             {
                 name: "" if isinstance(value, float) and math.isnan(value) else value

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from rich import box
 from rich.table import Table
 
+from experiments.report.entries import Entry, tabled
 from experiments.report.labels import REFERENCE, Column, Source
 from experiments.report.layout import short_columns
 from experiments.report.measures import measure
-from experiments.report.summaries import Summary, tabled
 from experiments.report.tables import (
     Content,
     difference_caption,
@@ -20,17 +20,17 @@ from experiments.results import CONVERGENCE, Check, Row
 
 
 def comparison_tables(
-    summaries: Sequence[Summary], metric: str, wanted: Sequence[Column], width: int
+    entries: Sequence[Entry], metric: str, wanted: Sequence[Column], width: int
 ) -> Iterator[Table]:
     """Yields tables of the values and of the differences to batch norm, of a few columns.
 
     Args:
-      summaries: of one experiment.
+      entries: of one experiment.
       metric: which of its scores.
       wanted: columns that the configuration shows.
       width: of the terminal, in characters.
     """
-    shown = tabled(summaries, metric)
+    shown = tabled(entries, metric)
     portions = pages(short_columns(shown, wanted), columns_that_fit(width))
     for differences, caption in ((False, value_caption), (True, difference_caption)):
         title: str | None = caption(metric, short=True)
@@ -65,7 +65,7 @@ def terminal_table(content: Content, title: str | None = None) -> Table:
         # One word a line: a header must not be wider than the numbers below it.
         words = column.name.replace("-", " ").split()
         table.add_column("\n".join(words), justify="right", vertical="bottom")
-    threats = {s.threat_model for s in content.summaries} - {""}
+    threats = {s.threat_model for s in content.entries} - {""}
     source = None
     for left, texts in table_body(content, short=True):
         if source not in (None, left[1]):

@@ -1,13 +1,21 @@
-"""Plots: what is drawn is what was measured, with units, and nothing is cut off."""
+"""Plots: what is drawn is what was measured, with units, and nothing is cut off or hidden."""
+
+import dataclasses
+import math
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from experiments import report
 from experiments.report import plots
+from experiments.report.plots import estimates, factors
 from experiments.results import LoggedStep, Row
 from tests.experiments.images import decoded
+
+SOURCES = (("running", ""), ("batch", "joint"))
+CLEAN = Row("digits", "batch", 0, "running", "clean", 0.0, "accuracy", 0.95, 100, 0.9, 0.99)
 
 
 @pytest.fixture
@@ -21,131 +29,426 @@ def figures(monkeypatch):
         close(figure)
 
 
-def _rows(metric="accuracy", sources=(("running", ""), ("batch", "joint"), ("shrunk", "joint"))):
+def _rows(metric="accuracy", sources=SOURCES, seeds=2, norms=("batch", "stein", "group")):
+    """Clean and attacked rows; each norm is 0.05 below the one before, at all radii alike.
+
+    The seeds differ by 0.02, and the differences to batch norm by 0.01.
+    """
     rows = []
-    for i, norm in enumerate(("batch", "stein", "group")):
+    for norm in norms:
+        place = ("batch", "stein", "group", "stein_mean_only").index(norm)
         for statistics, threat in sources if norm != "group" else (("none", ""),):
-            for seed in (0, 1):
-                row = Row(
-                    "digits", norm, seed, statistics, "clean", 0, metric, 0.95, 100, 0.9, 0.99
-                )
-                rows.append(_with(row, threat_model=threat))
+            for seed in range(seeds):
+                lower = 0.05 * place - 0.02 * seed - 0.01 * seed * place
+                about = {"norm": norm, "seed": seed, "statistics": statistics, "metric": metric}
+                base = _with(CLEAN, **about, threat_model=threat)
+                rows.append(_with(base, value=0.95 - lower))
                 for attack, drop in (("fgsm", 4), ("pgd", 8), ("worst", 9)):
                     for epsilon in (2 / 255, 8 / 255):
-                        value = 0.9 - drop * epsilon - 0.05 * i + 0.02 * seed
+                        value = 0.9 - drop * epsilon - lower
                         more = {"attack": attack, "epsilon": epsilon, "norm_order": "linf"}
-                        rows.append(_with(row, value=value, threat_model=threat, **more))
+                        rows.append(_with(base, value=value, **more))
     return rows
 
 
 def _with(row, **changes):
-    return Row(**{**vars(row), **changes})
+    return dataclasses.replace(row, **changes)
 
 
-def _curves(axis):
-    """(x, y) of the lines, without the ends of their bars."""
-    lines = [line for line in axis.lines if line.get_linestyle() != "None"]
-    return [np.array(line.get_data(), dtype=float) for line in lines]
+def _drawn(figures, rows, metric="accuracy", paired=lambda row, reference: None):
+    decoded(plots.accuracy(report.merge_seeds(rows, paired), metric))
+    return figures[-1]
 
 
-def test_accuracy_against_radius_shows_the_worst_of_all(figures):
-    decoded(plots.accuracy(report.summarise(_rows())))
-    (figure,) = figures
-    titles = [axis.get_title() for axis in figure.axes]
-    assert titles == [
+def _labels(figure):
+    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def _row_labels(axis):
+    return [label.get_text() for label in axis.get_yticklabels()]
+
+
+def _points(axis, row):
+    """[(x, y, is full, ends of the bar or None)] of the points in a row, from top to bottom."""
+    found = []
+    for container in axis.containers:
+        line, _, bars = container.lines
+        x, y = (float(v[0]) for v in line.get_data())
+        if abs(y - row) < 0.5:
+            ends = bars[0].get_segments()[0][:, 0] if bars else None
+            full = to_hex(line.get_markerfacecolor()) != "#ffffff"
+            found.append((x, y, full, ends))
+    return sorted(found, key=lambda point: point[1])
+
+
+def _assert_inside(figure):
+    """Checks that no label or legend lies outside the picture (in inches)."""
+    figure.canvas.draw()
+    box = figure.get_tightbbox(figure.canvas.get_renderer())
+    width, height = figure.get_size_inches()
+    assert box.x0 >= -0.02
+    assert box.y0 >= -0.02
+    assert box.x1 <= width + 0.02
+    assert box.y1 <= height + 0.02
+
+
+def test_batch_norm_stands_above_and_differences_below(figures):
+    figure = _drawn(figures, _rows())
+    running, running_rows, batch, batch_rows = figure.axes
+    assert running.get_title() == "Running statistics"
+    assert batch.get_title() == "Statistics of the test batch (joint)"
+    assert running.get_ylabel() == "batch norm:\naccuracy (%)"
+    assert running.get_xlabel() == "radius of the l∞ ball (1/255 of the image range)"
+    assert _row_labels(running_rows) == ["stein", "group"]
+    curve = running.lines[0].get_data()
+    np.testing.assert_allclose(curve[0], [0, 2, 8])
+    np.testing.assert_allclose(curve[1], [96, *(100 * (0.91 - 9 * n / 255) for n in (2, 8))])
+    # seeds that differ by 2 points have the standard deviation sqrt(2)
+    (bar,) = running.containers[0].lines[2]
+    np.testing.assert_allclose(bar.get_segments()[0][:, 1], [96 - 2**0.5, 96 + 2**0.5])
+    for axis in (running_rows, batch_rows):
+        points = _points(axis, 0)
+        # -5 and -4 points: the mean and its standard deviation, at every radius
+        np.testing.assert_allclose([point[0] for point in points], [-4.5] * 3)
+        np.testing.assert_allclose([point[3] for point in points], [[-5.207107, -3.792893]] * 3)
+        assert not any(point[2] for point in points)
+    np.testing.assert_allclose([point[0] for point in _points(running_rows, 1)], [-9.0] * 3)
+
+
+def test_points_of_a_norm_do_not_hide_each_other(figures):
+    # all differences are the same, so that only their places can tell the points apart
+    figure = _drawn(figures, _rows())
+    figure.canvas.draw()
+    axis = figure.axes[1]
+    heights = [axis.transData.transform(point[:2])[1] for point in _points(axis, 0)]
+    marker = 5 * figure.dpi / 72
+    assert np.all(np.diff(heights) < -marker)
+
+
+def test_radii_have_colours_of_their_own_that_the_legend_explains(figures):
+    figure = _drawn(figures, _rows())
+    radii, notes = figure.legends
+    assert radii.get_title().get_text() == (
+        "test accuracy under the worst of all attacks,\nradius of the l∞ ball:"
+    )
+    assert [text.get_text() for text in radii.get_texts()] == ["clean", "2/255", "8/255"]
+    colours = [to_hex(handle.get_color()) for handle in radii.legend_handles]
+    assert len(set(colours)) == 3
+    for axis in figure.axes[:2]:
+        drawn = [to_hex(container.lines[0].get_color()) for container in axis.containers]
+        assert drawn[:3] == colours
+    assert "batch norm, running statistics" in [text.get_text() for text in notes.get_texts()]
+
+
+def test_norms_without_statistics_are_compared_with_running_ones_only(figures):
+    figure = _drawn(figures, _rows())
+    assert len(_points(figure.axes[1], 1)) == 3
+    assert not _points(figure.axes[3], 1)
+    (text,) = figure.axes[3].texts
+    assert text.get_text() == "no batch statistics:\nsee running statistics"
+    assert text.get_position()[1] == 1
+    # and batch norm with running statistics is dotted beside the one with those of the test batch
+    dotted = [line for line in figure.axes[2].lines if line.get_linestyle() == ":"]
+    np.testing.assert_allclose(dotted[0].get_data(), figure.axes[0].lines[0].get_data())
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        SOURCES,
+        (*SOURCES, ("shrunk", "joint")),
+        (*SOURCES, ("batch", "independent"), ("shrunk", "")),
+    ],
+)
+def test_nothing_lies_outside_the_picture(sources, figures):
+    norms = ("batch", "stein_mean_only", "group")  # the longest name leaves the least room
+    figure = _drawn(figures, _rows(sources=sources, norms=norms))
+    assert len(figure.axes) == 2 * len(sources)
+    figure.canvas.draw()
+    frame = figure.axes[3].get_window_extent()
+    note = figure.axes[3].texts[0].get_window_extent()
+    assert frame.x0 <= note.x0
+    assert note.x1 <= frame.x1
+    for axis in figure.axes:
+        assert axis.title.get_window_extent().width <= axis.get_window_extent().width
+    _assert_inside(figure)
+
+
+def test_the_lowest_label_says_what_bars_are(figures):
+    bars = {}
+    for seeds in (1, 2, 3):
+        kept = None if seeds > 1 else (-0.07, -0.03)
+        figure = _drawn(figures, _rows(seeds=seeds), paired=lambda row, other, kept=kept: kept)
+        bars[seeds] = figure.get_supxlabel().splitlines()
+    assert {lines[0] for lines in bars.values()} == {
+        "difference to batch norm of the same seed (percentage points), more than 0: better"
+    }
+    assert [lines[1] for lines in bars.values()] == [
+        "bars of differences: 95 % interval over 100 test examples, one seed "
+        "(too narrow with test-batch statistics)",
+        "bars of differences: ± standard deviation over 2 seeds (too few for an interval)",
+        "bars of differences: 95 % t-interval over 3 seeds",
+    ]
+    assert [lines[2] for lines in bars.values()] == [
+        "bars of batch norm: 95 % interval over 100 test examples, one seed",
+        "bars of batch norm: ± standard deviation over 2 seeds",
+        "bars of batch norm: ± standard deviation over 3 seeds",
+    ]
+
+
+def test_a_point_is_full_where_its_interval_excludes_zero(figures):
+    def paired(row, reference):
+        return (-0.01, 0.04) if row.attack == "clean" else (-0.07, -0.03)
+
+    figure = _drawn(figures, _rows(seeds=1), paired=paired)
+    points = _points(figure.axes[1], 0)
+    assert [point[2] for point in points] == [False, True, True]
+    np.testing.assert_allclose(points[1][3], [-7, -3])
+    assert _labels(figure)[3:5] == [
+        "95 % interval excludes 0\n(1 in 20 does so by chance)",
+        "no 95 % interval, or it includes 0",
+    ]
+    # without results per example there is neither bar nor verdict
+    bare = _drawn(figures, _rows(seeds=1))
+    assert [(point[2], point[3]) for point in _points(bare.axes[1], 0)] == [(False, None)] * 3
+    assert "95 % interval excludes 0\n(1 in 20 does so by chance)" not in _labels(bare)
+    assert "none (one seed, without results per example)" in bare.get_supxlabel()
+
+
+def test_intervals_of_seeds_are_students():
+    (entry,) = (s for s in report.merge_seeds(_seeds([0.01, 0.02, 0.06])) if s.norm == "stein")
+    estimate = estimates.difference(entry)
+    # mean 3, deviation sqrt(7), t(2 degrees) = 4.302653: half a length of 6.572
+    assert estimate.value == pytest.approx(3.0)
+    assert (estimate.low, estimate.high) == pytest.approx((3 - 6.572411, 3 + 6.572411))
+    assert estimate.is_interval
+    assert not estimate.excludes_zero
+    (clear,) = (s for s in report.merge_seeds(_seeds([0.05, 0.06, 0.07])) if s.norm == "stein")
+    assert estimates.difference(clear).excludes_zero
+
+
+@pytest.mark.parametrize("differences", [[0.05, 0.05], [0.05, 0.051], [0.05, 0.05, 0.05]])
+def test_two_seeds_or_seeds_without_spread_prove_nothing(differences):
+    (entry,) = (s for s in report.merge_seeds(_seeds(differences)) if s.norm == "stein")
+    assert not estimates.difference(entry).excludes_zero
+
+
+def _seeds(differences):
+    """Clean rows of batch norm and of stein, which is ahead by these."""
+    for seed, ahead in enumerate(differences):
+        yield _with(CLEAN, seed=seed, value=0.5)
+        yield _with(CLEAN, seed=seed, norm="stein", value=0.5 + ahead)
+
+
+def test_without_batch_norm_the_scores_themselves_are_shown(figures):
+    figure = _drawn(figures, _rows(norms=("stein", "group")))
+    assert [axis.get_title() for axis in figure.axes] == [
         "Running statistics",
         "Statistics of the test batch (joint)",
-        "Shrunk statistics of the test batch (joint)",
     ]
-    assert figure.axes[0].get_ylabel() == "test accuracy (%)\nunder the worst of all attacks"
-    assert figure.axes[0].get_xlabel() == "radius of the l∞ ball\n(1/255 of the image range)"
-    expected = [[0, 2, 8], [95.0, *(100 * (0.91 - 9 * n / 255) for n in (2, 8))]]
-    np.testing.assert_allclose(_curves(figure.axes[0])[0], expected)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:3] == ["batch (reference)", "stein", "group (no statistics)"]
-    # three norms, and batch norm with test-batch statistics beside those of another source
-    assert "of the test batch" in labels[3]
-    assert [len(_curves(axis)) for axis in figure.axes] == [4, 3, 4]
+    assert figure.get_supxlabel() == (
+        "test accuracy under the worst of all attacks (%)\nbars: ± standard deviation over 2 seeds"
+    )
+    assert _row_labels(figure.axes[0]) == ["stein", "group"]
+    for axis in figure.axes:
+        found = [[point[0] for point in _points(axis, row)] for row in (0, 1)]
+        attacked = [100 * (0.865 - 9 * n / 255) for n in (2, 8)]
+        np.testing.assert_allclose(found[0], [91.5, *attacked])
+        np.testing.assert_allclose(found[1], np.array(found[0]) - 4.5)
+        assert not [line for line in axis.lines if list(line.get_xdata()) == [0, 0]]
+    _assert_inside(figure)
 
 
-def test_nothing_lies_outside_the_picture(figures):
-    decoded(plots.accuracy(report.summarise(_rows())))
-    (figure,) = figures
-    figure.canvas.draw()
-    inside = figure.bbox
-    parts = [*figure.legends, *(axis.yaxis.label for axis in figure.axes)]
-    parts += [part for axis in figure.axes for part in (axis.title, axis.xaxis.label)]
-    for part in parts:
-        box = part.get_window_extent()
-        assert inside.x0 - 1 <= box.x0
-        assert box.x1 <= inside.x1 + 1
-        assert inside.y0 - 1 <= box.y0
-        assert box.y1 <= inside.y1 + 1
+def test_a_norm_of_other_seeds_is_not_compared(figures):
+    rows = [row for row in _rows() if row.norm != "group" or row.seed == 0]
+    other = [_with(row, seed=7) if row.norm == "group" else row for row in rows]
+    figure = _drawn(figures, other)
+    assert not _points(figure.axes[1], 1)
+    texts = [text.get_text() for text in figure.axes[1].texts]
+    assert texts == ["no batch norm of\nthe same seed and examples"]
+
+
+@pytest.mark.parametrize(("norm", "name"), [("batch", "batch norm"), ("stein", "stein")])
+def test_one_norm_alone_is_a_curve(norm, name, figures):
+    figure = _drawn(figures, _rows(norms=(norm,), seeds=1))
+    assert len(figure.axes) == 2
+    assert figure.axes[0].get_ylabel() == f"{name}:\naccuracy (%)"
+    ends = figure.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1]
+    np.testing.assert_allclose(ends, [90, 99])
+    assert figure.get_supxlabel() == "bars: 95 % interval over 100 test examples, one seed"
+
+
+def test_clean_scores_alone_need_no_curve(figures):
+    rows = [row for row in _rows() if row.attack == "clean"]
+    figure = _drawn(figures, rows)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "Running statistics\nbatch norm: 96.0 ± 1.4 %",
+        "Statistics of the test batch (joint)\nbatch norm: 96.0 ± 1.4 %",
+    ]
+    assert figure.get_supxlabel().startswith(
+        "difference to batch norm of the same seed in clean test accuracy (percentage points), "
+    )
+    np.testing.assert_allclose([point[0] for point in _points(figure.axes[0], 0)], [-4.5])
+    _assert_inside(figure)
+
+
+def test_auc_is_not_in_per_cent_and_less_loss_is_better(figures):
+    auc = _drawn(figures, _rows("auc"), "auc")
+    assert auc.axes[0].get_ylabel() == "batch norm:\nAUC"
+    assert auc.axes[0].get_ylim() == pytest.approx((-0.04, 1.04))
+    assert auc.get_supxlabel().startswith(
+        "difference to batch norm of the same seed, more than 0: better\n"
+    )
+    assert _points(auc.axes[1], 0)[0][0] == pytest.approx(-0.045)
+    rows = [_with(row, value=5 * row.value) for row in _rows("loss")]
+    loss = _drawn(figures, rows, "loss")
+    assert loss.axes[0].get_ylim()[1] > 4.7
+    assert "(nats), less than 0: better" in loss.get_supxlabel()
+
+
+def test_scores_that_are_not_a_number_leave_a_note(figures):
+    rows = [_with(r, value=math.nan) if r.norm == "stein" else r for r in _rows("auc", seeds=1)]
+    figure = _drawn(figures, rows, "auc")
+    assert [text.get_text() for text in figure.axes[1].texts] == ["undefined (not a number)"]
+    assert len(_points(figure.axes[1], 1)) == 3
 
 
 def test_without_a_worst_row_the_strongest_attack_is_taken():
     rows = [row for row in _rows() if row.attack != "worst"]
-    summaries = report.summarise(rows)
-    assert plots.strongest(summaries, "linf") == "pgd"
+    entries = report.merge_seeds(rows)
+    assert plots.strongest(entries, "linf") == "pgd"
     # one of a single radius says less, however low it is
     single = _with(rows[0], attack="big", epsilon=0.9, norm_order="linf", value=0.0)
-    assert plots.strongest(report.summarise([*rows, single]), "linf") == "pgd"
-    assert plots.strongest(summaries, "l2") is None
+    assert plots.strongest(report.merge_seeds([*rows, single]), "linf") == "pgd"
+    assert plots.strongest(entries, "l2") is None
+    # of losses the strongest attack has the highest
+    losses = [_with(row, metric="loss", value=1 - row.value) for row in rows]
+    assert plots.strongest(report.merge_seeds(losses), "linf") == "pgd"
 
 
-def test_bars_are_seeds_or_the_interval_of_one(figures):
-    rows = [row for row in _rows() if row.norm == "batch" and row.statistics == "running"]
-    for chosen, bar in ((rows, (93.9, 95.9)), (rows[:7], (90.0, 99.0))):
-        values = [_with(r, value=0.959 if r.seed else 0.939) for r in chosen if r.attack == "clean"]
-        decoded(plots.accuracy(report.summarise(values)))
-        (bars,) = figures[-1].axes[0].collections
-        np.testing.assert_allclose(bars.get_segments()[0][:, 1], bar)
+def _convergence(metric="accuracy", norms=("batch", "stein")):
+    base = _with(CLEAN, attack="convergence", epsilon=8 / 255, norm_order="linf", metric=metric)
+    for norm in norms:
+        for statistics, threat in SOURCES:
+            for steps in (10, 1, 5):
+                value = 0.5 / steps + 0.1 * (statistics == "batch")
+                about = {"norm": norm, "statistics": statistics, "threat_model": threat}
+                yield _with(base, steps=steps, n=64, value=value, **about)
 
 
-def test_accuracy_against_steps(figures):
-    rows = [
-        Row(
-            "c",
-            "stein",
-            0,
-            "batch",
-            "convergence",
-            8 / 255,
-            "pixel_accuracy",
-            0.5 / steps,
-            64,
-            0,
-            1,
-            norm_order="linf",
-            steps=steps,
-            threat_model="joint",
-        )
-        for steps in (10, 1, 5)
-    ]
-    decoded(plots.steps(report.summarise(rows), "pixel_accuracy"))
-    axis = figures[0].axes[0]
-    assert axis.get_xscale() == "log"
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "5", "10"]
-    assert axis.get_ylabel() == (
-        "pixel accuracy (%) under PGD\nin the l∞ ball of 8/255, on 64 test examples"
+def test_convergence_has_a_panel_per_norm(figures):
+    decoded(plots.convergence(report.merge_seeds(_convergence("pixel_accuracy")), "pixel_accuracy"))
+    (figure,) = figures
+    assert [axis.get_title() for axis in figure.axes] == ["batch (reference)", "stein"]
+    assert figure.get_supylabel() == "pixel accuracy (%)"
+    assert figure.get_supxlabel() == "gradient steps of PGD"
+    assert figure.legends[0].get_title().get_text() == (
+        "PGD in the l∞ ball of 8/255, on 64 test examples\nStatistics:"
     )
-    np.testing.assert_allclose(_curves(axis), [[[1, 5, 10], [50, 10, 5]]])
+    assert _labels(figure) == ["running", "test batch (joint)"]
+    for axis in figure.axes:
+        assert axis.get_xscale() == "log"
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "5", "10"]
+        running, batch = (line.get_data() for line in axis.lines)
+        np.testing.assert_allclose(running, [[1, 5, 10], [50, 10, 5]])
+        np.testing.assert_allclose(batch, [[1, 5, 10], [60, 20, 15]])
+        assert axis.get_ylim() == pytest.approx((0, 66))
+    _assert_inside(figure)
 
 
-def test_auc_is_not_in_per_cent(figures):
-    decoded(plots.accuracy(report.summarise(_rows("auc")), "auc"))
-    axis = figures[0].axes[0]
-    assert axis.get_ylabel().startswith("test AUC\n")
-    assert axis.get_ylim() == pytest.approx((-0.03, 1.03))
+def test_lines_that_coincide_stay_visible(figures):
+    same = [_with(row, value=0.5) for row in _convergence()]
+    decoded(plots.convergence(report.merge_seeds(same)))
+    below, above = figures[0].axes[0].lines
+    assert above.get_zorder() > below.get_zorder()
+    assert above.get_linewidth() < below.get_linewidth()
+    assert above.get_markersize() < below.get_markersize()
 
 
-def test_plots_are_png_even_with_one_norm_and_one_seed():
-    row = LoggedStep(5, 1.0, 1.0, 0.5, {"stem": {"mean_factor": 0.3, "variance_factor": 1.1}})
-    runs = [("stein", [row])]
-    clean = Row("digits", "stein", 0, "running", "clean", 0.0, "accuracy", 0.5, 500, 0, 1)
+def test_convergence_under_a_strong_attack_ends_on_the_axis(figures):
+    rows = [_with(row, value=0.0) for row in _convergence()]
+    decoded(plots.convergence(report.merge_seeds(rows)))
+    assert figures[0].axes[0].get_ylim() == pytest.approx((0, 5))
+    assert not any(line.get_clip_on() for line in figures[0].axes[0].lines)
+
+
+def _history(norm, mean, variance, layers=("stem", "b10", "b9"), epochs=(0.5, 1.0, 1.5)):
+    made = {layer: {"mean_factor": mean, "variance_factor": variance} for layer in layers}
+    return norm, [LoggedStep(i, epoch, 1.0, 0.5, made) for i, epoch in enumerate(epochs)]
+
+
+def _halves(figure):
+    mean, variance = figure.subfigs
+    return mean, variance
+
+
+def test_factors_that_stay_at_one_are_named_and_not_drawn(figures):
+    runs = [
+        _history("batch", 1.0, 1.0),
+        _history("ridge", 0.999999, 0.999),
+        _history("stein", 0.4, 1.002),
+        _history("jsnorm", 0.3, 0.8),
+    ]
+    decoded(plots.shrinkage(runs))
+    mean, variance = _halves(figures[0])
+    assert mean.get_suptitle() == (
+        "Shrinkage of the batch mean\n"
+        "not drawn, within 0.005 of 1 throughout: batch (reference), ridge"
+    )
+    assert variance.get_suptitle().endswith(": batch (reference), stein, ridge")
+    assert _labels(figures[0]) == ["stein", "jsnorm"]
+    drawn = [line for line in mean.axes[0].lines if len(line.get_xdata()) == 2][:2]
+    np.testing.assert_allclose(drawn[0].get_data(), [[1, 2], [0.4, 0.4]])
+    np.testing.assert_allclose(drawn[1].get_data(), [[1, 2], [0.3, 0.3]])
+    _assert_inside(figures[0])
+
+
+def test_a_factor_that_leaves_one_once_is_drawn(figures):
+    norm, steps = _history("lasso", 1.0, 1.0)
+    _, late = _history("lasso", 0.98, 1.0)
+    decoded(plots.shrinkage([(norm, [*steps, *late])]))
+    mean, variance = _halves(figures[0])
+    assert "not drawn" not in mean.get_suptitle()
+    assert "not drawn" in variance.get_suptitle()
+
+
+def test_shrinkage_is_the_mean_of_the_seeds_with_a_band(figures):
+    decoded(plots.shrinkage([_history("stein", 0.2, 1.0), _history("stein", 0.6, 1.0)]))
+    axis = _halves(figures[0])[0].axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.4, 0.4])
+    heights = axis.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((0.2, 0.6))
+    assert "band: lowest to highest seed" in figures[0].legends[0].get_title().get_text()
+    decoded(plots.shrinkage([_history("stein", 0.2, 1.0)]))
+    assert figures[1].legends[0].get_title().get_text() == "line: mean over an epoch"
+
+
+def test_layers_stand_in_the_networks_order_and_not_all_of_many(figures):
+    decoded(plots.shrinkage([_history("stein", 0.2, 1.0)]))
+    titles = [axis.get_title() for axis in _halves(figures[0])[0].axes]
+    assert titles == ["stem", "b9", "b10"]
+    many = [f"blocks/{i}" for i in range(100)]
+    decoded(plots.shrinkage([_history("stein", 0.2, 1.0, many)]))
+    mean, variance = _halves(figures[1])
+    titles = [axis.get_title() for axis in mean.axes]
+    assert len(titles) == factors.MAX_LAYERS
+    assert (titles[0], titles[-1]) == ("blocks/0", "blocks/99")
+    assert variance.get_supxlabel() == "epoch; 12 of 100 layers"
+
+
+def test_where_nothing_was_measured_the_plots_say_so(figures):
     for content in (
-        plots.accuracy(report.summarise([clean])),
-        plots.shrinkage(runs),
+        plots.accuracy([]),
+        plots.convergence([]),
         plots.shrinkage([("group", [])]),
     ):
         assert content.startswith(b"\x89PNG")
+    accuracy, convergence, shrinkage = figures
+    assert accuracy.get_supxlabel() == "nothing was measured: accuracy (%)"
+    assert convergence.legends[0].get_title().get_text() == "nothing was measured"
+    assert "no factors were logged" in _halves(shrinkage)[0].get_suptitle()
+
+
+def test_norms_are_told_apart_without_colours():
+    looks = [plots.style.line_style(norm) for norm in ("stein", "stein_mean_only", "jsnorm")]
+    assert len({str(look["linestyle"]) for look in looks}) == 3

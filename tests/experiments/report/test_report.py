@@ -58,7 +58,7 @@ def _table():
 
 
 def _found(rows, **more):
-    return {(s.norm, s.source.name, s.attack): s for s in report.summarise(rows, **more)}
+    return {(s.norm, s.source.name, s.attack): s for s in report.merge_seeds(rows, **more)}
 
 
 def test_seeds_merge_and_differences_are_paired_in_any_order():
@@ -109,14 +109,14 @@ def test_threat_models_metrics_balls_and_steps_are_never_mixed():
     ]
     for steps in (1, 2):
         rows.append(_row("batch", 0, 0.3, attack="convergence", steps=steps, **BALL))
-    summaries = report.summarise(rows)
-    assert len(summaries) == len(rows)
-    by_source = {(s.source.name, s.attack): s for s in summaries if s.metric == "accuracy"}
+    entries = report.merge_seeds(rows)
+    assert len(entries) == len(rows)
+    by_source = {(s.source.name, s.attack): s for s in entries if s.metric == "accuracy"}
     assert by_source["test batch (joint)", "clean"].mean == 0.99
     # 32 examples are not the 500 that the reference was measured on
     assert math.isnan(by_source["test batch (independent)", "pgd"].difference)
     assert by_source["test batch (joint)", "pgd"].difference == pytest.approx(-0.2)
-    names = [column.name for column in report.columns_of(summaries)]
+    names = [column.name for column in report.columns_of(entries)]
     assert names == ["clean", "pgd 0.1", "pgd-l2 0.1"]  # no column of convergence
 
 
@@ -137,7 +137,7 @@ def _shown_columns(rows):
     ]
     worst = [report.Column("worst", epsilon, "linf") for epsilon in evaluation.shown_worst]
     wanted = [report.Column("clean"), *shown, *worst]
-    return report.short_columns(report.summarise(rows), wanted)
+    return report.short_columns(report.merge_seeds(rows), wanted)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -145,7 +145,7 @@ def test_all_tables_of_a_terminal_fit_it_uncut(width):
     rows = _table()
     console = Console(width=width, file=io.StringIO())
     wanted = _shown_columns(rows)
-    for table in report.comparison_tables(report.summarise(rows), "accuracy", wanted, width):
+    for table in report.comparison_tables(report.merge_seeds(rows), "accuracy", wanted, width):
         console.print(table)
     text = console.file.getvalue()
     assert "…" not in text
@@ -163,7 +163,7 @@ def test_the_terminal_table_fits_120_columns_uncut(differences):
     columns = _shown_columns(_table())
     assert [column.name for column in columns][-2:] == ["worst 0.07", "worst 0.12"]
     console = Console(width=120, file=io.StringIO())
-    content = report.Content(report.summarise(_table()), columns, differences)
+    content = report.Content(report.merge_seeds(_table()), columns, differences)
     console.print(report.terminal_table(content, report.value_caption("accuracy")))
     text = console.file.getvalue()
     assert "…" not in text
@@ -176,29 +176,29 @@ def test_the_terminal_table_fits_120_columns_uncut(differences):
 
 def test_one_seed_has_an_interval_and_several_a_spread():
     one, two = _row("batch", 0, 0.5), _row("batch", 1, 0.7)
-    content = report.Content(report.summarise([one]), [report.Column("clean")])
+    content = report.Content(report.merge_seeds([one]), [report.Column("clean")])
     assert "| 1 × 500 | 50.0 [48.0, 53.0] |" in report.markdown_table(content)
-    content = report.Content(report.summarise([one, two]), [report.Column("clean")])
+    content = report.Content(report.merge_seeds([one, two]), [report.Column("clean")])
     assert "| 2 × 500 | 60.0±14.1 |" in report.markdown_table(content)
     auc = [dataclasses.replace(one, metric="auc", value=0.98765)]
-    content = report.Content(report.summarise(auc), [report.Column("clean")])
+    content = report.Content(report.merge_seeds(auc), [report.Column("clean")])
     assert "0.988 [0.480, 0.530]" in report.markdown_table(content)
 
 
 def test_markdown_latex_and_csv_hold_every_cell():
     odd = [_row(n, 0, 0.4, attack="a|b_50%&-l2", epsilon=0.5) for n in ("batch", "toward_running")]
-    summaries = report.summarise([*_table(), *odd])
+    entries = report.merge_seeds([*_table(), *odd])
     for differences in (False, True):
-        for page in report.pages(report.columns_of(summaries)):
-            content = report.Content(summaries, page, differences)
+        for page in report.pages(report.columns_of(entries)):
+            content = report.Content(entries, page, differences)
             for line in report.markdown_table(content).splitlines():
                 assert len(re.findall(r"(?<!\\)\|", line)) == len(page) + 4
             _check_latex(report.latex_table(content), len(page) + 3)
-    text = report.csv_table(summaries)
+    text = report.csv_table(entries)
     read = list(csv.DictReader(io.StringIO(text)))
-    assert len(read) == len(summaries)
-    for line, summary in zip(read, summaries, strict=True):
-        for name, value in dataclasses.asdict(summary).items():
+    assert len(read) == len(entries)
+    for line, entry in zip(read, entries, strict=True):
+        for name, value in dataclasses.asdict(entry).items():
             if isinstance(value, float) and math.isnan(value):
                 assert line[name] == ""
             else:
@@ -344,8 +344,8 @@ def test_folders_are_read_in_any_order_and_once(tmp_path):
     two = _folder(tmp_path / "b", [_row("batch", 1, 0.8)], seed=1, changes={"size": "in words"})
     for roots in ([one, two], [two, one], [one, two, tmp_path / "b" / ".." / "a"]):
         (experiment,) = report.read(roots)
-        (summary,) = report.summarise(experiment.rows)
-        assert (summary.mean, summary.seeds) == (pytest.approx(0.85), 2)
+        (entry,) = report.merge_seeds(experiment.rows)
+        assert (entry.mean, entry.seeds) == (pytest.approx(0.85), 2)
         assert experiment.metrics == ("accuracy",)
         places = {key: place.resolve() for key, place in experiment.places.items()}
         assert places == {("batch", 0): one.resolve(), ("batch", 1): two.resolve()}

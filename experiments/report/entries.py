@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
-import statistics as stats
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+import numpy as np
 
 from experiments.report.labels import REFERENCE, Column, Source
 from experiments.results import CONVERGENCE, Row
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class Entry:
     """One cell of a table: a norm, a source of statistics, an attack, a metric; all seeds.
 
     Attributes:
@@ -85,7 +87,7 @@ Paired = Callable[[Row, Row], Interval | None]
 _Key = tuple[str, str, str, Source, Column, int]
 
 
-def summarise(rows: Iterable[Row], paired: Paired = lambda row, reference: None) -> list[Summary]:
+def merge_seeds(rows: Iterable[Row], paired: Paired = lambda row, reference: None) -> list[Entry]:
     """Merges the seeds of each (metric, norm, source, attack), in order of first appearance.
 
     Args:
@@ -106,7 +108,7 @@ def _key(row: Row) -> _Key:
 
 def _summary(
     key: _Key, by_seed: dict[int, Row], groups: dict[_Key, dict[int, Row]], paired: Paired
-) -> Summary:
+) -> Entry:
     config, metric, norm, source, column, steps = key
     other_norm, other_source = reference_of(norm, source)
     other = groups.get((config, metric, other_norm, other_source, column, steps), {})
@@ -117,7 +119,7 @@ def _summary(
     first = next(iter(by_seed.values()))
     low, high = (first.ci_low, first.ci_high) if len(values) == 1 else (math.nan, math.nan)
     interval = paired(*pairs[0]) if len(pairs) == 1 and not is_itself else None
-    return Summary(
+    return Entry(
         config=config,
         metric=metric,
         norm=norm,
@@ -127,7 +129,7 @@ def _summary(
         step_size=first.step_size,
         seeds=len(values),
         n=first.n,
-        mean=stats.fmean(values),
+        mean=fmean(values),
         std=_std(values),
         lowest=min(values),
         highest=max(values),
@@ -135,7 +137,7 @@ def _summary(
         ci_high=high,
         reference="" if is_itself else f"{other_norm}, {other_source.name}",
         pairs=0 if is_itself else len(pairs),
-        difference=stats.fmean(differences) if differences else math.nan,
+        difference=fmean(differences) if differences else math.nan,
         difference_std=_std(differences),
         difference_low=interval[0] if interval else math.nan,
         difference_high=interval[1] if interval else math.nan,
@@ -153,9 +155,10 @@ def reference_of(norm: str, source: Source) -> tuple[str, Source]:
 
 
 def _std(values: Sequence[float]) -> float:
-    return stats.stdev(values) if len(values) > 1 else math.nan
+    # A NaN makes statistics.stdev fail in another way in each version of Python.
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def tabled(summaries: Iterable[Summary], metric: str) -> list[Summary]:
+def tabled(entries: Iterable[Entry], metric: str) -> list[Entry]:
     """Returns those of one metric that stand in tables: all but the curve against steps."""
-    return [s for s in summaries if s.metric == metric and s.attack != CONVERGENCE]
+    return [s for s in entries if s.metric == metric and s.attack != CONVERGENCE]
