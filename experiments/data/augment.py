@@ -24,14 +24,14 @@ class Draw(NamedTuple):
 class Augmentation:
     """Mirrors left to right with probability 1/2 and shifts by whole pixels.
 
-    What is drawn and what is applied are kept apart: a process that holds only a part of a batch
-    draws for all of it and applies its own rows, so that the batch does not depend on how many
-    processes share it.
+    Drawing and applying are separate steps: a process that holds only a part of a batch draws for
+    all of it and applies its own rows, so that the batch does not depend on how many processes
+    share it.
 
     Attributes:
       mirror: left to right: the last spatial axis of images, the first of volumes.
-      shift: largest shift along each spatial axis; what comes in from outside is 0 in inputs and
-        ``VOID`` in label maps.
+      shift: largest shift in pixels along each spatial axis; pixels from outside the image are 0
+        in inputs and ``VOID`` in label maps.
     """
 
     mirror: bool = False

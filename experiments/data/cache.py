@@ -46,7 +46,7 @@ Build = Callable[[Allocate], None]
 
 
 class _Unusable(Exception):
-    """The cache's folder cannot be written; the data themselves are not to blame."""
+    """The folder of the cache cannot be written; nothing is wrong with the data themselves."""
 
 
 def source_key(files: Iterable[Path], root: Path) -> list[list[str | int]]:
@@ -125,7 +125,7 @@ def _in_memory(build: Build) -> dict[str, np.ndarray]:
 def _on_disk(
     entry: Path, key: dict[str, Any], build: Build, on_progress: OnProgress | None
 ) -> dict[str, np.ndarray]:
-    """Returns the entry's arrays: those of a process that was first, or built here."""
+    """Returns the entry's arrays, built here unless another process was first."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,6 +188,7 @@ def _build_in_place(entry: Path, key: dict[str, Any], build: Build) -> None:
         build(allocate)
         try:
             _write_manifest(folder, key, files)
+            files.clear()  # closes the maps: some systems rename no folder with open files
             _put_in_place(folder, entry, key)
         except OSError as error:
             raise _Unusable(error) from error

@@ -52,7 +52,7 @@ def check_columns(columns: Sequence[str]) -> list[str]:
         elif not spelled and others:
             problems.append(
                 f"no column {name}, but {_listed(others)}: rename it to {name} if that is what it "
-                "holds, or else to something longer"
+                "holds, or else give it another name"
             )
         elif not spelled and name in REQUIRED:
             missing.append(name)

@@ -46,7 +46,7 @@ class Volume:
 
     @property
     def owner(self) -> str:
-        """What must not be in two parts: the subject; the file itself where none is known."""
+        """Returns what must not be in two parts: the subject, or the file where none is known."""
         return self.subject or self.name
 
 

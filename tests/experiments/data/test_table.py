@@ -53,7 +53,7 @@ def test_near_misses_are_refused_with_the_column_that_was_meant(column, name):
     else:
         assert found == [
             f"no column {column}, but {name!r}: rename it to {column} if that is what it holds, "
-            "or else to something longer"
+            "or else give it another name"
         ]
 
 
