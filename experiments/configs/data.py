@@ -3,9 +3,6 @@
 import dataclasses
 from typing import Literal
 
-VOID = 255
-"""Label of pixels that count neither in a loss nor in a score, as ``steinnorm.attacks`` has it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class DigitsData:
@@ -82,6 +79,8 @@ class CityscapesData:
       validation: ``folder``: the folder ``val`` is for validation and ``test`` for the test;
         ``split``: as the paper does, a share of ``train`` is for validation and ``val`` is for
         the test (the official test labels are not public).
+      labels: which label files are read, ``gtFine/.../*_gtFine_LABELS.png``: ``labelIds`` (0 to
+        33) or ``trainIds`` (0 to 18 and 255, files ``*_gtFine_labelTrainIds.png``).
       validation_share: that share.
       train_examples: size of the training part; None is all of it.
       split_seed: of the share, and of the choice of ``train_examples``.
@@ -89,6 +88,7 @@ class CityscapesData:
 
     shape: tuple[int, int] = (256, 512)
     validation: Literal["folder", "split"] = "split"
+    labels: Literal["labelIds", "trainIds"] = "labelIds"
     validation_share: float = 0.2
     train_examples: int | None = None
     split_seed: int = 0

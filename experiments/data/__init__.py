@@ -1,5 +1,6 @@
-"""Data sets: from what lies on disk to arrays, one loader per kind of data."""
+"""Loads data sets: from files on disk to arrays, one loader per kind of data."""
 
+import dataclasses
 from pathlib import Path
 
 from experiments.configs.data import (
@@ -9,8 +10,8 @@ from experiments.configs.data import (
     DigitsData,
     VolumesData,
 )
-from experiments.data.cache import OnProgress
 from experiments.data.examples import Dataset
+from experiments.data.problems import DataError, OnProgress
 from experiments.errors import ConfigError
 
 _LAYOUTS = {
@@ -19,7 +20,8 @@ _LAYOUTS = {
     "volumes": "a folder with NIfTI volumes and the table {table} (path,label[,site][,split]"
     "[,subject])",
     "cityscapes": "a folder with leftImg8bit/{{train,val,test}}/CITY/*_leftImg8bit.png and "
-    "gtFine/{{train,val,test}}/CITY/*_gtFine_labelIds.png",
+    "gtFine/{{train,val,test}}/CITY/*_gtFine_labelIds.png (or "
+    "*_gtFine_labelTrainIds.png with data.labels=trainIds)",
 }
 
 
@@ -39,15 +41,29 @@ def load(
 
     Raises:
       ConfigError: the folder is not given, or the data cannot be split as asked.
-      DataError: what lies in the folder is not as described.
+      DataError: the files in the folder are not as described, or may not be read.
     """
+    try:
+        return _load(config, data_dir, cache_dir, on_progress)
+    except OSError as error:  # a folder without permission to enter it, a share that went away
+        raise DataError(
+            f"{error.filename or data_dir}: cannot be read ({error.strerror or error})"
+        ) from error
+
+
+def _load(
+    config: DataConfig,
+    data_dir: Path | None,
+    cache_dir: Path | None,
+    on_progress: OnProgress | None,
+) -> Dataset:
     # Imported where needed: each loader brings libraries that the others can do without.
     if isinstance(config, DigitsData):
         from experiments.data import digits  # noqa: PLC0415
 
         return digits.load(config)
     if data_dir is None:
-        layout = _LAYOUTS[config.kind].format(table=getattr(config, "table", ""))
+        layout = _LAYOUTS[config.kind].format(**dataclasses.asdict(config))
         raise ConfigError(f"{config.kind} needs --data-dir: {layout}")
     data_dir = Path(data_dir)
     if isinstance(config, Cifar10Data):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.configs.data import VOID
+from steinnorm.attacks import VOID
 
 
 class Draw(NamedTuple):
@@ -24,21 +24,21 @@ class Draw(NamedTuple):
 class Augmentation:
     """Mirrors left to right with probability 1/2 and shifts by whole pixels.
 
-    What is drawn and what is applied are kept apart: a process that holds only a part of a batch
-    draws for all of it and applies its own rows, so that the batch does not depend on how many
-    processes share it.
+    Drawing and applying are separate steps: a process that holds only a part of a batch draws for
+    all of it and applies its own rows, so that the batch does not depend on how many processes
+    share it.
 
     Attributes:
       mirror: left to right: the last spatial axis of images, the first of volumes.
-      shift: largest shift along each spatial axis; what comes in from outside is 0 in inputs and
-        ``VOID`` in label maps.
+      shift: largest shift in pixels along each spatial axis; pixels from outside the image are 0
+        in inputs and ``VOID`` in label maps.
     """
 
     mirror: bool = False
     shift: int = 0
 
     def draw(self, generator: np.random.Generator, examples: int, dimensions: int) -> Draw:
-        """Draws for so many examples with so many spatial dimensions."""
+        """Draws for a number of examples with a number of spatial dimensions."""
         # Always the same draws in the same order: switching one off leaves the other alone.
         mirror = generator.random(examples) < 0.5
         offset = generator.integers(-self.shift, self.shift + 1, size=(examples, dimensions))
@@ -47,7 +47,7 @@ class Augmentation:
     def apply(
         self, inputs: np.ndarray, targets: np.ndarray, draw: Draw
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The batch as it was drawn; label maps move along with their images.
+        """Moves a batch as it was drawn; label maps move along with their images.
 
         Args:
           inputs: (B, spatial..., C).
@@ -68,7 +68,7 @@ NO_AUGMENTATION = Augmentation()
 
 
 def _move(x: np.ndarray, mirror: bool, offset: np.ndarray, fill: int) -> np.ndarray:
-    """``x`` (spatial..., and perhaps channels), mirrored, then moved by ``offset``."""
+    """Mirrors ``x`` (spatial..., and perhaps channels), then moves it by ``offset``."""
     # Left and right lie along the width of an image, and along the first axis of a volume, which
     # the loader has turned to right-left, posterior-anterior, inferior-superior.
     sideways = 0 if len(offset) == 3 else len(offset) - 1

@@ -1,4 +1,4 @@
-"""Batches: a pure function of the seed and the step, made in threads beside the training.
+"""Makes batches, a pure function of the seed and the step, in threads beside the training.
 
 No iterator holds any state, so a run resumes at any batch by its number alone.
 """
@@ -19,7 +19,7 @@ _AHEAD = 4  # batches that wait for the step; more only costs memory
 
 
 class Batch(NamedTuple):
-    """Examples of one step.
+    """The examples of one step.
 
     Attributes:
       inputs: (B, ..., C), dtype as in ``Examples``.
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class TrainBatches:
-    """Batch ``step`` of a training, for each ``step`` from 0 up.
+    """The batches of a training: ``batches[step]`` for each ``step`` from 0 up.
 
     Every epoch takes the examples in a new order and drops what does not fill a batch.
 
@@ -87,10 +87,10 @@ class TrainBatches:
 
 
 def check_fills(examples: Examples, batch_size: int) -> None:
-    """Refuses a training part that does not fill a single batch.
+    """Checks that a training part fills at least one batch.
 
     Raises:
-      ConfigError: saying so.
+      ConfigError: it does not.
     """
     if batch_size < 1 or len(examples) < batch_size:
         raise ConfigError(
@@ -137,7 +137,7 @@ def in_order(
       batch_size: over all processes.
       process: (number of this process, how many there are).
       fill: fill the last batch with copies that are not ``real``, so that all batches have one
-        shape.  With statistics of the test batch copies would count: there it must be False, and
+        shape.  Under statistics of the test batch copies would count: there it must be False, and
         the last batch is smaller.
     """
     index, count = process

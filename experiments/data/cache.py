@@ -2,62 +2,59 @@
 
 An entry is a folder ``NAME-FINGERPRINT`` with one ``.npy`` file per array and ``manifest.json``,
 which is written last.  It is built under another name and renamed when complete, so that a killed
-build leaves nothing that would be read, and of several processes that build the same entry at the
-same time one wins and the others read its result.  The fingerprint covers whatever the arrays were
-made of; entries that nothing asks for any longer stay until somebody deletes the folder, which is
-safe at any time when no run is reading it.
+build leaves nothing that would be read.  A lock per entry makes sure that of several processes
+that need it at the same time one builds it, while the others wait and read its result; where the
+file system has no locks, all of them build it and the first to finish wins.  The operating system
+releases the lock of a killed process, and the next build deletes what it left.
+
+The fingerprint covers whatever the arrays were made of; entries that nothing asks for any longer
+stay until somebody deletes the folder, which is safe at any time when no run is reading it.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
-import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+import filelock
 import numpy as np
 
-from experiments.data.examples import DataError
+from experiments.data.problems import DataError, OnProgress
 
 FORMAT = 1
 """Raised when entries written by older code must not be read any longer."""
 
-OnProgress = Callable[[int, int, str], None]
-"""Called with (done, total, what) while something long is under way."""
-
-MOST_PROBLEMS = 10
-"""So many problems are collected before an error is raised, so that they are mended together."""
-
 _MANIFEST = "manifest.json"
 _BUILDING = ".building-"
-_Item = TypeVar("_Item")
+_PATIENCE = 1.0  # seconds of waiting for another process before the user is told
 
 
 class Allocate(Protocol):
     """Makes the array that a build fills: a file's memory map, or memory."""
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array of that shape and type, its content undefined; ``name`` is its key."""
+        """Returns an array of that shape and type, its content undefined; ``name`` is its key."""
 
 
 Build = Callable[[Allocate], None]
 
 
 class _Unusable(Exception):
-    """The cache's folder cannot be written; the data themselves are not to blame."""
+    """The folder of the cache cannot be written; nothing is wrong with the data themselves."""
 
 
 def source_key(files: Iterable[Path], root: Path) -> list[list[str | int]]:
-    """What tells a changed source file: [name below ``root``, bytes, time of change in ns].
+    """Returns what tells a changed source file from the one that was decoded.
 
-    Files keep their order, which is the order of the arrays made of them.
+    Returns:
+      [path relative to ``root``, size in bytes, time of change in ns] of each file, in the order
+      of the files, which is the order of the arrays made of them.
 
     Raises:
       DataError: a file is not there.
@@ -73,9 +70,13 @@ def source_key(files: Iterable[Path], root: Path) -> list[list[str | int]]:
 
 
 def cached(
-    cache_dir: Path | None, name: str, key: dict[str, Any], build: Build
+    cache_dir: Path | None,
+    name: str,
+    key: dict[str, Any],
+    build: Build,
+    on_progress: OnProgress | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``build`` makes, from the cache where it has them.
+    """Returns the arrays that ``build`` makes, from the cache where it has them.
 
     Args:
       cache_dir: folder of the cache; None to build in memory, every time.
@@ -83,6 +84,7 @@ def cached(
       key: JSON of all that the result depends on.
       build: allocates each array through its argument and fills it.  It is called again, from the
         start, where the disk turns out to be full.
+      on_progress: told that this process waits for another one that builds the same arrays.
 
     Returns:
       The arrays by name; read-only memory maps if ``cache_dir`` is given and can be written.
@@ -100,69 +102,13 @@ def cached(
     if arrays is not None:
         return arrays
     try:
-        return _on_disk(entry, key, build)
+        return _on_disk(entry, key, build, on_progress)
     except _Unusable as error:
         warnings.warn(
             f"{cache_dir}: cannot be used as a cache ({error}); going on without, in memory",
             stacklevel=2,
         )
         return _in_memory(build)
-
-
-def fill(
-    items: Sequence[_Item],
-    work: Callable[[int, _Item], None],
-    what: str,
-    on_progress: OnProgress | None = None,
-) -> list[str]:
-    """Calls ``work(position, item)`` for every item, in threads.
-
-    The libraries that decode images and volumes release the interpreter's lock.
-
-    Returns:
-      Messages of the ``DataError``s raised, in the order of the items; after ``MOST_PROBLEMS`` of
-      them no further item is begun.  Other errors are raised.
-    """
-    problems: dict[int, str] = {}
-    done, lock = 0, threading.Lock()
-
-    def one(position: int) -> None:
-        nonlocal done
-        if len(problems) >= MOST_PROBLEMS:
-            return
-        try:
-            work(position, items[position])
-        except DataError as error:
-            problems[position] = str(error)
-        with lock:
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(items), what)
-
-    workers = max(1, min(16, len(items), os.cpu_count() or 1))
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        for _ in pool.map(one, range(len(items))):
-            pass
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return [problems[position] for position in sorted(problems)]
-
-
-def report(problems: Sequence[str]) -> None:
-    """Raises the problems as one error, where there are any.
-
-    Raises:
-      DataError: with one line per problem, the first ``MOST_PROBLEMS`` of them.
-    """
-    if not problems:
-        return
-    if len(problems) == 1:
-        raise DataError(problems[0])
-    shown = [f"  {problem}" for problem in problems[:MOST_PROBLEMS]]
-    if len(problems) > MOST_PROBLEMS:
-        shown.append(f"  ... and {len(problems) - MOST_PROBLEMS} more")
-    raise DataError("\n".join(["the data cannot be used:", *shown]))
 
 
 def _in_memory(build: Build) -> dict[str, np.ndarray]:
@@ -176,13 +122,60 @@ def _in_memory(build: Build) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _on_disk(entry: Path, key: dict[str, Any], build: Build) -> dict[str, np.ndarray]:
-    """Builds an entry under another name, and puts it in its place when it is complete."""
+def _on_disk(
+    entry: Path, key: dict[str, Any], build: Build, on_progress: OnProgress | None
+) -> dict[str, np.ndarray]:
+    """Returns the entry's arrays, built here unless another process was first."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(entry.parent)
-        prefix = f"{_BUILDING}{socket.gethostname()}-{os.getpid()}-"
-        folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=prefix))
+    except OSError as error:
+        raise _Unusable(error) from error
+    with _locked(entry, on_progress) as locked:
+        arrays = _read(entry, key)  # perhaps built while this process waited for the lock
+        if arrays is None:
+            _remove_leftovers(entry, locked)
+            _build_in_place(entry, key, build)
+            arrays = _read(entry, key)
+    if arrays is None:
+        raise _Unusable(f"{entry.name} cannot be read back")
+    return arrays
+
+
+@contextlib.contextmanager
+def _locked(entry: Path, on_progress: OnProgress | None) -> Iterator[bool]:
+    """Holds the entry's lock; yields False where the file system or its rights allow none."""
+    lock = filelock.FileLock(_lock_file(entry))
+    try:
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except filelock.Timeout:
+            if on_progress is not None:
+                on_progress(0, 1, "waiting for another process that decodes the same data")
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        # The lock only saves work: renaming keeps entries whole without it.  Where the folder
+        # cannot be written at all, the build says so.
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock_file(entry: Path) -> Path:
+    return entry.with_name(f"{_BUILDING}{entry.name}.lock")
+
+
+def _new_folder(entry: Path) -> Path:
+    """Makes a folder beside the entry, whose name says which entry's lock protects it."""
+    return Path(tempfile.mkdtemp(dir=entry.parent, prefix=f"{_BUILDING}{entry.name}-"))
+
+
+def _build_in_place(entry: Path, key: dict[str, Any], build: Build) -> None:
+    """Builds an entry under another name, and puts it in its place when it is complete."""
+    try:
+        folder = _new_folder(entry)
     except OSError as error:
         raise _Unusable(error) from error
     try:
@@ -195,19 +188,16 @@ def _on_disk(entry: Path, key: dict[str, Any], build: Build) -> dict[str, np.nda
         build(allocate)
         try:
             _write_manifest(folder, key, files)
+            files.clear()  # closes the maps: some systems rename no folder with open files
             _put_in_place(folder, entry, key)
         except OSError as error:
             raise _Unusable(error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # of no use if anything failed
-    arrays = _read(entry, key)
-    if arrays is None:
-        raise _Unusable(f"{entry.name} cannot be read back")
-    return arrays
 
 
 def _new_file(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A memory map whose disk space is there.
+    """Makes a memory map whose disk space is reserved.
 
     A map is a file with holes: without the reservation, a full disk would kill the process with a
     bus error at the first write to a hole.
@@ -257,7 +247,7 @@ def _put_in_place(folder: Path, entry: Path, key: dict[str, Any]) -> None:
             return
         # What lies there cannot be read.  It is renamed first, so that of two processes that do
         # this only one deletes it, and neither deletes the other's new entry.
-        broken = Path(tempfile.mkdtemp(dir=entry.parent, prefix=_BUILDING)) / entry.name
+        broken = _new_folder(entry) / entry.name
         with contextlib.suppress(FileNotFoundError):
             os.rename(entry, broken)
         shutil.rmtree(broken.parent, ignore_errors=True)
@@ -265,9 +255,10 @@ def _put_in_place(folder: Path, entry: Path, key: dict[str, Any]) -> None:
 
 
 def _read(entry: Path, key: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    """An entry's arrays as memory maps; None where it is missing, of another key or damaged.
+    """Returns an entry's arrays as memory maps; None where it is missing or cannot be used.
 
-    Damage means a missing or shortened file or a changed header; contents are not checked.
+    It cannot be used if it is of another key or damaged.  Damage means a missing or shortened file
+    or a changed header; contents are not checked.
     """
     try:
         manifest = json.loads((entry / _MANIFEST).read_text())
@@ -287,20 +278,23 @@ def _read(entry: Path, key: dict[str, Any]) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _remove_leftovers(cache_dir: Path) -> None:
-    """Deletes what builds of this machine left that were killed."""
-    prefix = f"{_BUILDING}{socket.gethostname()}-"
-    for folder in cache_dir.glob(f"{prefix}*"):
-        process = folder.name.removeprefix(prefix).split("-")[0]
-        if process.isdigit() and not _alive(int(process)):
+def _remove_leftovers(entry: Path, locked: bool) -> None:
+    """Deletes what killed builds left: folders of entries that no process has locked.
+
+    Args:
+      entry: the one that is about to be built.
+      locked: whether this process holds its lock.
+    """
+    for folder in entry.parent.glob(f"{_BUILDING}*-*"):
+        if not folder.is_dir():
+            continue  # a lock file, which stays: another process may be waiting for it
+        other = folder.with_name(folder.name.removeprefix(_BUILDING).rpartition("-")[0])
+        if other.name == entry.name:
+            if locked:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with (
+            contextlib.suppress(filelock.Timeout, OSError, NotImplementedError),
+            filelock.FileLock(_lock_file(other), timeout=0),
+        ):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True

@@ -18,8 +18,9 @@ from PIL import Image
 
 from experiments.configs.data import Cifar10Data
 from experiments.data import split
-from experiments.data.cache import Allocate, OnProgress, cached, source_key
-from experiments.data.examples import DataError, Dataset, Examples
+from experiments.data.cache import Allocate, cached, source_key
+from experiments.data.examples import Dataset, Examples
+from experiments.data.problems import DataError, OnProgress, first_line
 
 NAMES = (
     "airplane",
@@ -82,20 +83,20 @@ def load(
             for part in ("train", "test"):
                 _decode(part, data_dir, folder, allocate, on_progress)
 
-    arrays = cached(cache_dir, "cifar10", key, build)
+    arrays = cached(cache_dir, "cifar10", key, build, on_progress)
     return _split(config, arrays)
 
 
 def _split(config: Cifar10Data, arrays: dict[str, np.ndarray]) -> Dataset:
     train = Examples(arrays["train_images"], arrays["train_labels"])
     test = Examples(arrays["test_images"], arrays["test_labels"])
-    order = split.shuffled(len(train), config.split_seed, split.TRAIN)
-    kept = split.share_of(len(train), config.validation_share, "validation_share")
-    chosen = split.first(
+    order = split.shuffled_order(len(train), config.split_seed, split.TRAIN)
+    kept = split.count_of_share(len(train), config.validation_share, "validation_share")
+    chosen = split.first_of(
         order[kept:], config.train_examples, "train_examples", "training images left by validation"
     )
-    test_order = split.first(
-        split.shuffled(len(test), config.split_seed, split.TEST),
+    test_order = split.first_of(
+        split.shuffled_order(len(test), config.split_seed, split.TEST),
         config.test_examples,
         "test_examples",
         "test images",
@@ -110,10 +111,10 @@ def _split(config: Cifar10Data, arrays: dict[str, np.ndarray]) -> Dataset:
 
 
 def _prepared(folder: Path) -> bool:
-    """Whether the folder holds a prepared data set.
+    """Returns whether the folder holds a prepared data set.
 
     Raises:
-      DataError: it does, but in a form that cannot be read without TensorFlow, or in parts.
+      DataError: it does, but not completely, or in a form that needs TensorFlow.
     """
     if not (folder / "dataset_info.json").is_file():
         return False
@@ -142,18 +143,22 @@ def _prepare(data_dir: Path, folder: Path) -> None:
         raise DataError(
             f"{data_dir}: holds no prepared CIFAR-10 (expected cifar10/{VERSION}/ with "
             f"dataset_info.json and cifar10-{{train,test}}.array_record-*, looked in {folder}), "
-            f"and it could not be downloaded ({type(error).__name__}: {error}); {_HOW}"
+            f"and it could not be downloaded ({first_line(error)}); {_HOW}"
         ) from error
 
 
 def _reach(host: str) -> None:
-    """Fails within seconds where the host cannot be reached; TFDS itself tries for minutes."""
+    """Checks within seconds that a host can be reached; TFDS itself would try for minutes.
+
+    Raises:
+      OSError: it cannot.
+    """
     if not urllib.request.getproxies():  # with a proxy, the host need not be known here
         socket.create_connection((host, 443), timeout=15).close()
 
 
 def _examples_of(prefix: str, paths: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """TFDS examples of CIFAR-10's binary files, with the ids and keys that TFDS gives them.
+    """Yields the examples of CIFAR-10's binary files with the ids and keys that TFDS gives them.
 
     A record is 1 byte of label and 3,072 bytes of image, (3, 32, 32).
     """
@@ -174,27 +179,39 @@ def _examples_of(prefix: str, paths: Iterable[str]) -> Iterator[tuple[int, dict[
 def _decode(
     part: str, data_dir: Path, folder: Path, allocate: Allocate, on_progress: OnProgress | None
 ) -> None:
-    """Decodes one part into ``PART_images`` and ``PART_labels``, in the order of the files."""
-    try:
-        with _quiet():
-            import tensorflow_datasets as tfds  # noqa: PLC0415
+    """Decodes one part into ``PART_images`` and ``PART_labels``, in the order of the files.
 
-            source = tfds.data_source("cifar10", split=part, data_dir=str(data_dir), download=False)
+    Raises:
+      DataError: the folder cannot be read as CIFAR-10.
+    """
+    with _readable(folder, part), _quiet():
+        import tensorflow_datasets as tfds  # noqa: PLC0415
+
+        source = tfds.data_source("cifar10", split=part, data_dir=str(data_dir), download=False)
         count = len(source)
-        images = allocate(f"{part}_images", (count, *SHAPE), np.uint8)
-        labels = allocate(f"{part}_labels", (count,), np.int32)
-        for start in range(0, count, _CHUNK):
-            stop = min(start + _CHUNK, count)
+    images = allocate(f"{part}_images", (count, *SHAPE), np.uint8)
+    labels = allocate(f"{part}_labels", (count,), np.int32)
+    for start in range(0, count, _CHUNK):
+        stop = min(start + _CHUNK, count)
+        with _readable(folder, part):
             records = source.__getitems__(list(range(start, stop)))
             where = f"{folder}: {part} image"
             _store(records, images[start:stop], labels[start:stop], where, start)
-            if on_progress is not None:
-                on_progress(stop, count, f"CIFAR-10 {part} images")
-    except (RuntimeError, ValueError, KeyError, OSError, NotImplementedError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
+        if on_progress is not None:
+            on_progress(stop, count, f"CIFAR-10 {part} images")
+
+
+@contextlib.contextmanager
+def _readable(folder: Path, part: str) -> Iterator[None]:
+    """Turns whatever TFDS raises about broken files into a ``DataError`` of one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # protobuf's ParseError, AssertionError, what the file format raises
         raise DataError(
-            f"{folder}: the {part} part cannot be read ({type(error).__name__}: {error})"
+            f"{folder}: the {part} part cannot be read ({first_line(error)}); a file there "
+            "(dataset_info.json, or one of the part) is broken: copy or prepare the folder again"
         ) from error
 
 
@@ -220,7 +237,7 @@ def _store(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without TFDS's advice to install OpenCV."""
+    """Suppresses TFDS's advice to install OpenCV."""
     import absl.logging  # noqa: PLC0415
 
     before = absl.logging.get_verbosity()

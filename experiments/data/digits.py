@@ -31,7 +31,7 @@ def load(config: DigitsData) -> Dataset:
     wanted = config.train_examples + config.test_examples
     if wanted > len(images) or min(config.train_examples, config.test_examples) < CLASSES:
         raise ConfigError(
-            f"the digits have {len(images)} images of {CLASSES} classes; asked for were "
+            f"the digits have {len(images)} images of {CLASSES} classes, but the settings ask for "
             f"{config.train_examples} for training and {config.test_examples} for the test"
         )
     train_x, test_x, train_y, test_y = train_test_split(

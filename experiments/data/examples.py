@@ -1,16 +1,12 @@
-"""Decoded examples: what every loader hands over and all else works on."""
+"""Decoded examples: what every loader returns, and what training and evaluation work on."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.errors import ConfigError
-
-
-class DataError(ConfigError):
-    """Data on disk is not as described; the message names the file and what is wrong with it."""
+if TYPE_CHECKING:
+    import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Examples:
         return len(self.targets)
 
     def take(self, index: np.ndarray) -> "Examples":
-        """Those at the given positions, in that order."""
+        """Returns the examples at the given positions, in that order."""
         return Examples(self.inputs[index], self.targets[index])
 
 
@@ -49,6 +45,7 @@ class Dataset:
         statistics, batches sorted by class would be another experiment.
       classes: number of classes; labels lie in [0, classes).
       class_names: their names, in order.
+      notes: lines for the user about what was loaded, such as how many subjects each part has.
     """
 
     train: Examples
@@ -56,8 +53,12 @@ class Dataset:
     test: Examples
     classes: int
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def as_inputs(x: jax.Array) -> jax.Array:
-    """Inputs in [0, 1]: bytes are divided on the device, where they arrive four times faster."""
+def as_inputs(x: "jax.Array") -> "jax.Array":
+    """Returns inputs in [0, 1]; bytes are sent to the device as they are and divided there."""
+    # Imported where needed: whoever only loads data can do without JAX.
+    import jax.numpy as jnp  # noqa: PLC0415
+
     return x.astype(jnp.float32) / 255.0 if x.dtype == jnp.uint8 else x

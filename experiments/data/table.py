@@ -1,4 +1,4 @@
-"""The table of volumes: read, checked, and split by subject."""
+"""Reads and checks the table of volumes, and splits it by subject."""
 
 import csv
 import dataclasses
@@ -9,107 +9,142 @@ import numpy as np
 
 from experiments.configs.data import VolumesData
 from experiments.data import split
-from experiments.data.cache import report
-from experiments.data.examples import DataError
+from experiments.data.columns import check_columns
+from experiments.data.problems import DataError, raise_problems
 from experiments.errors import ConfigError
 
 PARTS = ("train", "validation", "test")
-_WORDS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_PART_OF_WORD = {
+    "train": "train",
+    "val": "validation",
+    "validation": "validation",
+    "test": "test",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One volume of the table.
+class Volume:
+    """One volume, as its line of the table describes it.
 
     Attributes:
       line: in the table, from 1; the header is line 1.
-      path: of the volume.
+      name: of the file, as the table writes it.
+      path: of the file.
       label: 0 or 1.
       site: empty if unknown.
       part: ``train``, ``validation`` or ``test``; empty if the table does not say.
-      subject: whose volume it is.
+      subject: whose volume it is; empty if the table does not say.
     """
 
     line: int
+    name: str
     path: Path
     label: int
     site: str
     part: str
     subject: str
 
+    @property
+    def owner(self) -> str:
+        """Returns what must not be in two parts: the subject, or the file where none is known."""
+        return self.subject or self.name
 
-def read(table: Path) -> list[Row]:
+
+def read_table(table: Path) -> list[Volume]:
     """Reads and checks the table; the volumes are not opened.
 
     Raises:
-      DataError: the table is missing, empty, or wrong in one or more rows.
+      DataError: the table is missing, empty, or wrong in its header or in one or more rows.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="", skipinitialspace=True)
             columns = [(name or "").strip() for name in reader.fieldnames or ()]
             reader.fieldnames = columns
-            cells = [(reader.line_num, row) for row in reader]
+            rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError as error:
         raise DataError(f"{table}: no such table (expected CSV with path,label)") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read ({error})") from error
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing:
-        raise DataError(f"{table}: no column {' and no '.join(missing)}; it has {columns}")
-    if not cells:
+    raise_problems([f"{table}: {problem}" for problem in check_columns(columns)])
+    if not rows:
         raise DataError(f"{table}: has a header and no rows")
     problems: list[str] = []
-    rows = []
-    for line, row in cells:
+    volumes = []
+    for line, row in rows:
+        # What the reader puts under None are cells that no column is left for.
+        if any(cell.strip() for cell in row.pop(None, [])):
+            problems.append(
+                f"{table}, line {line}: more cells than the {len(columns)} columns; a path with a "
+                "comma needs quotation marks"
+            )
+            continue
         text = {name: (row.get(name) or "").strip() for name in (*columns, "site", "split")}
-        found = _row(table, line, text, problems)
-        if found is not None:
-            rows.append(found)
-    _check_twice(table, rows, problems)
-    report(problems)
-    return rows
+        volume = _volume(table, line, text, problems)
+        if volume is not None:
+            volumes.append(volume)
+    _check_twice(table, volumes, problems)
+    _check_spelling(table, volumes, problems)
+    raise_problems(problems)
+    return volumes
 
 
-def split_rows(rows: list[Row], config: VolumesData, table: Path) -> dict[str, list[Row]]:
-    """Puts rows into parts: as the table says, or by the seed and by subject.
+def split_volumes(
+    volumes: list[Volume], config: VolumesData, table: Path
+) -> dict[str, list[Volume]]:
+    """Puts volumes into parts: as the table says, or by the seed and by subject.
 
     Returns:
-      Rows of each of ``PARTS``, in random order.  Where ``train_examples`` cuts the training part,
-      both labels keep about their shares.
+      Volumes of each of ``PARTS``, in random order.  Where ``train_examples`` cuts the training
+      part, both labels keep about their shares.
 
     Raises:
       ConfigError: a share is out of range, or ``train_examples`` too large.
       DataError: a part is empty or of one class; a subject is in two parts.
     """
-    given = any(row.part for row in rows)
-    parts = _given(rows, table) if given else _drawn(rows, config)
+    given = any(volume.part for volume in volumes)
+    parts = _given(volumes, table) if given else _drawn(volumes, config)
     problems = []
     for stream, name in enumerate(PARTS):
-        labels = np.array([row.label for row in parts[name]])
+        labels = np.array([volume.label for volume in parts[name]])
         if name == "validation" and len(labels) == 0 and config.validation_share == 0:
             continue
         if len(labels) == 0:
-            problems.append(f"{table}: the {name} part is empty ({len(rows)} rows in all)")
+            problems.append(f"{table}: the {name} part is empty ({len(volumes)} volumes in all)")
             continue
         if name == "train":
-            order = split.balanced(labels, config.split_seed, split.CHOICE)
-            order = split.first(order, config.train_examples, "train_examples", "for training")
+            order = split.balanced_order(labels, config.split_seed, split.CHOICE)
+            order = split.first_of(order, config.train_examples, "train_examples", "for training")
             parts[name] = [parts[name][i] for i in order]
         # Shuffled after the choice: in a test part whose labels alternate, every batch would have
         # the same number of each, which is another experiment where it has its own statistics.
-        order = split.shuffled(len(parts[name]), config.split_seed, stream)
+        order = split.shuffled_order(len(parts[name]), config.split_seed, stream)
         parts[name] = [parts[name][i] for i in order]
-        if len({row.label for row in parts[name]}) < 2:
+        if len({volume.label for volume in parts[name]}) < 2:
             problems.append(
                 f"{table}: the {name} part has volumes of label {parts[name][0].label} only"
             )
-    report(problems)
+    raise_problems(problems)
     return parts
 
 
-def _row(table: Path, line: int, text: dict[str, str], problems: list[str]) -> Row | None:
-    """One row, or None and a problem more."""
+def subjects_note(parts: dict[str, list[Volume]]) -> str:
+    """Returns one line for the user: how many volumes and subjects each part has."""
+    if not any(volume.subject for volumes in parts.values() for volume in volumes):
+        sizes = [f"{name} {len(volumes)} volumes" for name, volumes in parts.items()]
+        return (
+            f"{'; '.join(sizes)}; the table has no column subject: every volume counts as a "
+            "subject of its own"
+        )
+    sizes = [
+        f"{name} {len(volumes)} volumes of {len({volume.owner for volume in volumes})} subjects"
+        for name, volumes in parts.items()
+    ]
+    return "; ".join(sizes)
+
+
+def _volume(table: Path, line: int, text: dict[str, str], problems: list[str]) -> Volume | None:
+    """Returns the volume of one row; or None, and adds to the problems."""
     where = f"{table}, line {line}"
     before = len(problems)
     path = table.parent / text["path"]  # an absolute path stays as it is
@@ -125,60 +160,82 @@ def _row(table: Path, line: int, text: dict[str, str], problems: list[str]) -> R
         label = -1
     if label not in (0, 1):
         problems.append(f"{where}: the label is {text['label']!r}, not 0 or 1")
-    part = _WORDS.get(text["split"].lower(), "")
+    part = _PART_OF_WORD.get(text["split"].lower(), "")
     if text["split"] and not part:
         problems.append(f"{where}: the split is {text['split']!r}, not train, val or test")
     if "subject" in text and not text["subject"]:
         problems.append(f"{where}: no subject, though the table has that column")
     if len(problems) > before:
         return None
-    subject = text.get("subject", text["path"])
-    return Row(line, path, int(label), text["site"], part, subject)
+    return Volume(
+        line=line,
+        name=text["path"],
+        path=path,
+        label=int(label),
+        site=text["site"],
+        part=part,
+        subject=text.get("subject", ""),
+    )
 
 
-def _check_twice(table: Path, rows: list[Row], problems: list[str]) -> None:
+def _check_twice(table: Path, volumes: list[Volume], problems: list[str]) -> None:
+    """Adds to the problems files that stand in the table twice."""
     seen: dict[Path, int] = {}
-    for row in rows:
-        first = seen.setdefault(row.path.resolve(), row.line)
-        if first != row.line:
-            problems.append(f"{table}, line {row.line}: {row.path} is already in line {first}")
+    for volume in volumes:
+        line = seen.setdefault(volume.path.resolve(), volume.line)
+        if line != volume.line:
+            problems.append(f"{table}, line {volume.line}: {volume.path} is already in line {line}")
 
 
-def _given(rows: list[Row], table: Path) -> dict[str, list[Row]]:
-    """Parts as the column ``split`` says."""
+def _check_spelling(table: Path, volumes: list[Volume], problems: list[str]) -> None:
+    """Adds to the problems subjects and sites that differ in case only, and so would be two."""
+    for column in ("subject", "site"):
+        seen: dict[str, Volume] = {}
+        for volume in volumes:
+            name = getattr(volume, column)
+            other = seen.setdefault(name.casefold(), volume)
+            if name != getattr(other, column):
+                problems.append(
+                    f"{table}, line {volume.line}: the {column} {name!r} is "
+                    f"{getattr(other, column)!r} in line {other.line}: spell it the same way"
+                )
+
+
+def _given(volumes: list[Volume], table: Path) -> dict[str, list[Volume]]:
+    """Returns the parts as the column ``split`` says."""
     problems = [
-        f"{table}, line {row.line}: no split, though other rows have one"
-        for row in rows
-        if not row.part
+        f"{table}, line {volume.line}: no split, though other rows have one"
+        for volume in volumes
+        if not volume.part
     ]
-    subjects: dict[str, Row] = {}
-    for row in rows:
-        other = subjects.setdefault(row.subject, row)
-        if row.part and other.part and row.part != other.part:
+    first: dict[str, Volume] = {}
+    for volume in volumes:
+        other = first.setdefault(volume.owner, volume)
+        if volume.part and other.part and volume.part != other.part:
             problems.append(
-                f"{table}, line {row.line}: subject {row.subject} is in {row.part}, and in "
-                f"{other.part} in line {other.line}"
+                f"{table}, line {volume.line}: subject {volume.subject} is in {volume.part}, and "
+                f"in {other.part} in line {other.line}"
             )
-    report(problems)
-    return {name: [row for row in rows if row.part == name] for name in PARTS}
+    raise_problems(problems)
+    return {name: [volume for volume in volumes if volume.part == name] for name in PARTS}
 
 
-def _drawn(rows: list[Row], config: VolumesData) -> dict[str, list[Row]]:
-    """Parts by the seed: the subjects are dealt out, with each label in about its share.
+def _drawn(volumes: list[Volume], config: VolumesData) -> dict[str, list[Volume]]:
+    """Deals the subjects out by the seed, so that each part has about its share of each label.
 
     Raises:
       ConfigError: the shares leave nothing for training.
     """
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[row.subject].append(row)
+    groups: dict[str, list[Volume]] = defaultdict(list)
+    for volume in volumes:
+        groups[volume.owner].append(volume)
     names = sorted(groups)
     # A subject with volumes of both labels is a kind of its own: 0, 1 or the mean between them.
-    kinds = np.array([np.mean([row.label for row in groups[name]]) for name in names])
+    kinds = np.array([np.mean([volume.label for volume in groups[name]]) for name in names])
     kinds = np.where((kinds > 0) & (kinds < 1), 0.5, kinds)
-    order = split.balanced(kinds, config.split_seed, split.CHOICE)
-    test = split.share_of(len(names), config.test_share, "test_share")
-    validation = split.share_of(len(names), config.validation_share, "validation_share")
+    order = split.balanced_order(kinds, config.split_seed, split.CHOICE)
+    test = split.count_of_share(len(names), config.test_share, "test_share")
+    validation = split.count_of_share(len(names), config.validation_share, "validation_share")
     if test + validation >= len(names):
         raise ConfigError(
             f"test_share {config.test_share} and validation_share {config.validation_share} of "
@@ -186,4 +243,4 @@ def _drawn(rows: list[Row], config: VolumesData) -> dict[str, list[Row]]:
         )
     cuts = np.split(order, [test, test + validation])
     chosen = dict(zip(("test", "validation", "train"), cuts, strict=True))
-    return {name: [row for i in chosen[name] for row in groups[names[i]]] for name in PARTS}
+    return {name: [volume for i in chosen[name] for volume in groups[names[i]]] for name in PARTS}

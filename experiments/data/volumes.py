@@ -1,29 +1,35 @@
 """NIfTI volumes with a table of labels, brought to one shape and range.
 
 The table is a CSV file with the columns ``path,label`` and, if known, ``site``, ``split`` and
-``subject``; others are ignored.  Paths are relative to the table's folder, or absolute; labels are
-0 or 1.  Without a ``split`` column the seed splits by subject, so that no subject is in two parts;
-**without a ``subject`` column every file counts as a subject of its own**, which is right only if
-no subject was scanned twice.
+``subject``; others may be there, but names that are nearly one of these are refused.  Paths are
+relative to the table's folder, or absolute; labels are 0 or 1.  Without a ``split`` column the seed
+splits by subject, so that no subject is in two parts; **without a ``subject`` column every file
+counts as a subject of its own**, which is right only if no subject was scanned twice.
 """
 
 import importlib.metadata
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import scipy.ndimage
+from nibabel.affines import voxel_sizes
 from nibabel.funcs import squeeze_image
 
 from experiments.configs.data import VolumesData
-from experiments.data.cache import Allocate, OnProgress, cached, fill, report, source_key
-from experiments.data.examples import DataError, Dataset, Examples
+from experiments.data.cache import Allocate, cached, source_key
+from experiments.data.examples import Dataset, Examples
 from experiments.data.harmonise import Combat
-from experiments.data.table import PARTS, Row, read, split_rows
+from experiments.data.problems import DataError, OnProgress, decode_all, first_line
+from experiments.data.table import PARTS, Volume, read_table, split_volumes, subjects_note
 from experiments.errors import ConfigError
 
 NAMES = ("0", "1")
+_SIZES = "voxel_sizes"
+_SAME_SIZE = 0.01  # relative; scanners and programs round voxel sizes differently
+_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}  # what is not said is taken as mm
 
 
 def load(
@@ -36,7 +42,7 @@ def load(
 
     A volume is turned to the canonical axes (right, anterior, superior), normalised, and brought
     to the shape: ``resample`` stretches each axis to its length whatever the voxel size, ``crop``
-    keeps the voxels.
+    keeps the voxels, and so takes volumes of one voxel size only.
 
     Args:
       config: shape, range, split.
@@ -54,19 +60,20 @@ def load(
     """
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: no such folder (expected volumes and {config.table})")
-    rows = read(data_dir / config.table)
-    parts = split_rows(rows, config, data_dir / config.table)
+    table = data_dir / config.table
+    parts = split_volumes(read_table(table), config, table)
     if config.harmonise:
-        _check_sites(parts, data_dir / config.table)
-    used = [row for name in PARTS for row in parts[name]]
+        _check_sites(parts, table)
+    used = [volume for name in PARTS for volume in parts[name]]
     key = {
-        "files": source_key([row.path for row in used], data_dir),
+        "files": source_key([volume.path for volume in used], data_dir),
         "parts": [len(parts[name]) for name in PARTS],
         "shape": config.shape,
         "fit": config.fit,
         "normalise": config.normalise,
-        "sites": [row.site for row in used] if config.harmonise else None,
+        "sites": [volume.site for volume in used] if config.harmonise else None,
         "versions": [importlib.metadata.version(name) for name in ("nibabel", "scipy")],
+        "arrays": [*PARTS, _SIZES],
     }
 
     def build(allocate: Allocate) -> None:
@@ -75,57 +82,117 @@ def load(
             for name in PARTS
             if parts[name]
         }
-        places = [(row, arrays[name][i]) for name in PARTS for i, row in enumerate(parts[name])]
+        sizes = allocate(_SIZES, (len(used), 3), np.float32)
+        places = [place for name in PARTS if parts[name] for place in arrays[name]]
 
-        def decode(_: int, item: tuple[Row, np.ndarray]) -> None:
-            row, place = item
-            place[..., 0] = _volume(row, config)
+        def decode(position: int, volume: Volume) -> None:
+            places[position][..., 0], sizes[position] = _decode(volume, config)
 
-        report(fill(places, decode, "volumes", on_progress))
+        decode_all(used, decode, "volumes", on_progress)
+        if config.fit == "crop" and not _alike(sizes):
+            raise DataError(
+                f"{table}: fit = crop keeps the voxels, but their sizes differ: "
+                f"{_sizes_in_words(used, sizes)}; bring the files to one voxel size, or stretch "
+                "every volume to data.shape with data.fit=resample"
+            )
         if config.harmonise:
             _harmonise(arrays, parts)
 
-    arrays = cached(cache_dir, "volumes", key, build)
+    arrays = cached(cache_dir, "volumes", key, build, on_progress)
+    notes = [subjects_note(parts)]
+    if not _alike(arrays[_SIZES]):
+        notes.append(
+            f"voxel sizes differ: {_sizes_in_words(used, arrays[_SIZES])}; fit = resample "
+            f"stretches every volume to {config.shape} voxels whatever its size in mm"
+        )
     empty = np.empty((0, *config.shape, 1), np.float32)
     train, validation, test = (
         Examples(
-            arrays.get(name, empty), np.array([row.label for row in parts[name]], dtype=np.int32)
+            arrays.get(name, empty),
+            np.array([volume.label for volume in parts[name]], dtype=np.int32),
         )
         for name in PARTS
     )
-    return Dataset(train, validation, test, classes=len(NAMES), class_names=NAMES)
+    return Dataset(
+        train, validation, test, classes=len(NAMES), class_names=NAMES, notes=tuple(notes)
+    )
 
 
-def _volume(row: Row, config: VolumesData) -> np.ndarray:
-    """One volume, float32 of the configured shape.
+def _decode(volume: Volume, config: VolumesData) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes one volume.
+
+    Returns:
+      The voxels, float32 of the configured shape; and the (3,) sizes of the voxels in the file,
+      in mm along the canonical axes.
 
     Raises:
       DataError: it cannot be read or used; the message names the file and its line in the table.
     """
-    where = f"{row.path} (line {row.line})"
+    where = f"{volume.path} (line {volume.line})"
     try:
-        image = squeeze_image(nibabel.load(row.path))
-        shape = image.shape
-        # Before its voxels are read: a time series may be larger than memory.
-        voxels = (
-            nibabel.as_closest_canonical(image).get_fdata(dtype=np.float32, caching="unchanged")
-            if len(shape) == 3
-            else None
-        )
+        image = nibabel.load(volume.path)
+        if not isinstance(image, nibabel.Nifti1Image):  # as is its successor, NIfTI-2
+            raise DataError(f"{where}: holds a {type(image).__name__}, not a volume")
+        _check_header(image, where)
+        # Before the voxels are read: a time series may be larger than memory.
+        image = squeeze_image(image)
+        if len(image.shape) != 3:
+            raise DataError(f"{where}: has the shape {image.shape}; three dimensions are needed")
+        canonical = nibabel.as_closest_canonical(image)
+        sizes = voxel_sizes(canonical.affine)
+        unit = _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+        voxels = canonical.get_fdata(dtype=np.float32, caching="unchanged")
+    except DataError:
+        raise
+    except PermissionError as error:
+        raise DataError(f"{where}: cannot be read ({error.strerror})") from error
     except Exception as error:  # nibabel raises what gzip, NumPy and its own parsers raise
         raise DataError(
-            f"{where}: cannot be read as NIfTI, or is cut short ({type(error).__name__}: {error})"
+            f"{where}: cannot be read as NIfTI, or is cut short ({first_line(error)})"
         ) from error
-    if voxels is None:
-        raise DataError(f"{where}: has the shape {shape}; three dimensions are needed")
     unusable = np.count_nonzero(~np.isfinite(voxels))
     if unusable:
         raise DataError(f"{where}: {unusable} of {voxels.size} voxels are NaN or infinite")
-    return _fit(_normalise(voxels, config.normalise, where), config.shape, config.fit)
+    fitted = _fit(_normalise(voxels, config.normalise, where), config.shape, config.fit)
+    return fitted, sizes * unit
+
+
+def _check_header(image: nibabel.Nifti1Image, where: str) -> None:
+    """Refuses volumes that nibabel would convert with a loss, or cannot turn to any axes.
+
+    Raises:
+      DataError: saying what the file holds.
+    """
+    dtype, affine = image.get_data_dtype(), np.asarray(image.affine)
+    if dtype.kind not in "biuf":
+        kind = {"V": "colours (RGB)", "c": "complex numbers"}.get(dtype.kind, f"the type {dtype}")
+        how = "the magnitude" if dtype.kind == "c" else "one channel"
+        raise DataError(f"{where}: holds {kind}, not one real number per voxel; save {how} instead")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise DataError(
+            f"{where}: its affine (sform or qform) is zero, singular or not finite, so that "
+            "neither orientation nor voxel size is known; write the right one into the header"
+        )
+
+
+def _alike(sizes: np.ndarray) -> bool:
+    """Returns whether (N, 3) voxel sizes are the same, up to rounding."""
+    return bool((np.ptp(sizes, axis=0) <= _SAME_SIZE * sizes.min(axis=0)).all())
+
+
+def _sizes_in_words(volumes: Sequence[Volume], sizes: np.ndarray) -> str:
+    """Returns the voxel sizes with their numbers of volumes and one file each, as a message."""
+    groups: dict[str, list[Volume]] = defaultdict(list)
+    for volume, size in zip(volumes, sizes, strict=True):
+        groups["x".join(f"{length:.3g}" for length in size)].append(volume)
+    largest = sorted(groups, key=lambda size: -len(groups[size]))
+    said = [f"{size} mm in {len(groups[size])} (as {groups[size][0].name})" for size in largest[:3]]
+    more = f" and {len(largest) - 3} others" if len(largest) > 3 else ""
+    return ", ".join(said) + more
 
 
 def _normalise(voxels: np.ndarray, how: str, where: str) -> np.ndarray:
-    """Values in [0, 1], float32."""
+    """Brings values into [0, 1], float32."""
     lowest, highest = float(voxels.min()), float(voxels.max())
     if lowest == highest:
         raise DataError(f"{where}: constant, every voxel is {lowest:g}")
@@ -148,7 +215,7 @@ def _normalise(voxels: np.ndarray, how: str, where: str) -> np.ndarray:
 
 
 def _fit(voxels: np.ndarray, shape: Sequence[int], how: str) -> np.ndarray:
-    """The volume in the given shape."""
+    """Brings a volume to the given shape."""
     if voxels.shape == tuple(shape):
         return voxels
     if how == "resample":
@@ -168,20 +235,20 @@ def _fit(voxels: np.ndarray, shape: Sequence[int], how: str) -> np.ndarray:
     return fitted
 
 
-def _check_sites(parts: dict[str, list[Row]], table: Path) -> None:
-    """Whether the sites can be harmonised on the training part.
+def _check_sites(parts: dict[str, list[Volume]], table: Path) -> None:
+    """Checks that the sites can be harmonised on the training part.
 
     Raises:
       ConfigError: they cannot; the message says why.
     """
-    missing = [row.line for name in PARTS for row in parts[name] if not row.site]
+    missing = [volume.line for name in PARTS for volume in parts[name] if not volume.site]
     if missing:
         lines = ", ".join(str(line) for line in missing[:10])
         raise ConfigError(
             f"{table}: harmonise needs the column site, filled in every row; it is empty in "
             f"{len(missing)} (lines {lines}{', ...' if len(missing) > 10 else ''})"
         )
-    sites = [row.site for row in parts["train"]]
+    sites = [volume.site for volume in parts["train"]]
     known = sorted(set(sites))
     if len(known) < 2:
         raise ConfigError(f"{table}: harmonise needs two sites or more for training, not {known}")
@@ -191,7 +258,7 @@ def _check_sites(parts: dict[str, list[Row]], table: Path) -> None:
             f"{table}: harmonise needs two training volumes per site; there is one of {single}"
         )
     for name in PARTS[1:]:
-        strange = sorted({row.site for row in parts[name]} - set(known))
+        strange = sorted({volume.site for volume in parts[name]} - set(known))
         if strange:
             raise ConfigError(
                 f"{table}: harmonise cannot treat the sites {strange} of the {name} part, which "
@@ -199,9 +266,9 @@ def _check_sites(parts: dict[str, list[Row]], table: Path) -> None:
             )
 
 
-def _harmonise(arrays: dict[str, np.ndarray], parts: dict[str, list[Row]]) -> None:
+def _harmonise(arrays: dict[str, np.ndarray], parts: dict[str, list[Volume]]) -> None:
     """Fits on the training part, and changes all parts in place."""
-    sites = {name: np.array([row.site for row in parts[name]]) for name in arrays}
+    sites = {name: np.array([volume.site for volume in parts[name]]) for name in arrays}
     model = Combat.fit(arrays["train"], sites["train"])
     for name, volumes in arrays.items():
         model.apply(volumes, sites[name])

@@ -2,17 +2,18 @@
 
 import errno
 import os
-import socket
+import queue
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import numpy as np
 import pytest
 
 from experiments.data import cache
-from experiments.data.examples import DataError
+from experiments.data.problems import DataError
 
 KEY = {"what": [1, "two"], "shape": (2, 3)}
 
@@ -28,7 +29,8 @@ class Builder:
 
 
 def _entries(folder):
-    return sorted(p.name for p in folder.iterdir())
+    """All but the lock files, which stay."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
 def test_second_time_is_read(tmp_path):
@@ -75,7 +77,7 @@ def _not_an_array(file):
 @pytest.mark.parametrize("damage", [_truncate, _other_header, _not_an_array, os.unlink])
 def test_damaged_array_is_rebuilt(tmp_path, damage):
     cache.cached(tmp_path, "name", KEY, Builder())
-    entry = next(tmp_path.iterdir())
+    entry = next(tmp_path.glob("name-*"))
     damage(entry / "x.npy")
     build = Builder()
     arrays = cache.cached(tmp_path, "name", KEY, build)
@@ -89,7 +91,7 @@ def test_damaged_array_is_rebuilt(tmp_path, damage):
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"key": {"other": 1}, "arrays": {}}', None])
 def test_damaged_manifest_is_rebuilt(tmp_path, content):
     cache.cached(tmp_path, "name", KEY, Builder())
-    manifest = next(tmp_path.iterdir()) / "manifest.json"
+    manifest = next(tmp_path.glob("name-*")) / "manifest.json"
     if content is None:
         manifest.unlink()  # an entry that was never completed
     else:
@@ -110,29 +112,98 @@ def test_failed_build_leaves_nothing(tmp_path):
     assert _entries(tmp_path) == []
 
 
-def test_killed_build_is_not_read_and_is_removed(tmp_path):
-    code = (
-        "import os, numpy as np, pathlib, sys\n"
-        "from experiments.data import cache\n"
-        "def build(allocate):\n"
-        "    allocate('x', (2, 3), np.float32)[:] = 1\n"
-        "    os.kill(os.getpid(), 9)\n"
-        "cache.cached(pathlib.Path(sys.argv[1]), 'name', {}, build)\n"
+_KILLED_WHILE_BUILDING = (
+    "import os, numpy as np, pathlib, sys\n"
+    "from experiments.data import cache\n"
+    "def build(allocate):\n"
+    "    allocate('x', (2, 3), np.float32)[:] = 1\n"
+    "    print('building', flush=True)\n"
+    "    sys.stdin.readline()\n"
+    "    os.kill(os.getpid(), 9)\n"
+    "cache.cached(pathlib.Path(sys.argv[1]), sys.argv[2], {}, build)\n"
+)
+
+
+def _other_process(folder, name, code=_KILLED_WHILE_BUILDING):
+    """A process that builds an entry, once it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert killed.returncode == -9
-    assert [name.startswith(".building-") for name in _entries(tmp_path)] == [True]
-    alive = tmp_path / f".building-{socket.gethostname()}-{os.getpid()}-abc"
-    alive.mkdir()
+    assert process.stdout.readline() == "building\n"
+    return process
+
+
+def _killed(process):
+    process.communicate("\n", timeout=60)
+    assert process.returncode == -9
+
+
+def _folders(root):
+    return sorted(p.name for p in root.iterdir() if p.is_dir())
+
+
+@pytest.mark.parametrize("name", ["name", "other-name"])
+def test_killed_build_is_not_read_and_is_removed(tmp_path, name):
+    _killed(_other_process(tmp_path, name))
+    assert [left.startswith(f".building-{name}-") for left in _folders(tmp_path)] == [True]
+    alive = _other_process(tmp_path, "alive")
     build = Builder()
     cache.cached(tmp_path, "name", {}, build)
     assert build.calls == 1
-    names = _entries(tmp_path)
-    assert len(names) == 2
-    assert alive.name in names
+    left, entry = _folders(tmp_path)
+    assert left.startswith(".building-alive-")  # of a process that still builds
+    assert entry.startswith("name-")
+    _killed(alive)
 
 
-def test_builders_at_the_same_time(tmp_path):
+def test_a_process_takes_over_from_one_that_is_killed(tmp_path):
+    other = _other_process(tmp_path, "name")
+    build, told = Builder(), queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            cache.cached, tmp_path, "name", {}, build, lambda *step: told.put(step)
+        )
+        message = "waiting for another process that decodes the same data"
+        assert told.get(timeout=60) == (0, 1, message)
+        assert build.calls == 0
+        _killed(other)
+        np.testing.assert_array_equal(waiting.result(30)["x"], np.full((2, 3), 7, np.float32))
+    assert build.calls == 1
+    assert len(_folders(tmp_path)) == 1
+
+
+def test_of_several_processes_one_builds(tmp_path):
+    code = (
+        "import numpy as np, pathlib, sys, time\n"
+        "from experiments.data import cache\n"
+        "print('building', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "def build(allocate):\n"
+        "    print('really', flush=True)\n"
+        "    time.sleep(0.5)\n"
+        "    allocate('x', (2, 3), np.float32)[:] = 7\n"
+        "x = cache.cached(pathlib.Path(sys.argv[1]), sys.argv[2], {}, build)['x']\n"
+        "assert isinstance(x, np.memmap) and (x == 7).all()\n"
+    )
+    processes = [_other_process(tmp_path, "name", code) for _ in range(3)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert sorted(said) == ["", "", "really\n"]
+    assert len(_folders(tmp_path)) == 1
+
+
+def _no_lock(*_, **__):
+    raise NotImplementedError("no locks here")
+
+
+def test_without_locks_all_build_and_one_wins(tmp_path, monkeypatch):
+    monkeypatch.setattr(filelock.FileLock, "acquire", _no_lock)
     barrier = threading.Barrier(4)
 
     def build(allocate):
@@ -146,7 +217,7 @@ def test_builders_at_the_same_time(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         for x in pool.map(one, range(4)):
             np.testing.assert_array_equal(x, np.full((2, 3), 7, np.float32))
-    assert len(_entries(tmp_path)) == 1
+    assert len(_folders(tmp_path)) == 1
 
 
 def test_full_disk_goes_on_in_memory(tmp_path, monkeypatch):
@@ -178,30 +249,3 @@ def test_source_key_tells_changes(tmp_path):
     assert cache.source_key([file], tmp_path) != before
     with pytest.raises(DataError, match="gone"):
         cache.source_key([tmp_path / "gone"], tmp_path)
-
-
-def test_fill_collects_problems_and_stops():
-    begun = []
-
-    def work(position, item):
-        begun.append(position)
-        if item % 2:
-            raise DataError(f"item {item}")
-
-    steps = []
-    problems = cache.fill(range(6), work, "items", lambda *step: steps.append(step))
-    assert problems == ["item 1", "item 3", "item 5"]
-    assert steps[-1] == (6, 6, "items")
-    begun.clear()
-    assert len(cache.fill([1] * 1000, work, "items")) >= cache.MOST_PROBLEMS
-    assert len(begun) < 1000
-    with pytest.raises(ZeroDivisionError):
-        cache.fill([0], lambda position, item: 1 / item, "items")
-
-
-def test_report_shows_ten():
-    cache.report([])
-    with pytest.raises(DataError, match=r"^one$"):
-        cache.report(["one"])
-    with pytest.raises(DataError, match=r"p0\n(.*\n)*  p9\n  \.\.\. and 2 more$"):
-        cache.report([f"p{i}" for i in range(12)])

@@ -1,7 +1,9 @@
 """CIFAR-10 from prepared folders made here, through TFDS's own writer."""
 
 import dataclasses
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from experiments import data
 from experiments.configs.data import Cifar10Data
 from experiments.data import cifar10
-from experiments.data.examples import DataError
+from experiments.data.problems import DataError
 from experiments.errors import ConfigError
 from tests.experiments.data import real
 
@@ -172,6 +174,59 @@ def test_other_records(prepared, monkeypatch, source, message):
     monkeypatch.setattr(tfds, "data_source", lambda *_, **__: source)
     with pytest.raises(DataError, match=message):
         data.load(CONFIG, prepared[0])
+
+
+def _copy(prepared, root):
+    return Path(shutil.copytree(prepared[0] / "cifar10", root / "cifar10")) / "3.0.2"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"other": 1}', '{"version": "3.0.2"}', b"\xff\xfe"]
+)
+def test_broken_dataset_info(prepared, tmp_path, content):
+    info = _copy(prepared, tmp_path) / "dataset_info.json"
+    info.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError, match=r"the train part cannot be read \(.*dataset_info") as error:
+        data.load(CONFIG, tmp_path)
+    assert "\n" not in str(error.value)
+    assert str(info.parent) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\xff\xfe"])
+def test_features_are_not_taken_from_the_file(prepared, tmp_path, content):
+    features = _copy(prepared, tmp_path) / "features.json"
+    features.unlink()
+    if content is not None:
+        features.write_bytes(content)
+    dataset = data.load(CONFIG, tmp_path)
+    np.testing.assert_array_equal(dataset.test.inputs, data.load(CONFIG, prepared[0]).test.inputs)
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100_000])
+def test_files_that_are_no_records(prepared, tmp_path, content):
+    next(_copy(prepared, tmp_path).glob("*-train.*")).write_bytes(content)
+    with pytest.raises(DataError, match="the train part cannot be read") as error:
+        data.load(CONFIG, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_fewer_records_than_the_info_says(prepared, tmp_path):
+    folder = _copy(prepared, tmp_path)
+    shutil.copy(next(folder.glob("*-test.*")), next(folder.glob("*-train.*")))
+    with pytest.raises(DataError, match="the train part cannot be read"):
+        data.load(CONFIG, tmp_path)
+
+
+def test_without_permission(prepared, tmp_path, monkeypatch):
+    folder = _copy(prepared, tmp_path)
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)  # root, who may run this, may read everything
+    with pytest.raises(DataError, match=r"3\.0\.2: cannot be read \(Permission denied\)$"):
+        data.load(CONFIG, tmp_path)
+    assert folder.is_dir()
 
 
 def test_prepared_as_tfrecord(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import data
 from experiments.configs.data import CityscapesData
 from experiments.data import cityscapes
-from experiments.data.examples import DataError
+from experiments.data.problems import DataError
 from experiments.errors import ConfigError
 from steinnorm.attacks import VOID
 from tests.experiments.data import real
@@ -184,10 +184,92 @@ def test_no_png(root, content):
     _fails(root, "a/000_leftImg8bit.png: cannot be read")
 
 
-@pytest.mark.parametrize("mode", ["P", "RGB", "1", "I;16", "RGBA"])
+@pytest.mark.parametrize("mode", ["RGB", "1", "I;16", "RGBA", "LA"])
 def test_labels_of_other_modes(root, mode):
     Image.new(mode, (8, 4)).save(_paths(root, "val", "c/010")[1])
-    _fails(root, f"c/010_gtFine_labelIds.png: mode {mode}, not 8 bits in one channel")
+    message = f"c/010_gtFine_labelIds.png: mode {mode}, not 8 bits in one channel or a palette"
+    with pytest.raises(DataError) as error:
+        data.load(CONFIG, root)
+    assert message in str(error.value)
+    assert ("color" in str(error.value)) == mode.startswith("RGB")  # the colours are another file
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_labels_with_a_palette_are_its_indices(root, bits):
+    values = np.array([[7, 8, 11, 13] * 2] * 4, np.uint8)
+    labels = Image.fromarray(values)
+    labels.putpalette(np.random.default_rng(0).integers(0, 256, 3 * 2**bits, np.uint8).tobytes())
+    assert labels.mode == "P"
+    labels.save(_write(root, "val", "c/010", 10)[1], bits=bits)
+    test = data.load(CONFIG, root).test
+    expected = np.array([[0, 1, 2, 4] * 2] * 4)
+    np.testing.assert_array_equal(test.targets[_values(test).index(10)], expected)
+
+
+def _rename_to_train_ids(root):
+    for path in root.glob("gtFine/*/*/*_labelIds.png"):
+        path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+
+
+def _write_train_ids(root, void=VOID):
+    """Every frame has the trainIds 0 1 2 ... 18, and void, a column each."""
+    grid = np.zeros((4, 20), np.uint8) + np.array([*range(19), void], np.uint8)
+    for name, numbers in (("train", range(10)), ("val", range(10, 14))):
+        for i in numbers:
+            city = "ab"[i % 2] if name == "train" else "c"
+            _write(root, name, f"{city}/{i:03d}", i, (4, 20), labels=grid)
+    return dataclasses.replace(CONFIG, shape=(4, 20)), grid
+
+
+@pytest.mark.parametrize("void", [VOID, 0])
+def test_train_ids_under_the_name_of_label_ids_are_refused(root, void):
+    config, _ = _write_train_ids(root, void)
+    _fails(
+        root,
+        "gtFine/train: the labels of the train part have no value above 18 but 255: they look "
+        "like trainIds, not labelIds; name the files *_gtFine_labelTrainIds.png and set "
+        "data.labels=trainIds",
+        config=config,
+    )
+    _fails(root, "look like trainIds", config=dataclasses.replace(config, shape=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [7, 8, 11, 255],  # roads and buildings, and licence plates
+        [0, 0, 0, 7],  # hardly labelled
+        [1, 3, 7, 7, 8, 11, 11, 17],  # with the borders that Cityscapes leaves out
+        [0, 1, 2, 3, 4, 255, 26],  # one car
+    ],
+)
+def test_label_ids_of_few_classes_are_not_taken_for_train_ids(root, values):
+    for path in root.glob("gtFine/*/*/*_labelIds.png"):
+        Image.fromarray(np.zeros((4, 1), np.uint8) + np.array(values, np.uint8)).save(path)
+        image = str(path).replace("gtFine", "leftImg8bit").replace("_leftImg8bit_labelIds", "")
+        Image.new("RGB", (len(values), 4)).save(image.replace(".png", "_leftImg8bit.png"))
+    expected = {list(IDS).index(value) if value in IDS else VOID for value in values}
+    shape = (4, len(values))
+    test = data.load(dataclasses.replace(CONFIG, shape=shape), root).test
+    assert set(np.unique(test.targets)) == expected
+
+
+def test_train_ids_are_read_as_they_are(root, tmp_path):
+    config, grid = _write_train_ids(root)
+    _rename_to_train_ids(root)
+    _fails(root, "no files CITY/*_gtFine_labelIds.png, but *_gtFine_labelTrainIds.png: set")
+    config = dataclasses.replace(config, labels="trainIds")
+    for cache in (None, tmp_path / "cache", tmp_path / "cache"):
+        for labels in data.load(config, root, cache).train.targets:
+            np.testing.assert_array_equal(labels, grid)
+
+
+def test_label_ids_under_the_name_of_train_ids_are_refused(root):
+    _rename_to_train_ids(root)
+    config = dataclasses.replace(CONFIG, labels="trainIds")
+    _fails(
+        root, "_gtFine_labelTrainIds.png: the values [20] are no Cityscapes trainIds", config=config
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "I;16"])
@@ -200,7 +282,7 @@ def test_part_of_void_only(root):
     for i in range(14, 17):
         _write(root, "test", f"d/{i:03d}", i, labels=np.zeros((4, 8), np.uint8))
     config = dataclasses.replace(CONFIG, validation="folder")
-    _fails(root, "gtFine/test", "no pixel of the test part", "validation = split", config=config)
+    _fails(root, "gtFine/test", "no pixel of the test part", "validation=split", config=config)
     data.load(CONFIG, root)  # does not read that folder
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from experiments import data
 from experiments.configs.data import VolumesData
-from experiments.data.examples import DataError
 from experiments.data.harmonise import Combat
+from experiments.data.problems import DataError
 from experiments.errors import ConfigError
 from tests.experiments.data.test_volumes import _fails, _rows, _save, _table, _which
 

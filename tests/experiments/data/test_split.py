@@ -7,41 +7,39 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.configs import data as configs
 from experiments.configs.data import Cifar10Data, CityscapesData, DigitsData, VolumesData
 from experiments.data import split
 from experiments.errors import ConfigError
-from steinnorm import attacks
 
 
 def test_orders_depend_on_seed_and_stream():
-    order = split.shuffled(100, 3)
+    order = split.shuffled_order(100, 3)
     np.testing.assert_array_equal(np.sort(order), np.arange(100))
-    np.testing.assert_array_equal(order, split.shuffled(100, 3))
-    assert not np.array_equal(order, split.shuffled(100, 4))
-    assert not np.array_equal(order, split.shuffled(100, 3, split.TEST))
+    np.testing.assert_array_equal(order, split.shuffled_order(100, 3))
+    assert not np.array_equal(order, split.shuffled_order(100, 4))
+    assert not np.array_equal(order, split.shuffled_order(100, 3, split.TEST))
 
 
 def test_balanced_keeps_shares():
     labels = np.array([0] * 30 + [1] * 10)
-    order = split.balanced(labels, 0)
+    order = split.balanced_order(labels, 0)
     np.testing.assert_array_equal(np.sort(order), np.arange(40))
     for size in (4, 8, 20, 40):
         assert abs(labels[order[:size]].sum() - size / 4) <= 1
-    assert not np.array_equal(order, split.balanced(labels, 1))
+    assert not np.array_equal(order, split.balanced_order(labels, 1))
 
 
 def test_shares_and_sizes():
-    assert split.share_of(10, 0.25, "s") == 2
-    assert split.share_of(2, 0.01, "s") == 1
-    assert split.share_of(10, 0, "s") == 0
+    assert split.count_of_share(10, 0.25, "s") == 2
+    assert split.count_of_share(2, 0.01, "s") == 1
+    assert split.count_of_share(10, 0, "s") == 0
     for share in (-0.1, 1, float("nan")):
         with pytest.raises(ConfigError, match="s must lie in"):
-            split.share_of(10, share, "s")
-    assert len(split.first(np.arange(5), None, "n", "items")) == 5
+            split.count_of_share(10, share, "s")
+    assert len(split.first_of(np.arange(5), None, "n", "items")) == 5
     for wanted in (0, 6):
         with pytest.raises(ConfigError, match=f"n = {wanted}, but there are 5 items"):
-            split.first(np.arange(5), wanted, "n", "items")
+            split.first_of(np.arange(5), wanted, "n", "items")
 
 
 def test_digits_need_no_folder():
@@ -79,7 +77,3 @@ def test_libraries_load_only_when_needed():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_void_is_the_label_that_attacks_leave_out():
-    assert configs.VOID == attacks.VOID

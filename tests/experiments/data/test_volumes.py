@@ -10,7 +10,7 @@ import pytest
 from experiments import data
 from experiments.configs.data import VolumesData
 from experiments.data import volumes
-from experiments.data.examples import DataError
+from experiments.data.problems import DataError
 from experiments.errors import ConfigError
 from tests.experiments.data import real
 
@@ -171,7 +171,7 @@ def test_cache(tmp_path, monkeypatch):
     first = data.load(CONFIG, tmp_path, cache, lambda *step: steps.append(step))
     assert steps[-1] == (20, 20, "volumes")
     with monkeypatch.context() as patch:
-        patch.setattr(volumes, "_volume", None)
+        patch.setattr(volumes, "_decode", None)
         again = data.load(CONFIG, tmp_path, cache)
         for name, value in (("shape", (5, 4, 4)), ("fit", "crop"), ("normalise", "minmax")):
             with pytest.raises(TypeError):  # another result: another entry
