@@ -88,6 +88,8 @@ def run(
             dataset = data.load(config.data, places.data_dir, places.cache_dir, on_progress)
         check_fills(dataset.train, config.train.batch_size)
         display.say(_begins(config, norm, seed, dataset))
+        for note in dataset.notes:
+            display.say(note)
         task = tasks.create(config.task, dataset.classes, config.train.label_smoothing)
         model = build(
             config.model,
