@@ -53,19 +53,21 @@ def _figure(runs: Sequence[History]) -> Figure:
     shown = _evenly(layers, MAX_LAYERS)
     columns = max(1, min(_COLUMNS, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
-    half_height = 1.45 * rows + 0.95
-    figure = plt.figure(figsize=(style.WIDTH, 2 * half_height + 0.4), layout="constrained")
-    drawn: set[str] = set()
-    halves = figure.subfigures(2, 1, hspace=0.02, squeeze=False)[:, 0]
-    for half, (factor, statistic) in zip(halves, _STATISTICS.items(), strict=True):
-        by_norm = {norm: _epochs_by_layer(runs, norm, factor) for norm in NORMS}
-        at_one = [norm for norm, found in by_norm.items() if found and _is_untouched(found)]
-        lines = {norm: v for norm, v in by_norm.items() if v and norm not in at_one}
+    by_statistic = {
+        statistic: _drawn_and_untouched(runs, factor) for factor, statistic in _STATISTICS.items()
+    }
+    # A statistic that no norm shrinks is named in words: its panels would be empty.
+    parts = {name: found for name, found in by_statistic.items() if found[0]} or by_statistic
+    height = len(parts) * (1.45 * rows + 0.95) + 0.4
+    figure = plt.figure(figsize=(style.WIDTH, height), layout="constrained")
+    halves = figure.subfigures(len(parts), 1, hspace=0.02, squeeze=False)[:, 0]
+    for half, (statistic, (lines, at_one)) in zip(halves, parts.items(), strict=True):
         _draw_half(half, lines, shown, (rows, columns))
-        drawn |= set(lines)
         half.suptitle(_title(statistic, at_one, bool(layers)), fontsize=10.5, x=0.01, ha="left")
+    drawn = {norm for lines, _ in parts.values() for norm in lines}
+    rest = "".join(f"\nno norm shrinks the {name}" for name in by_statistic if name not in parts)
     more = f"; {len(shown)} of {len(layers)} layers" if len(shown) < len(layers) else ""
-    half.supxlabel(f"epoch{more}")
+    half.supxlabel(f"epoch{more}{rest}")
     figure.supylabel("shrinkage factor (1: untouched, 0: replaced by the target)")
     handles = [
         Line2D([], [], label=norm, **style.line_style(norm))  # type: ignore[arg-type]
@@ -83,6 +85,15 @@ def _figure(runs: Sequence[History]) -> Figure:
             alignment="left",
         )
     return figure
+
+
+def _drawn_and_untouched(
+    runs: Sequence[History], factor: str
+) -> tuple[dict[str, dict[str, _Epochs]], list[str]]:
+    """Returns the lines of the norms that shrink a statistic, and the norms that do not."""
+    by_norm = {norm: _epochs_by_layer(runs, norm, factor) for norm in NORMS}
+    at_one = [norm for norm, found in by_norm.items() if found and _is_untouched(found)]
+    return {norm: v for norm, v in by_norm.items() if v and norm not in at_one}, at_one
 
 
 def _meaning_of_lines(runs: Sequence[History]) -> str:
