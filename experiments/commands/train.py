@@ -1,6 +1,8 @@
 """Trains one network into a work folder, or goes on with the training that is there."""
 
 import dataclasses
+import importlib.util
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -70,6 +72,8 @@ def run(
     """
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    if tensorboard:
+        _check_tensorboard()
     first = devices.is_first()
     console = console or _console(quiet=not first)
     mesh = devices.mesh()
@@ -115,6 +119,15 @@ def run(
     return trained
 
 
+def _check_tensorboard() -> None:
+    # At once: reading the data may take minutes.
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError(
+            "--tensorboard needs the package tensorboardX, which is not installed; "
+            "install it with: pip install tensorboardX"
+        )
+
+
 def _console(quiet: bool) -> Console:
     # Where there is no terminal to ask, rich would break lines at 80 columns.
     return Console(quiet=quiet) if sys.stdout.isatty() else Console(width=120, quiet=quiet)
@@ -140,5 +153,8 @@ def _print_end(
     console.print(line, highlight=False, markup=False)
     # soft_wrap: a command that is broken over two lines cannot be copied.
     console.print(
-        f"measure it: python -m experiments evaluate {workdir}", highlight=False, soft_wrap=True
+        f"measure it: python -m experiments evaluate {shlex.quote(str(workdir))}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )

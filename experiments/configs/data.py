@@ -1,7 +1,11 @@
-"""Which data set is read, and how; plain data, whose import loads no library."""
+"""Which data set is read, and how; plain data, whose import loads no library but pydantic."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
+
+from experiments.configs.ranges import Count, CountOrZero, ShareButNotAll
 
 VOID = 255
 """Label of pixels that count neither in a loss nor in a score, as ``steinnorm.attacks`` has it."""
@@ -18,9 +22,9 @@ class DigitsData:
         different norms and seeds are compared on the same test images.
     """
 
-    train_examples: int = 1297
-    test_examples: int = 500
-    split_seed: int = 0
+    train_examples: Count = 1297
+    test_examples: Count = 500
+    split_seed: CountOrZero = 0
     kind: Literal["digits"] = "digits"
 
 
@@ -35,10 +39,10 @@ class Cifar10Data:
       split_seed: of the choice of both.
     """
 
-    train_examples: int | None = None
-    validation_share: float = 0.2
-    test_examples: int | None = None
-    split_seed: int = 6
+    train_examples: Count | None = None
+    validation_share: ShareButNotAll = 0.2
+    test_examples: Count | None = None
+    split_seed: CountOrZero = 6
     kind: Literal["cifar10"] = "cifar10"
 
 
@@ -60,15 +64,15 @@ class VolumesData:
       split_seed: of the split by subject, and of the choice of ``train_examples``.
     """
 
-    shape: tuple[int, int, int] = (128, 128, 64)
+    shape: tuple[Count, Count, Count] = (128, 128, 64)
     table: str = "participants.csv"
     fit: Literal["resample", "crop"] = "resample"
     normalise: Literal["percentile", "minmax", "none"] = "percentile"
     harmonise: bool = False
-    validation_share: float = 0.2
-    test_share: float = 0.2
-    train_examples: int | None = None
-    split_seed: int = 0
+    validation_share: ShareButNotAll = 0.2
+    test_share: ShareButNotAll = 0.2
+    train_examples: Count | None = None
+    split_seed: CountOrZero = 0
     kind: Literal["volumes"] = "volumes"
 
 
@@ -87,12 +91,14 @@ class CityscapesData:
       split_seed: of the share, and of the choice of ``train_examples``.
     """
 
-    shape: tuple[int, int] = (256, 512)
+    shape: tuple[Count, Count] = (256, 512)
     validation: Literal["folder", "split"] = "split"
-    validation_share: float = 0.2
-    train_examples: int | None = None
-    split_seed: int = 0
+    validation_share: ShareButNotAll = 0.2
+    train_examples: Count | None = None
+    split_seed: CountOrZero = 0
     kind: Literal["cityscapes"] = "cityscapes"
 
 
-DataConfig = DigitsData | Cifar10Data | VolumesData | CityscapesData
+DataConfig = Annotated[
+    DigitsData | Cifar10Data | VolumesData | CityscapesData, Discriminator("kind")
+]
