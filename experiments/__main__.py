@@ -1,12 +1,8 @@
 """The command line: parses, calls, and turns a user's mistake into one line."""
 
-import argparse
-import contextlib
 import dataclasses
-import functools
 import io
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
-from experiments.errors import CommandError, ConfigError
+from experiments.commands.ending import end, in_words, is_out_of_memory, silence_libraries
+from experiments.commands.parsing import first_look, parse
+from experiments.errors import CommandError
 
 if TYPE_CHECKING:  # its import takes pydantic, which most commands' help can do without
     from experiments.configs.schema import ExperimentConfig
 
-_PROGRAM = "python -m experiments"
 _UNNAMED = tyro.conf.arg(name="")  # its fields are flags without a prefix
 
 
@@ -260,43 +257,22 @@ def main(arguments: list[str] | None = None) -> int:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
         sys.stdout.flush()  # here, where what goes wrong is told
     except CommandError as error:
-        return _ended(f"error: {error}", error.status)
+        return end(f"error: {error}", error.status)
     except BrokenPipeError:
-        return _ended("", 141)
+        return end("", 141)
     except (OSError, FloatingPointError, MemoryError) as error:
-        return _ended(f"error: {_told(error)}", 1)
+        return end(f"error: {in_words(error)}", 1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return end(f"error: {in_words(error)}; a smaller batch needs less", 1)
     except KeyboardInterrupt:
-        return _ended("\nstopped; the same command goes on where it was", 130)
+        return end("\nstopped; the same command goes on where it was", 130)
     return 0
 
 
-def _ended(message: str, status: int) -> int:
-    """Says why a command ends; returns the status."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # What is still to be written would fail once more, as the program ends.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if message:
-        print(message, file=sys.stderr)
-    return status
-
-
-def _told(error: Exception) -> str:
-    """An error of the system in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'output'}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _parsed(arguments: list[str]) -> Callable[[], Any]:
-    """The command that the arguments ask for, ready to be called.
-
-    Raises:
-      ConfigError: they ask for none.
-      SystemExit: they ask for help, which was printed.
-    """
+    """The command that the arguments ask for, ready to be called."""
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo,
         "train": train,
@@ -305,79 +281,19 @@ def _parsed(arguments: list[str]) -> Callable[[], Any]:
         "risk": risk,
         "list": list_configs,
     }
-    config = _chosen_config(arguments)
-    rules = None
-    if config:
-        from experiments.configs import flags  # noqa: PLC0415
-
-        commands["train"] = _train_with(config)
-        rules = flags.registry()
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.extras.subcommand_cli_from_dict(
-                {name: _postponed(command) for name, command in commands.items()},
-                prog=_PROGRAM,
-                args=arguments,
-                registry=rules,
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-    if config:
-        flags.check_names(config, arguments)
-    named = [_PROGRAM, *(name for name in arguments[:1] if name in commands), "--help"]
-    raise ConfigError(f"{_in_one_line(complaint.getvalue())}; see {' '.join(named)}")
-
-
-def _postponed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with the same arguments that returns the call instead of making it."""
-
-    @functools.wraps(command)
-    def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-        return functools.partial(command, *args, **kwargs)
-
-    return later
-
-
-def _chosen_config(arguments: list[str]) -> "ExperimentConfig | None":
-    """The configuration whose settings ``train`` takes as flags; None where none is named.
-
-    Raises:
-      ConfigError: there is none of that name.
-    """
     if arguments[:1] != ["train"]:
-        return None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("config", nargs="?")
-    for field in dataclasses.fields(TrainOptions)[1:]:
-        names = sorted({f"--{field.name}", f"--{field.name.replace('_', '-')}"})
-        if field.type is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction)
-        else:
-            parser.add_argument(*names, nargs="?")
-    found = parser.parse_known_args(arguments[1:])[0]
+        return parse(commands, arguments)
+    found = first_look(TrainOptions, arguments[1:])
     if found.config is None:
-        return None
-    from experiments.configs import presets  # noqa: PLC0415
+        return parse(commands, arguments)
+    # Imported here, because the other commands' help need not wait for pydantic.
+    from experiments.configs import flags, presets  # noqa: PLC0415
 
-    return presets.load(found.config, found.preset, smoke=bool(found.smoke))
-
-
-def _in_one_line(complaint: str) -> str:
-    """Tyro's complaint without its frame: what is wrong, and what was perhaps meant."""
-    # The first line is the title; rulers part the sections.
-    lines = [line.strip("│ ") for line in complaint.splitlines()[1:-1]]
-    sections = [" ".join(s.split()) for s in re.split(r"\n─+\n", "\n".join(lines))]
-    wanted = [s for s in sections if not s.startswith(("For full help", "Argument help"))]
-    told = [
-        f"perhaps you meant {', '.join(dict.fromkeys(re.findall(r'--[a-z.-]+', s)))}"
-        if s.startswith("Perhaps you meant")
-        else s.partition(" Got errors:")[0].rstrip(".")
-        for s in wanted
-    ]
-    return "; ".join(told)
+    config = presets.load(found.config, found.preset, smoke=bool(found.smoke))
+    flags.check_names(config, arguments)
+    return parse({**commands, "train": _train_with(config)}, arguments, flags.registry())
 
 
 if __name__ == "__main__":
+    silence_libraries()
     sys.exit(main())
