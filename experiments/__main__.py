@@ -47,7 +47,7 @@ def risk(out: Path, smoke: bool = False, seed: int = 0) -> None:
     Args:
         out: Folder for the results.
         smoke: Tiny network and few batches: seconds instead of a minute.
-        seed: Of the network and of the batches.
+        seed: Seed of the network and of the batches.
     """
     from experiments.commands import risk as command  # noqa: PLC0415
 
@@ -65,7 +65,7 @@ class TrainOptions:
       data_dir: Folder of the data set (not needed for digits).
       preset: One of the config's presets; the first of them by default.
       norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running or group.
-      seed: Of the weights and of the order of the examples.
+      seed: Seed of the weights and of the order of the examples.
       epochs: Short for --train.epochs.
       train_examples: Short for --data.train-examples.
       set: Any setting in another spelling, as --set train.learning_rate=0.05 (may be repeated).
@@ -106,7 +106,7 @@ def train(options: Annotated[TrainOptions, _UNNAMED]) -> None:
 
 
 def _train_with(config: "ExperimentConfig") -> Callable[..., None]:
-    """The command ``train`` with a flag for each setting of a configuration."""
+    """Returns the command ``train`` with a flag for each setting of a configuration."""
     from experiments.configs import flags, schema  # noqa: PLC0415
 
     def command(
@@ -252,10 +252,10 @@ def main(arguments: list[str] | None = None) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # of a terminal or a file that is ASCII
+            stream.reconfigure(errors="replace")  # where it is ASCII, "?" instead of an error
     try:
         _parsed(sys.argv[1:] if arguments is None else arguments)()
-        sys.stdout.flush()  # here, where what goes wrong is told
+        sys.stdout.flush()  # not later, when an error would be a traceback
     except CommandError as error:
         return end(f"error: {error}", error.status)
     except BrokenPipeError:
@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parsed(arguments: list[str]) -> Callable[[], Any]:
-    """The command that the arguments ask for, ready to be called."""
+    """Returns the command that the arguments ask for, ready to be called."""
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo,
         "train": train,

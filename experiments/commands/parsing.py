@@ -70,7 +70,7 @@ def first_look(options: type, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _postponed(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with the same arguments that returns the call instead of making it."""
+    """Returns a function with the same arguments that returns the call instead of making it."""
 
     @functools.wraps(command)
     def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:

@@ -36,7 +36,7 @@ class Cifar10Data:
       train_examples: size of the training part, out of what validation leaves; None is all.
       validation_share: of the 50,000 training images, kept back to choose weights by.
       test_examples: size of the test part; None is all 10,000.
-      split_seed: of the choice of both.
+      split_seed: seed of the random order from which the parts are taken.
     """
 
     train_examples: Count | None = None
@@ -53,13 +53,13 @@ class VolumesData:
     Attributes:
       shape: (depth, height, width) that every volume is brought to.
       table: file name of the table, in the data folder.
-      fit: how: ``resample`` (linear) or ``crop`` (about the centre, padded with the lowest value
-        where the volume is smaller).
+      fit: how volumes are brought to ``shape``: ``resample`` (linear) or ``crop`` (about the
+        centre, padded with the lowest value where the volume is smaller).
       normalise: per volume: ``percentile`` (1st and 99th to 0 and 1, clipped), ``minmax`` (lowest
         and highest to 0 and 1) or ``none`` (values must lie in [0, 1], as FA maps do).
       harmonise: remove differences between sites (ComBat), fitted on the training part only.
       validation_share: where the table has no ``split``, share of the subjects for validation.
-      test_share: likewise, for the test.
+      test_share: where the table has no ``split``, share of the subjects for the test.
       train_examples: size of the training part; None is all of it.
       split_seed: of the split by subject, and of the choice of ``train_examples``.
     """
@@ -86,7 +86,7 @@ class CityscapesData:
       validation: ``folder``: the folder ``val`` is for validation and ``test`` for the test;
         ``split``: as the paper does, a share of ``train`` is for validation and ``val`` is for
         the test (the official test labels are not public).
-      validation_share: that share.
+      validation_share: share of ``train`` that ``split`` keeps for validation.
       train_examples: size of the training part; None is all of it.
       split_seed: of the share, and of the choice of ``train_examples``.
     """

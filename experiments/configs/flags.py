@@ -44,12 +44,13 @@ def check_names(config: ExperimentConfig, arguments: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if name.startswith("--") and "." in name:
+            # Of a bool there is --train.no-augment too.
             *groups, last = name[2:].replace("-", "_").split(".")
             check_path(config, ".".join([*groups, last.removeprefix("no_")]))
 
 
 def changed(config: ExperimentConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that differ from a configuration's, by path.
+    """Returns the settings that were given as flags, by path.
 
     Args:
       config: whose settings were tyro's defaults.
@@ -63,7 +64,7 @@ def _changes(group: Any, given: dict[str, Any], where: str) -> Iterator[tuple[st
         before = getattr(group, name)
         if _is_group(before, name):
             yield from _changes(before, value, f"{where}{name}.")
-        elif value != before:
+        elif value is not before:  # True is 1 and would pass for it
             yield f"{where}{name}", value
 
 

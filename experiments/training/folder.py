@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """Returns the folder of the checkpoints."""
         return self.root / "checkpoints"
 
     def log(self, line: dict[str, Any]) -> None:
@@ -154,10 +154,10 @@ class RunFolder:
 
 
 def read_settings(root: Path) -> RunSettings:
-    """The settings of the training in a work folder.
+    """Returns the settings of the training in a work folder.
 
     Raises:
-      ConfigError: there is none, or it is of another version of this program.
+      ConfigError: there is none, or it is damaged or of another version of this program.
     """
     path = root / "config.json"
     try:
@@ -187,13 +187,13 @@ def read_settings(root: Path) -> RunSettings:
 
 
 def data_dir_of(root: Path) -> Path | None:
-    """The folder that the training in a work folder read its data from."""
+    """Returns the folder that the training in a work folder read its data from, or None."""
     found = json.loads((root / "config.json").read_text()).get("data_dir")
     return Path(found) if found else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    """Returns the lines of a ``metrics.jsonl``, without a last one that was cut short."""
     lines = []
     for line in path.read_text().splitlines():
         try:
@@ -204,12 +204,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Returns the versions of the packages that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def git_commit() -> str:
-    """The commit of this code, ``-dirty`` where files differ from it; empty outside git."""
+    """Returns the commit of this code, ``-dirty`` where files differ from it; "" outside git."""
     here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

@@ -13,6 +13,7 @@ from experiments.commands import train
 from experiments.configs import annotations, data, presets, schema
 from experiments.configs.overrides import resolve
 from experiments.configs.schema import ChecksConfig
+from experiments.models import hrnet, resnet
 from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.checks import CheckSettings
 
@@ -155,6 +156,19 @@ def test_every_number_has_a_range_that_is_told_and_kept(group, name, kind):
 def test_the_librarys_settings_are_all_there(group, library):
     ours = {field.name: field for field in dataclasses.fields(group)}
     assert {field.name for field in dataclasses.fields(library)} <= set(ours)
+
+
+def test_the_networks_sizes_are_those_there_are():
+    depth = annotations.fields_of(schema.ResNetModel)["depth"]
+    assert typing.get_args(annotations.take_apart(depth).kind) == resnet.DEPTHS
+    size = annotations.fields_of(schema.HRNetModel)["size"]
+    assert set(typing.get_args(size)) == set(hrnet.SIZES)
+
+
+def test_a_word_that_equals_the_default_is_still_of_the_wrong_type(configured):
+    assert "train.shift: Input should be a valid integer; got False" in configured(
+        "digits", "--train.shift", "false"
+    )
 
 
 def test_the_checks_have_the_librarys_defaults():
