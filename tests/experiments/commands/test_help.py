@@ -70,8 +70,8 @@ def test_help_of_a_config_has_types_and_ranges(capsys):
         "--train.augment, --train.no-augment ",
         "--train.clip-norm FLOAT|null ",
         "--data.shape INT INT ",
-        "--data.validation-share FLOAT share of `train` that `split` keeps for validation; must be in ["
-        "0, 1) ",
+        "--data.validation-share FLOAT share of ",
+        "keeps for validation; must be in [0, 1) (default: 0.2)",
         "--model.stem-strides INT INT|null ",
         "--train.adversary JSON|null ",
         "--evaluation.statistics {running,batch,shrunk,none} ... ",
