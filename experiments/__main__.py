@@ -1,14 +1,23 @@
 """The command line: parses, calls, and turns a user's mistake into one line."""
 
+import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
-from experiments.errors import CheckpointError, ConfigError
+from experiments.commands.ending import end, in_words, is_out_of_memory, silence_libraries
+from experiments.commands.parsing import first_look, parse
+from experiments.errors import CommandError
+
+if TYPE_CHECKING:  # its import takes pydantic, which most commands' help can do without
+    from experiments.configs.schema import ExperimentConfig
+
+_UNNAMED = tyro.conf.arg(name="")  # its fields are flags without a prefix
 
 
 def demo(
@@ -38,78 +47,104 @@ def risk(out: Path, smoke: bool = False, seed: int = 0) -> None:
     Args:
         out: Folder for the results.
         smoke: Tiny network and few batches: seconds instead of a minute.
-        seed: Of the network and of the batches.
+        seed: Seed of the network and of the batches.
     """
     from experiments.commands import risk as command  # noqa: PLC0415
 
     command.run(out, smoke=smoke, seed=seed)
 
 
-def train(  # noqa: PLR0917
-    config: Annotated[str, tyro.conf.Positional],
-    workdir: Path,
-    data_dir: Path | None = None,
-    preset: str | None = None,
-    norm: str = "stein",
-    seed: int = 0,
-    epochs: int | None = None,
-    train_examples: int | None = None,
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
-    smoke: bool = False,
-    checkpoint_every: int | None = None,
-    log_every: int = 20,
-    tensorboard: bool = False,
-    cache_dir: Path | None = None,
-    distributed: bool = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
-) -> None:
-    """Train one network; run the same command again to go on with a training that was stopped.
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """The options of ``train``, besides the settings of the configuration.
 
-    Args:
-        config: digits, cifar10, volumes or cityscapes; `list` describes them.
-        workdir: Folder for settings, log and checkpoints.
-        data_dir: Folder of the data set (not needed for digits).
-        preset: One of the config's presets; the first of them by default.
-        norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running or group.
-        seed: Of the weights and of the order of the examples.
-        epochs: Passes over the training part; the preset's by default.
-        train_examples: Size of the training part; all of it by default.
-        set: Any other setting, as --set train.learning_rate=0.05 (may be repeated).
-        smoke: Tiny network and few examples: seconds instead of hours.
-        checkpoint_every: Steps between checkpoints, besides one at the end of each epoch.
-        log_every: Steps between two lines of metrics.jsonl.
-        tensorboard: Write TensorBoard event files too.
-        cache_dir: Folder for decoded data, shared by all runs; the user's cache by default.
-        distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
-        coordinator: HOST:PORT of process 0, to join other processes explicitly.
-        processes: How many processes there are.
-        process_id: Number of this process, from 0.
+    Attributes:
+      config: digits, cifar10, volumes or cityscapes; `list` describes them, and
+        `train CONFIG --help` shows a flag for each of its settings.
+      workdir: Folder for settings, log and checkpoints.
+      data_dir: Folder of the data set (not needed for digits).
+      preset: One of the config's presets; the first of them by default.
+      norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running or group.
+      seed: Seed of the weights and of the order of the examples.
+      epochs: Short for --train.epochs.
+      train_examples: Short for --data.train-examples.
+      set: Any setting in another spelling, as --set train.learning_rate=0.05 (may be repeated).
+      smoke: Tiny network and few examples: seconds instead of hours.
+      checkpoint_every: Steps between checkpoints, besides one at the end of each epoch.
+      log_every: Steps between two lines of metrics.jsonl.
+      tensorboard: Write TensorBoard event files too.
+      cache_dir: Folder for decoded data, shared by all runs; the user's cache by default.
+      distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
+      coordinator: HOST:PORT of process 0, to join other processes explicitly.
+      processes: How many processes there are.
+      process_id: Number of this process, from 0.
     """
+
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    workdir: Path
+    data_dir: Path | None = None
+    preset: str | None = None
+    norm: str = "stein"
+    seed: int = 0
+    epochs: int | None = None
+    train_examples: int | None = None
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    smoke: bool = False
+    checkpoint_every: int | None = None
+    log_every: int = 20
+    tensorboard: bool = False
+    cache_dir: Path | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process_id: int | None = None
+
+
+def train(options: Annotated[TrainOptions, _UNNAMED]) -> None:
+    """Train one network; run the same command again to go on with a training that was stopped."""
+    _train(options, {})
+
+
+def _train_with(config: "ExperimentConfig") -> Callable[..., None]:
+    """Returns the command ``train`` with a flag for each setting of a configuration."""
+    from experiments.configs import flags, schema  # noqa: PLC0415
+
+    def command(
+        options: Annotated[TrainOptions, _UNNAMED],
+        settings: Annotated[schema.ExperimentConfig, _UNNAMED] = config,
+    ) -> None:
+        # The rules of ``flags`` read settings as dictionaries.
+        _train(options, flags.changed(config, cast("dict[str, Any]", settings)))
+
+    command.__doc__ = train.__doc__
+    return command
+
+
+def _train(options: TrainOptions, settings: dict[str, Any]) -> None:
     from experiments.configs import overrides  # noqa: PLC0415
     from experiments.training import devices  # noqa: PLC0415
 
-    if distributed or devices.asked_for(coordinator):
-        devices.join(coordinator, processes, process_id)
+    if options.distributed or devices.asked_for(options.coordinator):
+        devices.join(options.coordinator, options.processes, options.process_id)
     from experiments.commands import train as command  # noqa: PLC0415
 
     resolved = overrides.resolve(
-        config,
-        preset=preset,
-        smoke=smoke,
-        epochs=epochs,
-        train_examples=train_examples,
-        overrides=set,
+        options.config,
+        preset=options.preset,
+        smoke=options.smoke,
+        settings=settings,
+        epochs=options.epochs,
+        train_examples=options.train_examples,
+        overrides=options.set,
     )
     command.run(
         resolved,
-        command.Places(workdir, data_dir, cache_dir or _user_cache()),
-        norm=norm,
-        seed=seed,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
-        tensorboard=tensorboard,
+        command.Places(options.workdir, options.data_dir, options.cache_dir or _user_cache()),
+        norm=options.norm,
+        seed=options.seed,
+        checkpoint_every=options.checkpoint_every,
+        log_every=options.log_every,
+        tensorboard=options.tensorboard,
     )
 
 
@@ -205,16 +240,6 @@ def list_configs() -> None:
             print(f"  time  {config.expected_time}")
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
-    "risk": risk,
-    "list": list_configs,
-}
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command.
 
@@ -222,23 +247,53 @@ def main(arguments: list[str] | None = None) -> int:
       arguments: those after the program's name; ``sys.argv`` by default.
 
     Returns:
-      The exit status: 0, or 2 where the user asked for something impossible.
+      The exit status: 0; 2 where the user asked for something impossible; 1 where the machine
+      stood in the way; 130 after an interrupt; 141 where nobody reads the output any more.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # where it is ASCII, "?" instead of an error
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            _COMMANDS, prog="python -m experiments", args=arguments
-        )
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        _parsed(sys.argv[1:] if arguments is None else arguments)()
+        sys.stdout.flush()  # not later, when an error would be a traceback
+    except CommandError as error:
+        return end(f"error: {error}", error.status)
+    except BrokenPipeError:
+        return end("", 141)
+    except (OSError, FloatingPointError, MemoryError) as error:
+        return end(f"error: {in_words(error)}", 1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return end(f"error: {in_words(error)}; a smaller batch needs less", 1)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return end("\nstopped; the same command goes on where it was", 130)
     return 0
 
 
+def _parsed(arguments: list[str]) -> Callable[[], Any]:
+    """Returns the command that the arguments ask for, ready to be called."""
+    commands: dict[str, Callable[..., Any]] = {
+        "demo": demo,
+        "train": train,
+        "evaluate": evaluate,
+        "report": report,
+        "risk": risk,
+        "list": list_configs,
+    }
+    if arguments[:1] != ["train"]:
+        return parse(commands, arguments)
+    found = first_look(TrainOptions, arguments[1:])
+    if found.config is None:
+        return parse(commands, arguments)
+    # Imported here, because the other commands' help need not wait for pydantic.
+    from experiments.configs import flags, presets  # noqa: PLC0415
+
+    config = presets.load(found.config, found.preset, smoke=bool(found.smoke))
+    flags.check_names(config, arguments)
+    return parse({**commands, "train": _train_with(config)}, arguments, flags.registry())
+
+
 if __name__ == "__main__":
+    silence_libraries()
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The main job: train and evaluate every norm on the digits, and report what came out."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,11 @@ from experiments.commands.console import Display
 from experiments.configs import presets
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
+from experiments.evaluation.identity import code_version
 from experiments.models.norms import NORMS
 from experiments.report import REFERENCE
 from experiments.results import CLEAN, Row
+from steinnorm.attacks.files import write_text
 
 
 def run(
@@ -64,6 +67,7 @@ def _one(
 ) -> tuple[Path, list[Row]]:
     """Trains and evaluates one norm with one seed; returns its folder and its rows."""
     folder, twin = (workdir / "runs" / f"{name}-{seed}" for name in (norm, REFERENCE))
+    _make_of_this_code(folder)
     # One checkpoint: a training takes seconds.
     train.run(
         config,
@@ -77,6 +81,15 @@ def _one(
     has_twin = norm != REFERENCE and twin.exists()
     request = evaluate.Request(attacks="all", twin=twin if has_twin else None)
     return folder, evaluate.run(folder, request, display=display)
+
+
+def _make_of_this_code(folder: Path) -> None:
+    """Makes the folder of a run; one that other code has trained is begun anew."""
+    note = folder / "code.txt"
+    if folder.exists() and (not note.exists() or note.read_text() != code_version()):
+        shutil.rmtree(folder)
+    if not note.exists():
+        write_text(note, code_version())
 
 
 def _check(workdir: Path, norms: Sequence[str], seeds: int) -> None:

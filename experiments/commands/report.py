@@ -69,8 +69,8 @@ def _print(console: Console, section: Section) -> None:
     tables = report.comparison_tables(
         section.entries, experiment.metrics[0], experiment.shown, console.width
     )
-    for table in tables:
-        console.print(table)
+    for part in tables:
+        console.print(part, highlight=False, markup=False)
     console.print(report.check_table(experiment.checks), markup=False, highlight=False)
     for line in report.failed_lines(experiment.checks):
         console.print(line, highlight=False, markup=False)

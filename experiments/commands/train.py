@@ -11,6 +11,7 @@ from experiments import data, tasks
 from experiments.commands.console import Display, make_console
 from experiments.commands.training_display import (
     TrainingDisplay,
+    check_tensorboard,
     shown_reading,
     tensorboard_writer,
 )
@@ -75,6 +76,8 @@ def run(
     """
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    if tensorboard:
+        check_tensorboard()  # at once: reading the data may take minutes
     first = devices.is_first()
     mesh = devices.mesh()
     devices.check_batch(config.train.batch_size, mesh)

@@ -1,6 +1,7 @@
 """Shows and logs a training: a bar on a terminal, lines in a log, event files on request."""
 
 import dataclasses
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,19 +27,27 @@ class Events(Protocol):
         """Writes what is still waiting."""
 
 
-def tensorboard_writer(folder: Path) -> Events:
-    """A writer of event files.
+def check_tensorboard() -> None:
+    """Refuses ``--tensorboard`` where the package that writes event files is not installed.
 
     Raises:
-      ConfigError: the package that writes them is not installed.
+      ConfigError: saying how to install it.
     """
-    try:
-        from tensorboardX import SummaryWriter  # noqa: PLC0415
-    except ImportError as error:
+    if importlib.util.find_spec("tensorboardX") is None:
         raise ConfigError(
-            "--tensorboard needs a package that is not installed; "
-            "install it with: pip install 'steinnorm[tensorboard]'"
-        ) from error
+            "--tensorboard needs the package tensorboardX, which is not installed; "
+            "install it with: pip install tensorboardX"
+        )
+
+
+def tensorboard_writer(folder: Path) -> Events:
+    """Returns a writer of event files; ``check_tensorboard`` says where there can be none.
+
+    Args:
+      folder: of the files.
+    """
+    from tensorboardX import SummaryWriter  # noqa: PLC0415
+
     return SummaryWriter(str(folder))
 
 

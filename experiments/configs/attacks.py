@@ -13,12 +13,12 @@ _RMS = (0.1,)
 
 
 def names() -> tuple[str, ...]:
-    """The names that ``by_name`` knows, without their ``-l2`` forms."""
+    """Returns the names that ``by_name`` knows, without their ``-l2`` forms."""
     return catalogue.names()
 
 
 def by_name(name: str) -> AttackConfig:
-    """The attack of that name, at a usual strength.
+    """Returns the attack of that name, at a usual strength.
 
     Args:
       name: one of ``names()``; an attack's (not a noise's) may end in ``-l2``: the Euclidean ball.
@@ -31,7 +31,7 @@ def by_name(name: str) -> AttackConfig:
     if known is None or (plain != name and not known.has_ball):
         raise ConfigError(
             f"unknown attack {name!r}; there are {', '.join(names())}, and all but the noises "
-            f"also with {_L2} behind"
+            f"also with {_L2} at the end"
         )
     settings = dataclasses.asdict(known) | {"name": name}
     if not known.has_ball:

@@ -1,7 +1,11 @@
-"""Which data set is read, and how; plain data, whose import loads no library."""
+"""Which data set is read, and how; plain data, whose import loads no library but pydantic."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
+
+from experiments.configs.ranges import Count, CountOrZero, ShareButNotAll
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +19,9 @@ class DigitsData:
         different norms and seeds are compared on the same test images.
     """
 
-    train_examples: int = 1297
-    test_examples: int = 500
-    split_seed: int = 0
+    train_examples: Count = 1297
+    test_examples: Count = 500
+    split_seed: CountOrZero = 0
     kind: Literal["digits"] = "digits"
 
 
@@ -29,13 +33,13 @@ class Cifar10Data:
       train_examples: size of the training part, out of what validation leaves; None is all.
       validation_share: of the 50,000 training images, kept back to choose weights by.
       test_examples: size of the test part; None is all 10,000.
-      split_seed: of the choice of both.
+      split_seed: seed of the random order from which the parts are taken.
     """
 
-    train_examples: int | None = None
-    validation_share: float = 0.2
-    test_examples: int | None = None
-    split_seed: int = 6
+    train_examples: Count | None = None
+    validation_share: ShareButNotAll = 0.2
+    test_examples: Count | None = None
+    split_seed: CountOrZero = 6
     kind: Literal["cifar10"] = "cifar10"
 
 
@@ -46,26 +50,26 @@ class VolumesData:
     Attributes:
       shape: (depth, height, width) that every volume is brought to.
       table: file name of the table, in the data folder.
-      fit: how: ``resample`` (linear) or ``crop`` (about the centre, padded with the lowest value
-        where the volume is smaller).
+      fit: how volumes are brought to ``shape``: ``resample`` (linear) or ``crop`` (about the
+        centre, padded with the lowest value where the volume is smaller).
       normalise: per volume: ``percentile`` (1st and 99th to 0 and 1, clipped), ``minmax`` (lowest
         and highest to 0 and 1) or ``none`` (values must lie in [0, 1], as FA maps do).
       harmonise: remove differences between sites (ComBat), fitted on the training part only.
       validation_share: where the table has no ``split``, share of the subjects for validation.
-      test_share: likewise, for the test.
+      test_share: where the table has no ``split``, share of the subjects for the test.
       train_examples: size of the training part; None is all of it.
       split_seed: of the split by subject, and of the choice of ``train_examples``.
     """
 
-    shape: tuple[int, int, int] = (128, 128, 64)
+    shape: tuple[Count, Count, Count] = (128, 128, 64)
     table: str = "participants.csv"
     fit: Literal["resample", "crop"] = "resample"
     normalise: Literal["percentile", "minmax", "none"] = "percentile"
     harmonise: bool = False
-    validation_share: float = 0.2
-    test_share: float = 0.2
-    train_examples: int | None = None
-    split_seed: int = 0
+    validation_share: ShareButNotAll = 0.2
+    test_share: ShareButNotAll = 0.2
+    train_examples: Count | None = None
+    split_seed: CountOrZero = 0
     kind: Literal["volumes"] = "volumes"
 
 
@@ -81,18 +85,20 @@ class CityscapesData:
         the test (the official test labels are not public).
       labels: which label files are read, ``gtFine/.../*_gtFine_LABELS.png``: ``labelIds`` (0 to
         33) or ``trainIds`` (0 to 18 and 255, files ``*_gtFine_labelTrainIds.png``).
-      validation_share: that share.
+      validation_share: share of ``train`` that ``split`` keeps for validation.
       train_examples: size of the training part; None is all of it.
       split_seed: of the share, and of the choice of ``train_examples``.
     """
 
-    shape: tuple[int, int] = (256, 512)
+    shape: tuple[Count, Count] = (256, 512)
     validation: Literal["folder", "split"] = "split"
     labels: Literal["labelIds", "trainIds"] = "labelIds"
-    validation_share: float = 0.2
-    train_examples: int | None = None
-    split_seed: int = 0
+    validation_share: ShareButNotAll = 0.2
+    train_examples: Count | None = None
+    split_seed: CountOrZero = 0
     kind: Literal["cityscapes"] = "cityscapes"
 
 
-DataConfig = DigitsData | Cifar10Data | VolumesData | CityscapesData
+DataConfig = Annotated[
+    DigitsData | Cifar10Data | VolumesData | CityscapesData, Discriminator("kind")
+]

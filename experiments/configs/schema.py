@@ -1,15 +1,23 @@
 """What an experiment is, as frozen dataclasses that hold no code.
 
 A configuration is plain data: it can be written to JSON, read back, compared, and shrunk for a
-smoke run with ``dataclasses.replace``.  ``kind`` tells the members of a union apart.
+smoke run with ``dataclasses.replace``.  The annotations are the only place that says which values
+a setting may have: ``experiments.configs.overrides`` checks them with pydantic, and
+``experiments.configs.flags`` shows them in ``--help``.  ``kind`` tells the members of a union
+apart.
 """
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Discriminator
 
 from experiments.configs.data import DataConfig
-from steinnorm.attacks.catalogue import AttackSettings
-from steinnorm.attacks.checks import CheckSettings
+from experiments.configs.ranges import Count, CountOrZero, NotNegative, Positive, Share
+
+if TYPE_CHECKING:  # importing them takes JAX, for which --help must not wait
+    from steinnorm.attacks.catalogue import AttackSettings
+    from steinnorm.attacks.checks import CheckSettings
 
 Statistics = Literal["running", "batch", "shrunk", "none"]
 """Where a norm's statistics came from when a number was measured.
@@ -30,9 +38,9 @@ class ResNetModel:
       stage_sizes: basic blocks per stage, where there is no ``depth``.
     """
 
-    depth: int | None = 9
-    width: int = 64
-    stage_sizes: tuple[int, ...] = ()
+    depth: Literal[9, 18, 34, 50, 101, 152] | None = 9
+    width: Count = 64
+    stage_sizes: tuple[Count, ...] = ()
     kind: Literal["resnet"] = "resnet"
 
 
@@ -46,8 +54,8 @@ class Cnn3dModel:
       pool: average over all positions before the dense layers, instead of flattening.
     """
 
-    channels: tuple[int, ...] = (3, 6, 6, 6)
-    hidden: tuple[int, ...] = (768, 16)
+    channels: tuple[Count, ...] = (3, 6, 6, 6)
+    hidden: tuple[Count, ...] = (768, 16)
     pool: bool = False
     kind: Literal["cnn3d"] = "cnn3d"
 
@@ -64,11 +72,11 @@ class HRNetModel:
     """
 
     size: Literal["paper", "w18", "w48", "smoke"] = "paper"
-    stem_strides: tuple[int, int] | None = None
+    stem_strides: tuple[Count, Count] | None = None
     kind: Literal["hrnet"] = "hrnet"
 
 
-ModelConfig = ResNetModel | Cnn3dModel | HRNetModel
+ModelConfig = Annotated[ResNetModel | Cnn3dModel | HRNetModel, Discriminator("kind")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +91,9 @@ class AdversaryConfig:
       random_start: start at a random point of the ball.
     """
 
-    epsilon: float
-    steps: int = 7
-    step_size: float | None = None
+    epsilon: Share
+    steps: Count = 7
+    step_size: Positive | None = None
     norm: Literal["linf", "l2"] = "linf"
     random_start: bool = True
 
@@ -117,22 +125,22 @@ class TrainConfig:
       adversary: train on attacked inputs; None for clean ones.
     """
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    epochs: Count
+    batch_size: Count
+    learning_rate: NotNegative
     schedule: Literal["constant", "cosine"] = "cosine"
-    warmup_epochs: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    warmup_epochs: NotNegative = 1.0
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 5e-4
     decay_all: bool = False
-    clip_norm: float | None = None
-    label_smoothing: float = 0.0
+    clip_norm: Positive | None = None
+    label_smoothing: Share = 0.0
     augment: bool = False
-    shift: int = 0
+    shift: CountOrZero = 0
     standardise: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    statistics_momentum: float = 0.9
-    patience: int | None = None
+    statistics_momentum: Share = 0.9
+    patience: Count | None = None
     adversary: AdversaryConfig | None = None
 
 
@@ -179,16 +187,16 @@ class AttackConfig:
         "segpgd",
         "sea",
     ]
-    epsilons: tuple[float, ...]
+    epsilons: tuple[NotNegative, ...]
     norm: Literal["linf", "l2"] = "linf"
-    steps: int = 1
-    step_size: float | None = None
+    steps: Count = 1
+    step_size: Positive | None = None
     random_start: bool = False
-    restarts: int = 1
+    restarts: Count = 1
     loss: str = "cross_entropy"
-    queries: int = 5000
+    queries: Count = 5000
     short_reach: bool = False
-    shown: tuple[float, ...] = ()
+    shown: tuple[NotNegative, ...] = ()
 
     @property
     def has_ball(self) -> bool:
@@ -196,29 +204,53 @@ class AttackConfig:
         return self.kind not in NOISES
 
     @property
-    def settings(self) -> AttackSettings:
+    def settings(self) -> "AttackSettings":
         """The attack as the library knows it, without ball and strengths."""
+        from steinnorm.attacks.catalogue import AttackSettings  # noqa: PLC0415
+
         names = [field.name for field in dataclasses.fields(AttackSettings)]
         return AttackSettings(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
-class ChecksConfig(CheckSettings):
-    """How the evaluation is tested itself: the library's settings, on which batch, in which ball.
+class ChecksConfig:
+    """How the evaluation is tested itself (``steinnorm.attacks.checks``), and on which batch.
+
+    A smoke run has few steps and queries, and one direction and difference step.
 
     Attributes:
+      steps: of PGD, each of 2.5 * epsilon / steps; it is also run with twice as many.
+      restarts: of PGD, against a single one; with 1 this check is not applicable.
+      square_queries: looks of Square at the model; with 0 this check is not applicable.
+      tolerance: share of the labels by which one attack may be ahead of another.
+      zero_gradient_share: largest share of the examples whose gradient may be zero or rounding.
+      gradient_error: largest median relative error of the gradient against differences.
+      directions: random directions of these differences; there are three fixed ones besides.
+      difference_steps: largest changes of an input value, in widths of the box; the most
+        favourable one decides.
       examples: of the test part, attacked as one batch; no more than a test batch has.
       norm: of the ball, ``linf`` or ``l2``.
       epsilon: radius of the ball, in units of the inputs.
     """
 
-    examples: int = 128
+    # The defaults of the library's settings, without its import; a test compares them.
+    steps: Count = 20
+    restarts: Count = 5
+    square_queries: CountOrZero = 1000
+    tolerance: NotNegative = 0.01
+    zero_gradient_share: NotNegative = 0.02
+    gradient_error: NotNegative = 0.05
+    directions: CountOrZero = 4
+    difference_steps: tuple[Positive, ...] = (1e-2, 1e-3, 1e-4)
+    examples: CountOrZero = 128
     norm: Literal["linf", "l2"] = "linf"
-    epsilon: float = 8 / 255
+    epsilon: NotNegative = 8 / 255
 
     @property
-    def settings(self) -> CheckSettings:
+    def settings(self) -> "CheckSettings":
         """The library's part."""
+        from steinnorm.attacks.checks import CheckSettings  # noqa: PLC0415
+
         fields = dataclasses.fields(CheckSettings)
         return CheckSettings(**{field.name: getattr(self, field.name) for field in fields})
 
@@ -246,10 +278,10 @@ class EvaluationConfig:
       checks: how the evaluation itself is tested, wherever there are attacks.
     """
 
-    batch_size: int
+    batch_size: Count
     attacks: tuple[AttackConfig, ...] = ()
     statistics: tuple[Statistics, ...] = ("running", "batch")
-    shown_worst: tuple[float, ...] = ()
+    shown_worst: tuple[NotNegative, ...] = ()
     checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
 
 
@@ -281,3 +313,7 @@ class ExperimentConfig:
     model: ModelConfig
     train: TrainConfig
     evaluation: EvaluationConfig
+
+
+GROUPS = ("data", "model", "train", "evaluation")
+"""The fields of ``ExperimentConfig`` that are groups of settings; the others describe it."""

@@ -29,10 +29,14 @@ def identity_of(model: nnx.Module, examples: Examples, batch_size: int) -> dict[
         "weights": weights_digest(model),
         "data": data.hexdigest(),
         "batch_size": batch_size,
-        # The code of both packages: models, tasks and checks count as much as the attacks.
-        "code": code_digest(Path(steinnorm.__file__).parent, Path(__file__).parents[1]),
+        "code": code_version(),
         "versions": [module.__version__ for module in (steinnorm, jax, flax)],
     }
+
+
+def code_version() -> str:
+    """Returns a hash of the code of both packages: models and tasks count as much as attacks."""
+    return code_digest(Path(steinnorm.__file__).parent, Path(__file__).parents[1])
 
 
 def is_of(identity: dict[str, Any], wanted: dict[str, Any]) -> bool:

@@ -25,13 +25,24 @@ def draw_all(
       entries: of its rows.
     """
     yield from _plots(prefix, experiment, entries)
-    if any(step.factors for _, steps in experiment.histories for step in steps):
+    if _is_shrunk(experiment):
         caption = (
             "Shrinkage factors of each layer over training, means over epochs and seeds: 1 leaves "
             "the batch's statistic as it is, 0 replaces it by the rule's target."
         )
         yield Figure(f"{prefix}shrinkage.png", caption), plots.shrinkage(experiment.histories)
     yield from _pictures(prefix, experiment, entries)
+
+
+def _is_shrunk(experiment: Experiment) -> bool:
+    """Returns whether a layer of any run changed its batch's statistics."""
+    return any(
+        value != 1.0
+        for _, steps in experiment.histories
+        for step in steps
+        for factors in step.factors.values()
+        for value in factors.values()
+    )
 
 
 def file_name(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,7 +92,8 @@ def _folders_in(root: Path) -> list[Path]:
 def _read(root: Path) -> _Folder:
     if not (root / "results.json").exists():
         raise ConfigError(
-            f"{root} has no results.json; measure it with python -m experiments evaluate {root}"
+            f"{root} has no results.json; measure it with python -m experiments evaluate "
+            f"{shlex.quote(str(root))}"
         )
     content = _json(root / "config.json")
     if not isinstance(content, dict):

@@ -21,8 +21,8 @@ from experiments.results import CONVERGENCE, Check, Row
 
 def comparison_tables(
     entries: Sequence[Entry], metric: str, wanted: Sequence[Column], width: int
-) -> Iterator[Table]:
-    """Yields tables of the values and of the differences to batch norm, of a few columns.
+) -> Iterator[str | Table]:
+    """Yields captions and tables: values, then differences to batch norm, of a few columns.
 
     Args:
       entries: of one experiment.
@@ -33,10 +33,9 @@ def comparison_tables(
     shown = tabled(entries, metric)
     portions = pages(short_columns(shown, wanted), columns_that_fit(width))
     for differences, caption in ((False, value_caption), (True, difference_caption)):
-        title: str | None = caption(metric, short=True)
+        yield caption(metric, short=True)
         for portion in portions:
-            yield terminal_table(Content(shown, portion, differences), title)
-            title = None
+            yield terminal_table(Content(shown, portion, differences))
 
 
 def columns_that_fit(width: int) -> int:

@@ -51,7 +51,7 @@ def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
     """Returns the losses (...) of (..., K) logits and (...) labels, in nats."""
-    losses = optax.softmaxcross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels.astype(jnp.int32))
     if not smoothing:
         return losses
     uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)

@@ -271,4 +271,6 @@ def _digest(flat: dict[str, Any]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip() or '(no message)'}".splitlines()[0][:300]
+    line = f"{type(error).__name__}: {str(error).strip() or '(no message)'}".splitlines()[0]
+    # TensorStore names the cause at the end, behind long paths.
+    return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"

@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import subprocess
@@ -18,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import filelock
 import pydantic
 
-from experiments.configs.overrides import unknown_fields
+from experiments.configs.overrides import check, explained, unknown_fields
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
 from steinnorm.attacks.files import write_json, write_text
@@ -63,27 +63,26 @@ class RunFolder:
     ):
         self.root, self._data_dir = root, data_dir
         self._settings, self._writes = settings, writes
-        self._lock: Any = None
+        # The system lets go of the lock when the process ends, however it ends; the library's
+        # fallback for file systems without locks would outlive a killed process.
+        self._lock = filelock.FileLock(self.root / ".lock", fallback_to_soft=False)
 
     def __enter__(self) -> Self:
         if not self._writes:
             return self
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            # The system lets go of the lock when the process ends, however it ends.
-            self._lock = (self.root / ".lock").open("w")
+            self._lock.acquire(blocking=False)
+        except filelock.Timeout as error:
+            raise ConfigError(f"{self.root} is in use by another command") from error
         except OSError as error:
             raise ConfigError(
                 f"cannot use {self.root} as a work folder: {error.strerror}"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{self.root} is in use by another command") from error
-        try:
             self._check_settings()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
         return self
 
@@ -93,12 +92,11 @@ class RunFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._lock:
-            self._lock.close()
+        self._lock.release()
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
+        """Returns the folder of the checkpoints."""
         return self.root / "checkpoints"
 
     def log(self, line: dict[str, Any]) -> None:
@@ -156,10 +154,10 @@ class RunFolder:
 
 
 def read_settings(root: Path) -> RunSettings:
-    """The settings of the training in a work folder.
+    """Returns the settings of the training in a work folder.
 
     Raises:
-      ConfigError: there is none, or it is of another version of this program.
+      ConfigError: there is none, or it is damaged or of another version of this program.
     """
     path = root / "config.json"
     try:
@@ -171,23 +169,31 @@ def read_settings(root: Path) -> RunSettings:
             f"{root} is not the work folder of a training: it has no config.json; make one with "
             "python -m experiments train CONFIG --workdir DIR"
         ) from error
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            f"{path} is of another version of this program, or damaged: "
+            f"{explained(error, RunSettings)}"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        # Of damaged text, of text that is not JSON, of other fields: all are ValueErrors.
+        # ValueErrors come of text that is no UTF-8 or no JSON, the last two of other fields.
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     unknown = unknown_fields(content, dataclasses.asdict(settings))
     if unknown:
-        raise ConfigError(f"{path} has settings that this version does not know: {unknown}")
+        raise ConfigError(
+            f"{path} has settings that this version does not know: {', '.join(unknown)}"
+        )
+    check(settings.config)
     return settings
 
 
 def data_dir_of(root: Path) -> Path | None:
-    """The folder that the training in a work folder read its data from."""
+    """Returns the folder that the training in a work folder read its data from, or None."""
     found = json.loads((root / "config.json").read_text()).get("data_dir")
     return Path(found) if found else None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    """Returns the lines of a ``metrics.jsonl``, without a last one that was cut short."""
     lines = []
     for line in path.read_text().splitlines():
         try:
@@ -198,12 +204,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Returns the versions of the packages that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def git_commit() -> str:
-    """The commit of this code, ``-dirty`` where files differ from it; empty outside git."""
+    """Returns the commit of this code, ``-dirty`` where files differ from it; "" outside git."""
     here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""The configurations by name.  Each module has ``PRESETS`` and ``get_config(preset, smoke)``."""
+"""The configurations by name; each module has ``PRESETS`` and ``get_config(preset, smoke)``."""
 
 from types import ModuleType
 
@@ -15,22 +15,29 @@ _CONFIGS: dict[str, ModuleType] = {
 
 
 def config_names() -> tuple[str, ...]:
-    """The names that ``load`` knows."""
+    """Returns the names that ``load`` knows."""
     return tuple(_CONFIGS)
 
 
 def preset_names(name: str) -> tuple[str, ...]:
-    """The presets of a configuration, the default first."""
+    """Returns the presets of a configuration, the default first.
+
+    Args:
+      name: one of ``config_names()``.
+
+    Raises:
+      ConfigError: there is none of that name; the message lists those there are.
+    """
     return _module(name).PRESETS
 
 
 def load(name: str, preset: str | None = None, *, smoke: bool = False) -> ExperimentConfig:
-    """The configuration of that name; ``smoke`` shrinks it to seconds.
+    """Returns the configuration of that name.
 
     Args:
       name: one of ``config_names()``.
       preset: one of ``preset_names(name)``; None is the first.
-      smoke: tiny network, few examples.
+      smoke: tiny network and few examples, so that it trains in seconds.
 
     Raises:
       ConfigError: there is none; the message lists those there are.

@@ -69,7 +69,7 @@ _STRONG = TrainConfig(
 
 
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
-    """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
+    """Returns the configuration; ``smoke`` shrinks it until it only shows that all parts run."""
     paper = preset == "paper"
     config = ExperimentConfig(
         name="cifar10",

@@ -67,7 +67,7 @@ _CHECKS = ChecksConfig(examples=8, epsilon=0.03, steps=10, restarts=2, square_qu
 
 
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
-    """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
+    """Returns the configuration; ``smoke`` shrinks it until it only shows that all parts run."""
     cityscapes = ExperimentConfig(
         name="cityscapes",
         preset=preset,

@@ -48,7 +48,7 @@ _CHECKS = ChecksConfig(epsilon=0.07, steps=10, restarts=3, square_queries=200)
 
 
 def get_config(preset: str = "demo", smoke: bool = False) -> ExperimentConfig:
-    """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
+    """Returns the configuration; ``smoke`` shrinks it until it only shows that all parts run."""
     config = ExperimentConfig(
         name="digits",
         preset=preset,

@@ -54,7 +54,7 @@ _CHECKS = ChecksConfig(epsilon=0.03, square_queries=300)
 
 
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
-    """The configuration; ``smoke`` shrinks the same one until it only shows that all parts run."""
+    """Returns the configuration; ``smoke`` shrinks it until it only shows that all parts run."""
     if preset == "paper":
         config = ExperimentConfig(
             name="volumes",
@@ -77,7 +77,7 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
             expected_time="see experiments/README.md",
             task="binary",
             # Larger than every volume, so that nothing of what the label measures is cut off.  The
-            # price: the padding shows the size of the crop, which alone tells something of it.
+            # price: the padding shows the size of the crop, which is related to the label.
             data=VolumesData(shape=(48, 64, 48), fit="crop"),
             model=Cnn3dModel(channels=(16, 32, 64), hidden=()),
             train=_HIPPOCAMPUS,

@@ -2,15 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
-import time
 
 import pytest
 
 from experiments import data
 from experiments.__main__ import main
-from experiments.configs import attacks, presets
 from experiments.configs.data import Cifar10Data
 from experiments.models.norms import NORMS
 from steinnorm.attacks.checks import NAMES
@@ -363,13 +359,6 @@ def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):
     assert "none was made: --check-examples 0 asks for none" in capsys.readouterr().out
 
 
-def test_help_names_every_attack(capsys):
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--help"])
-    text = set(re.split(r"[\s,;.:│]+", capsys.readouterr().out))
-    assert set(attacks.names()) <= text
-
-
 def test_evaluation_of_a_folder_without_a_training(trained, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "is not the work folder of a training" in capsys.readouterr().err
@@ -381,38 +370,6 @@ def test_evaluation_of_a_folder_without_a_training(trained, tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"config": ')
     assert main(["evaluate", str(tmp_path)]) == 2
     assert "config.json cannot be read" in capsys.readouterr().err
-
-
-def test_list_names_every_preset(capsys):
-    assert main(["list"]) == 0
-    out = capsys.readouterr().out
-    for config in presets.config_names():
-        for preset in presets.preset_names(config):
-            assert f"{config} --preset {preset}\n" in out
-    assert out.count("  time  ") == out.count("--preset")
-
-
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"]])
-def test_help_answers_at_once(command):
-    """It does not wait for JAX; a child, because this process has imported it already."""
-    program = (
-        "import sys; from experiments.__main__ import main\n"
-        "try: main(sys.argv[1:])\n"
-        "finally: assert 'jax' not in sys.modules"
-    )
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", program, *command, "--help"],
-        cwd=cli.ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began < 3
-    for word in (command and ["--cache-dir", "--data-dir"]) or ["train", "evaluate", "list"]:
-        assert word in done.stdout
 
 
 @pytest.mark.parametrize(

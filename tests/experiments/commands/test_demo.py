@@ -135,6 +135,13 @@ def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     assert trained == [8, 0]
 
 
+def test_what_other_code_has_trained_is_trained_anew(smoke, tmp_path, trained):
+    workdir = shutil.copytree(smoke[0], tmp_path / "work")
+    (workdir / "runs" / "group-0" / "code.txt").write_text("of another version")
+    _again(workdir)
+    assert trained == [8, 0]
+
+
 def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
     arguments = ["demo", "--workdir", str(tmp_path / "new"), "--norms", "bacth"]
     assert main(arguments) == 2

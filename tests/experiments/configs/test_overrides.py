@@ -160,8 +160,8 @@ def test_unknown_names_and_flags_out_of_range(arguments, message):
         ("digits", "train.shift=-1", "train.shift must be at least 0"),
         ("digits", "train.statistics_momentum=2", r"train.statistics_momentum must be in \[0, 1\]"),
         ("digits", "train.patience=0", "train.patience must be at least 1"),
-        ("digits", "train.clip_norm=-1", "train.clip_norm must be at least 0"),
-        ("digits", "train.learning_rate=NaN", "train.learning_rate must be at least 0; got nan"),
+        ("digits", "train.clip_norm=0", "train.clip_norm must be above 0; got 0"),
+        ("digits", "train.learning_rate=NaN", "rate must be finite and at least 0; got nan"),
         ("digits", "evaluation.batch_size=0", "evaluation.batch_size must be at least 1"),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.configs.overrides import resolve
+from experiments.configs.schema import ChecksConfig, ResNetModel
 from experiments.errors import ConfigError
 from experiments.training import folder as runfolder
 from experiments.training.folder import RunFolder, RunSettings, data_dir_of, read_log, read_settings
@@ -260,6 +261,30 @@ def _config_without(field):
     return config
 
 
+def _config_with(**train):
+    config = dataclasses.asdict(SETTINGS.config)
+    config["train"].update(train)
+    return config
+
+
+@pytest.mark.parametrize("changes", [{"later": 1}, {"momentm": 0.9}])
+def test_a_config_json_of_a_later_version_is_named(tmp_path, changes):
+    (tmp_path / "config.json").write_text(_content(config=_config_with(**changes)))
+    message = rf"settings that this version does not know: config\.train\.{next(iter(changes))}$"
+    with pytest.raises(ConfigError, match=message):
+        read_settings(tmp_path)
+
+
+def test_a_config_json_of_an_older_version_gets_todays_defaults(tmp_path):
+    config = dataclasses.asdict(SETTINGS.config)
+    del config["train"]["patience"], config["evaluation"]["checks"], config["model"]["width"]
+    (tmp_path / "config.json").write_text(_content(config=config))
+    found = read_settings(tmp_path).config
+    assert found.train.patience is None
+    assert found.evaluation.checks == ChecksConfig()
+    assert found.model == ResNetModel(depth=None, stage_sizes=(1,))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -268,9 +293,10 @@ def _config_without(field):
         ("[]", "config.json cannot be read"),
         ("3", "config.json cannot be read"),
         ('{"learning_rate": 1}', "config.json cannot be read: 'config'"),
-        (_content(seed="a"), "config.json cannot be read: 1 validation error"),
-        (_content(config=_config_without("train")), "config.json cannot be read: 1 validation"),
-        (_content(config=None), "config.json cannot be read: 1 validation"),
+        (_content(seed="a"), "config.json is of another version .*: seed: .*integer.*got 'a'"),
+        (_content(config=_config_without("train")), "another version .*: config.train: .*required"),
+        (_content(config=None), "another version .*: config: .*got None"),
+        (_content(config=_config_with(momentum=2)), r"config.train.momentum must be in \[0, 1\]"),
     ],
 )
 def test_a_config_json_of_something_else_is_named_not_overwritten(tmp_path, text, message):
