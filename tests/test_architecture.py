@@ -102,7 +102,13 @@ def test_imports_of_attacks_go_round_in_no_circle():
     assert set(order) == set(modules)
 
 
-ATTACKS_MORE = {"bar.py": {"rich"}, "plots.py": {"matplotlib"}, "pictures.py": {"matplotlib"}}
+ATTACKS_MORE = {
+    "bar.py": {"rich"},
+    "plots.py": {"matplotlib"},
+    "pictures.py": {"matplotlib"},
+    "intervals.py": {"scipy"},  # which JAX itself requires; imported where an interval is computed
+    "paired.py": {"scipy"},
+}
 
 
 def test_attacks_need_jax_and_numpy_only():
