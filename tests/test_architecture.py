@@ -103,7 +103,7 @@ def test_imports_of_attacks_go_round_in_no_circle():
 
 
 ATTACKS_MORE = {
-    "bar.py": {"rich"},
+    "progress_bar.py": {"rich"},
     "plots.py": {"matplotlib"},
     "pictures.py": {"matplotlib"},
     "intervals.py": {"scipy"},  # which JAX itself requires; imported where an interval is computed
@@ -197,12 +197,19 @@ def test_public_names_are_documented(value):
 
 # Those of the experiments whose docstrings have examples for people who use them from outside.
 EXAMPLES = [
+    "steinnorm.attacks.apgd",
+    "steinnorm.attacks.autoattack",
     "steinnorm.attacks.catalogue",
     "steinnorm.attacks.checks.run",
+    "steinnorm.attacks.fab",
+    "steinnorm.attacks.intervals",
     "steinnorm.attacks.pgd",
     "steinnorm.attacks.pgd_scan",
     "steinnorm.attacks.random_models",
     "steinnorm.attacks.robustness.call",
+    "steinnorm.attacks.segmentation",
+    "steinnorm.attacks.square",
+    "steinnorm.attacks.threat",
 ]
 
 

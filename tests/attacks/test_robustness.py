@@ -24,7 +24,7 @@ from steinnorm.attacks import (
 )
 from steinnorm.attacks.checks import NAMES, CheckSettings
 from steinnorm.attacks.per_example import PerExample, Values, worst_of
-from steinnorm.attacks.robustness.said import said_once
+from steinnorm.attacks.robustness.warn_once import warn_once
 
 SMOKE = CheckSettings(steps=2, restarts=2, square_queries=4, directions=1, difference_steps=(1e-3,))
 
@@ -377,7 +377,7 @@ def test_a_warning_is_given_once_and_errors_stay_errors():
 
     def twice():
         for _ in range(2):
-            with said_once(said):
+            with warn_once(said):
                 warnings.warn("twice", stacklevel=1)
 
     with pytest.warns(UserWarning, match="twice") as seen:
@@ -385,7 +385,7 @@ def test_a_warning_is_given_once_and_errors_stay_errors():
     assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="new"), said_once(said):
+        with pytest.raises(UserWarning, match="new"), warn_once(said):
             warnings.warn("new", stacklevel=1)
 
 
