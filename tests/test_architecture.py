@@ -195,17 +195,22 @@ def test_public_names_are_documented(value):
             )
 
 
-# Those of the experiments whose docstrings have examples for people who use them from outside.
+# Modules of the attacks whose public docstrings have examples.
 EXAMPLES = [
+    "steinnorm.attacks._model",
     "steinnorm.attacks.apgd",
     "steinnorm.attacks.autoattack",
+    "steinnorm.attacks.batch_threats",
     "steinnorm.attacks.catalogue",
     "steinnorm.attacks.checks.run",
+    "steinnorm.attacks.dependence",
     "steinnorm.attacks.fab",
     "steinnorm.attacks.intervals",
+    "steinnorm.attacks.noise",
     "steinnorm.attacks.pgd",
     "steinnorm.attacks.pgd_scan",
     "steinnorm.attacks.random_models",
+    "steinnorm.attacks.result",
     "steinnorm.attacks.robustness.call",
     "steinnorm.attacks.segmentation",
     "steinnorm.attacks.square",

@@ -117,14 +117,14 @@ def _has_changed(logits_fn: LogitsFn, x: jax.Array) -> bool:
     for constant in traced.consts:
         if not jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
             digest.update(np.asarray(constant).tobytes())
-    found = digest.hexdigest()
+    current_digest = digest.hexdigest()
     try:
-        of_shapes = _DIGESTS.setdefault(logits_fn, {})
+        digest_of_shape = _DIGESTS.setdefault(logits_fn, {})
     except TypeError:  # without a weak reference, always treated as changed
         return True
-    before = of_shapes.get(x.shape, found)
-    of_shapes[x.shape] = found
-    return before != found
+    previous_digest = digest_of_shape.get(x.shape, current_digest)
+    digest_of_shape[x.shape] = current_digest
+    return previous_digest != current_digest
 
 
 def has_traced_arrays(logits_fn: LogitsFn, model: jax.tree_util.Partial) -> bool:
@@ -163,14 +163,14 @@ def _uncompiled(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 
 
 def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
-    there, here = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    finite = np.isfinite(there)
-    if not np.array_equal(finite, np.isfinite(here)):
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(first)
+    if not np.array_equal(finite, np.isfinite(second)):
         return True
-    there, here = there[finite], here[finite]
-    if not there.size:
+    first, second = first[finite], second[finite]
+    if not first.size:
         return False
-    return not bool(np.abs(there - here).max() <= share * max(np.abs(there).max(), 1e-6))
+    return not bool(np.abs(first - second).max() <= share * max(np.abs(first).max(), 1e-6))
 
 
 def at_least_float32(values: jax.Array) -> jax.Array:
@@ -210,6 +210,12 @@ def predict(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
     Raises:
       ValueError: the logits have another shape, or ``logits_fn`` calls an NNX model in training
         mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> predict(lambda x: 2 * x, jnp.array([[0.75], [0.5]]))  # a single logit becomes two
+      Array([[0. , 1.5],
+             [0. , 1. ]], dtype=float32)
     """
     model = as_partial(logits_fn)
     logits_shape(model, x)

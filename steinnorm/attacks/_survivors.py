@@ -94,25 +94,25 @@ def pad_indices(index: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([index, np.full(size - len(index), index[0], index.dtype)])
 
 
-def place_like(rows: Any, like: Any) -> jax.Array:
+def place_like(examples: Any, like: Any) -> jax.Array:
     """Returns examples (n, ...) on the devices of a batch ``like`` (B, ...), divided as that is.
 
     If n is not divisible by the number of devices, the examples are replicated.
     """
-    rows = np.asarray(rows)
+    examples = np.asarray(examples)
     if not isinstance(like, jax.Array):
-        return jnp.asarray(rows)
+        return jnp.asarray(examples)
     if len(like.sharding.device_set) == 1:
         # Uncommitted arrays follow the model's arrays to their device.
-        return jax.device_put(rows, like.sharding) if like.committed else jnp.asarray(rows)
-    if len(rows) % shard_count(like):
-        return jnp.asarray(rows)
-    if like.ndim == rows.ndim:
-        return jax.device_put(rows, like.sharding)
+        return jax.device_put(examples, like.sharding) if like.committed else jnp.asarray(examples)
+    if len(examples) % shard_count(like):
+        return jnp.asarray(examples)
+    if like.ndim == examples.ndim:
+        return jax.device_put(examples, like.sharding)
     if isinstance(like.sharding, jax.sharding.NamedSharding):
         spec = jax.sharding.PartitionSpec(*like.sharding.spec[:1])
-        return jax.device_put(rows, jax.sharding.NamedSharding(like.sharding.mesh, spec))
-    return jnp.asarray(rows)
+        return jax.device_put(examples, jax.sharding.NamedSharding(like.sharding.mesh, spec))
+    return jnp.asarray(examples)
 
 
 @jax.jit
@@ -122,7 +122,7 @@ def take_rows(tree: Tree, index: jax.Array) -> Tree:
     Scalars are unchanged. The number of positions must be divisible by that of the devices.
     """
 
-    def rows(a: jax.Array) -> jax.Array:
+    def select(a: jax.Array) -> jax.Array:
         if not a.ndim:
             return a
         sharding = jax.typeof(a).sharding
@@ -130,7 +130,7 @@ def take_rows(tree: Tree, index: jax.Array) -> Tree:
             return a.at[index].get(out_sharding=sharding)
         return a[index]
 
-    return jax.tree.map(rows, tree)
+    return jax.tree.map(select, tree)
 
 
 class WorstInputs:

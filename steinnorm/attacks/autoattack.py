@@ -252,8 +252,8 @@ def _members(budgets: _Budgets, classes: int) -> list[tuple[str, _Member]]:
     def square(problem: Problem, key: jax.Array) -> tuple[jax.Array, int]:
         # As in the original, the schedule is that of 10,000 queries for any number of them.
         queries = budgets.queries
-        found = run_square(problem, key, joint=joint, queries=queries, rescale_schedule=False)
-        return found, 0
+        x_adv = run_square(problem, key, joint=joint, queries=queries, rescale_schedule=False)
+        return x_adv, 0
 
     members: list[tuple[str, _Member]] = [
         ("apgd-ce", lambda problem, key: run_apgd(problem, key, joint=joint, steps=steps)),

@@ -127,6 +127,15 @@ def independent(
 
     Raises:
       ValueError: as in the attack, or a victim is not in the batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, pgd
+      >>> from steinnorm.attacks.batch_threats import independent
+      >>> x, y = jnp.array([[0.9, 0.3], [0.2, 0.4], [0.4, 0.5]]), jnp.array([0, 1, 1])
+      >>> threat = Threat("linf", 0.2)
+      >>> independent(pgd, lambda x: x - x.mean(axis=0), x, y, threat=threat).success
+      Array([False, False,  True], dtype=bool)
     """
     problem = Problem.of(logits_fn, x, y, threat, target)
     victims = _positions(victims, len(problem.x))
@@ -194,6 +203,15 @@ def companion(
 
     Raises:
       ValueError: as in the attack, or the batch has one example, or a victim is not in the batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, pgd
+      >>> from steinnorm.attacks.batch_threats import companion
+      >>> x, y = jnp.array([[0.9, 0.3], [0.2, 0.4], [0.4, 0.5]]), jnp.array([0, 1, 1])
+      >>> threat = Threat("linf", 0.2)
+      >>> companion(pgd, lambda x: x - x.mean(axis=0), x, y, threat=threat).success
+      Array([False, False,  True], dtype=bool)
     """
     problem = Problem.of(logits_fn, x, y, threat, target)
     victims = _positions(victims, len(problem.x))

@@ -61,8 +61,8 @@ class Dependence(NamedTuple):
     def found(self) -> bool:
         """Whether the logits depend on the batch: any change or share is larger than rounding."""
         changes = (self.alone, self.shuffled, self.companions)
-        seen = [*(change.logit for change in changes), *self.gradient_shares]
-        return not all(value <= ROUNDING for value in seen)  # NaN counts as dependence
+        magnitudes = [*(change.logit for change in changes), *self.gradient_shares]
+        return not all(value <= ROUNDING for value in magnitudes)  # NaN counts as dependence
 
 
 def batch_dependence(
@@ -108,7 +108,7 @@ def batch_dependence(
     images = np.asarray(x)
     logits = np.asarray(predict(logits_fn, x))
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    alone = np.concatenate([predict(logits_fn, jnp.asarray(row[None])) for row in images])
+    alone = np.concatenate([predict(logits_fn, jnp.asarray(image[None])) for image in images])
     shuffled = np.empty_like(logits)
     order = _order(generator, count)
     shuffled[order] = predict(logits_fn, place_like(images[order], x))
@@ -155,13 +155,13 @@ def _among_others(
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> Change:
-    other = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
+    changed = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
     # The spread, because an offset that all logits share changes no prediction.
     spread = (before.max(axis=-1) - before.min(axis=-1)).max()
     difference = np.abs(after - before).max()
     return Change(
-        images=int(other.reshape(len(other), -1).any(axis=1).sum()),
-        labels=float(other.mean()),
+        images=int(changed.reshape(len(changed), -1).any(axis=1).sum()),
+        labels=float(changed.mean()),
         logit=float(difference / spread) if spread > 0 else float(difference > 0),
     )
 
@@ -175,8 +175,8 @@ def _gradient_shares(
             _gradient_norms(as_partial(logits_fn), x, labels, jnp.asarray(i, jnp.int32))
         )
         norms = norms.astype(np.float64) / (norms.max() or 1.0)
-        whole = np.linalg.norm(norms)
-        shares.append(float(np.linalg.norm(np.delete(norms, i)) / whole) if whole else 0.0)
+        total = np.linalg.norm(norms)
+        shares.append(float(np.linalg.norm(np.delete(norms, i)) / total) if total else 0.0)
     return tuple(shares)
 
 

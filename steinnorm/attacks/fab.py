@@ -258,8 +258,8 @@ class _Run(NamedTuple):
                 progress(number + 1)
         check_finite(np.asarray(state.not_finite)[: len(positions)], "logits or gradients")
         inside = state.distance <= threat.radius
-        found = where(inside, state.nearest, batch.x)
-        worst.update(positions, found, inside.astype(point.dtype))
+        nearest_in_ball = where(inside, state.nearest, batch.x)
+        worst.update(positions, nearest_in_ball, inside.astype(point.dtype))
         return int(np.asarray(state.zero_gradients)[: len(positions)].sum())
 
 

@@ -25,7 +25,15 @@ _CUT_RMS = math.sqrt(1 - 2 * _CUT * _CUT_DENSITY / math.erf(_CUT / math.sqrt(2))
 
 
 def gaussian(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
-    """Adds normal noise of standard deviation ``rms``, in the units of ``x``."""
+    """Adds normal noise of standard deviation ``rms``, in the units of ``x``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> x = jnp.full((100, 100), 0.5)
+      >>> noisy = gaussian(jax.random.key(0), x, 0.1, bounds=(0.0, 1.0))
+      >>> f"{float(jnp.std(noisy)):.2f}"
+      '0.10'
+    """
     return _add(x, lambda: jax.random.normal(key, x.shape, x.dtype), rms, bounds)
 
 

@@ -46,6 +46,13 @@ class AttackResult(NamedTuple):
       stages: the attacks of an ensemble, in order; empty for a single attack.
       outside_box: largest distance of a value from the box; 0 without bounds.
       labels: number of attacked labels, without void pixels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, fgsm
+      >>> x, y = jnp.array([[0.75, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+      >>> fgsm(lambda x: 4 * x, x, y, threat=Threat("linf", 0.25))
+      AttackResult(x_adv=float32[2, 2], 50.00 % of 2 examples left, max_norm=0.25, zero_gradients=0)
     """
 
     x_adv: jax.Array

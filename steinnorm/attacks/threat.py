@@ -147,8 +147,8 @@ class Threat:
                 1.0, math.sqrt(values) / 4
             )  # each value is off by half a spacing at most
         if self.per_channel:
-            some = np.asarray(self.epsilon)[np.asarray(self.epsilon) > 0]
-            return rounding / float(some.min()) if some.size else 0.0
+            positive = np.asarray(self.epsilon)[np.asarray(self.epsilon) > 0]
+            return rounding / float(positive.min()) if positive.size else 0.0
         return rounding
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

@@ -188,10 +188,13 @@ BAD = [
     ({"check_examples": 2.5}, r"check_examples must be an integer; got 2\.5"),
     ({"checks": CheckSettings(steps=0)}, r"CheckSettings\.steps must be at least 1; got 0"),
     ({"checks": CheckSettings(difference_steps=())}, r"difference_steps must be a tuple"),
-    ({"checks": CheckSettings(tolerance=float("nan"))}, r"tolerance must be a number, not neg"),
+    (
+        {"checks": CheckSettings(tolerance=float("nan"))},
+        r"tolerance must be a finite number, not neg",
+    ),
     ({"seed": None}, "seed must be an integer; got None"),
     ({"batch_dependent": "no"}, "batch_dependent must be True, False or None; got 'no'"),
-    ({"epsilons": None}, "epsilons must be a radius or several; got None"),
+    ({"epsilons": None}, "epsilons must be a number or an iterable of numbers; got None"),
     ({"epsilons": [np.ones(3)]}, r"epsilons must be numbers; got one of shape \(3,\)"),
 ]
 
@@ -390,5 +393,5 @@ def test_boolean_labels():
 def test_intervals_of_batches_are_said_to_be_too_narrow(tmp_path):
     found = measure(tmp_path, batch_dependent=True)
     for text in (str(found), (tmp_path / "table.md").read_text()):
-        assert "intervals take examples to be independent" in text
+        assert "they assume independent examples" in text
     assert "independent" not in str(measure())

@@ -226,7 +226,7 @@ def test_the_digest_of_code(tmp_path):
     assert digest("# A comment.\ndef f(x):\n    'Says more.'\n    return x + 1\n") == first
     assert digest("def f(x):\n    return x + 2\n") != first
     assert digest('def f(x="a"):\n    return x + 1\n') != first
-    ast.parse((ROOT / "steinnorm" / "attacks" / "_code.py").read_text())
+    ast.parse((ROOT / "steinnorm" / "attacks" / "code_digest.py").read_text())
 
 
 def test_functions_of_ones_own_are_told_by_what_they_close_over():

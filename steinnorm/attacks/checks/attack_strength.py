@@ -55,30 +55,30 @@ def huge_radius_reaches_chance(runs: AttackRuns) -> Finding:
         return not_applicable(
             name, "the threat has no bounds, so that no ball contains every input"
         )
-    found = runs.pgd(steps, radius=widest)
+    attacked = runs.pgd(steps, radius=widest)
     if runs.problem.label_axes and runs.labelled_examples < 2:
         return not_applicable(name, "pixels of a single image give no interval")
-    low = _lower_end(runs, found)
+    low = _lower_end(runs, attacked)
     chance = 1 / runs.problem.classes
     radius = float(np.max(widest * np.asarray(runs.problem.threat.epsilon)))
     detail = (
-        f"PGD-{steps} leaves {percent(found.accuracy)} (lower end of the 95 % interval "
+        f"PGD-{steps} leaves {percent(attacked.accuracy)} (lower end of the 95 % interval "
         f"{percent(low)}) at the radius {radius:.4g}, which contains every input; the interval "
         f"must reach down to chance, {percent(chance)}; {runs.size}"
     )
-    return finding_of(name, low <= chance, found.accuracy, detail)
+    return finding_of(name, low <= chance, attacked.accuracy, detail)
 
 
-def _lower_end(runs: AttackRuns, found: BrokenLabels) -> float:
+def _lower_end(runs: AttackRuns, attacked: BrokenLabels) -> float:
     """Returns the lower end of the two-sided 95 % interval of the accuracy.
 
     It is Wilson's for one label per example, and Student's over images for label maps.
     """
-    right = found.known - found.broken
+    right = attacked.known - attacked.broken
     if not runs.problem.label_axes:
-        return wilson_interval(Tally(int(right.sum()), int(found.known.sum())))[0]
-    labelled = found.known > 0
-    share, error = ratio(right[labelled], found.known[labelled])
+        return wilson_interval(Tally(int(right.sum()), int(attacked.known.sum())))[0]
+    labelled = attacked.known > 0
+    share, error = ratio(right[labelled], attacked.known[labelled])
     return max(0.0, share - student_quantile(0.975, runs.labelled_examples - 1) * error)
 
 
@@ -120,9 +120,9 @@ def square_not_stronger(runs: AttackRuns) -> Finding:
     name, queries = "square_not_stronger", runs.settings.square_queries
     if queries < 1:
         return not_applicable(name, "no queries are configured")
-    found = runs.square()
-    text = f"Square with {queries} queries leaves {percent(found.accuracy)}"
-    return _adds_nothing(name, runs, found, text, "Square")
+    attacked = runs.square()
+    text = f"Square with {queries} queries leaves {percent(attacked.accuracy)}"
+    return _adds_nothing(name, runs, attacked, text, "Square")
 
 
 def transfer_not_stronger(runs: AttackRuns) -> Finding:
@@ -130,14 +130,14 @@ def transfer_not_stronger(runs: AttackRuns) -> Finding:
     name = "transfer_not_stronger"
     if runs.twin.logits_fn is None:
         return not_applicable(name, runs.twin.reason)
-    found = runs.transferred(runs.twin.logits_fn)
+    attacked = runs.transferred(runs.twin.logits_fn)
     steps = runs.settings.steps
-    text = f"PGD-{steps} on the twin leaves the attacked model {percent(found.accuracy)}"
-    return _adds_nothing(name, runs, found, text, "PGD on the twin")
+    text = f"PGD-{steps} on the twin leaves the attacked model {percent(attacked.accuracy)}"
+    return _adds_nothing(name, runs, attacked, text, "PGD on the twin")
 
 
 def _adds_nothing(
-    name: str, runs: AttackRuns, found: BrokenLabels, text: str, attack_name: str
+    name: str, runs: AttackRuns, attacked: BrokenLabels, text: str, attack_name: str
 ) -> Finding:
     """Checks that an attack breaks nothing beyond the attacks with the attacked model's gradient.
 
@@ -150,12 +150,12 @@ def _adds_nothing(
     text = f"{text}, the best attack with gradients {percent(best)}"
     if runs.joint:
         strongest = next(outcome for outcome in gradient_attacks if outcome.accuracy == best)
-        gained = found.broken - strongest.broken
+        gained = attacked.broken - strongest.broken
         return _not_ahead(
             name, runs, [gained], f"{text}, both of the whole batch: {attack_name} is "
         )
     best_per_example = np.max([outcome.broken for outcome in gradient_attacks], axis=0)
-    gained = np.maximum(found.broken - best_per_example, 0)
+    gained = np.maximum(attacked.broken - best_per_example, 0)
     alone = int(np.sum(gained > 0))
     broken = "of which more is broken" if runs.problem.label_axes else "broken"
     text = f"{text}; {alone} examples {broken} by {attack_name} alone: with it the worst case is "
@@ -183,6 +183,6 @@ def _not_ahead(
     leads = [
         lead(each, known, limit=limit, confidence=confidence, nested=nested) for each in gained
     ]
-    worst = max(leads, key=lambda found: found.low)
+    worst = max(leads, key=lambda comparison: comparison.low)
     detail = f"{text}{worst.words(limit)}; {runs.size}"
     return finding_of(name, at_most(worst.low, limit), worst.value, detail)

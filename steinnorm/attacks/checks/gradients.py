@@ -106,10 +106,11 @@ def gradient_matches_finite_differences(runs: AttackRuns) -> Finding:
             name, f"the model computes in {dtype}, which is too coarse for finite differences"
         )
     with full_precision_products():
-        found = _agreements(runs)
-    worst = float(np.max([agreement.error for agreement in found.values()]))  # NaN stays NaN
+        agreements = _agreements(runs)
+    worst = float(np.max([agreement.error for agreement in agreements.values()]))  # NaN stays NaN
     kinds = ", ".join(
-        f"{kind} {percent(a.error)} (n = {a.pairs}, step {a.step:g})" for kind, a in found.items()
+        f"{kind} {percent(a.error)} (n = {a.pairs}, step {a.step:g})"
+        for kind, a in agreements.items()
     )
     whole = "the batch's summed margin" if runs.joint else "each example's margin"
     detail = (
@@ -134,13 +135,13 @@ def _agreements(runs: AttackRuns) -> dict[str, _Agreement]:
         errors_of_kind = errors.setdefault(kind, [[] for _ in steps])
         for place, step in enumerate(steps):
             errors_of_kind[place].append(_error(runs, points, step * width * direction, gradient))
-    found = {}
+    agreements = {}
     for kind, errors_of_kind in errors.items():
         medians = [float(np.median(np.concatenate(values))) for values in errors_of_kind]
         best = int(np.argmin(medians))
         pairs = sum(len(values) for values in errors_of_kind[best])
-        found[kind] = _Agreement(medians[best], steps[best], pairs)
-    return found
+        agreements[kind] = _Agreement(medians[best], steps[best], pairs)
+    return agreements
 
 
 def _directions(
@@ -196,8 +197,8 @@ def _place(runs: AttackRuns, x: np.ndarray) -> jax.Array:
 
 def _losses(runs: AttackRuns, x: np.ndarray) -> np.ndarray:
     """Returns margins (B,), computed in float32, as float64."""
-    found = _margins(runs.problem.model, _place(runs, x), runs.problem.criterion)
-    return np.asarray(found).astype(np.float64)
+    margins = _margins(runs.problem.model, _place(runs, x), runs.problem.criterion)
+    return np.asarray(margins).astype(np.float64)
 
 
 def _gradient(
@@ -211,14 +212,14 @@ def _gradient(
       positive_factor: factor of the logits with a positive sign in the margin.
       negative_factor: factor of the logits with a negative sign.
     """
-    found = _weighted_gradient(
+    gradient = _weighted_gradient(
         runs.problem.model,
         x,
         runs.problem.criterion,
         jnp.float32(positive_factor),
         jnp.float32(negative_factor),
     )
-    return np.asarray(found).astype(np.float64)
+    return np.asarray(gradient).astype(np.float64)
 
 
 @jax.jit

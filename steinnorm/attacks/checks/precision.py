@@ -23,5 +23,5 @@ def full_precision_products() -> contextlib.AbstractContextManager:
 
 def low_precision_dtype(model: LogitsFn, x: jax.Array) -> str | None:
     """Returns a floating dtype below float32 in which the model computes; None if there is none."""
-    found = _COARSE.search(str(jax.make_jaxpr(traced_logits)(model, x)))
-    return found[1] if found else None
+    match = _COARSE.search(str(jax.make_jaxpr(traced_logits)(model, x)))
+    return match[1] if match else None

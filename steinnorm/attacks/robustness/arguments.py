@@ -138,7 +138,7 @@ def parse_attacks(given: str | Attack | Iterable[str | Attack]) -> list[Attack]:
     duplicates = sorted({name for name in names if names.count(name) > 1 or name in (NONE, WORST)})
     if duplicates:
         raise ValueError(
-            f"attacks must have different names, and none of {NONE} and {WORST}; got {duplicates}"
+            f"every attack needs a name of its own, other than {NONE} and {WORST}; got {duplicates}"
         )
     return parsed
 

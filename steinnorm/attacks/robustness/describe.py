@@ -197,10 +197,10 @@ def _by_name(value: Any) -> str | None:
         return None
     version = _version(module)
     # The lookup must find the value itself, because decorators copy names of other functions.
-    found: Any = sys.modules.get(module)
+    resolved: Any = sys.modules.get(module)
     for part in getattr(value, "__qualname__", name).split("."):
-        found = getattr(found, part, None)
-    return f"{module}.{name} {version}" if version is not None and found is value else None
+        resolved = getattr(resolved, part, None)
+    return f"{module}.{name} {version}" if version is not None and resolved is value else None
 
 
 def _version(module: str) -> str | None:

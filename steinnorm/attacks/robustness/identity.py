@@ -58,9 +58,9 @@ class Fingerprint(NamedTuple):
 
     def digest(self) -> str:
         """Returns a name for the model."""
-        found = hashlib.sha256(self.arrays.encode())
-        found.update(self.logits.tobytes() + self.gradient.tobytes())
-        return found.hexdigest()
+        digest = hashlib.sha256(self.arrays.encode())
+        digest.update(self.logits.tobytes() + self.gradient.tobytes())
+        return digest.hexdigest()
 
 
 def recognise_model(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
@@ -70,22 +70,22 @@ def recognise_model(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
       fingerprint: fingerprint of the model.
       path: file with the last model's fingerprint; it is replaced if the model is another one.
     """
-    found = None
+    stored_name = None
     try:
         # From memory, because np.load leaves the handle of a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as file:
-            before = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
-            found = str(file["name"])
+            stored = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
+            stored_name = str(file["name"])
     except Exception:  # damaged files raise many errors, zlib.error among them
-        before = None
-    if before is not None and found and fingerprint.is_like(before):
-        return found, False
+        stored = None
+    if stored is not None and stored_name and fingerprint.is_like(stored):
+        return stored_name, False
     buffer, name = io.BytesIO(), fingerprint.digest()
     kept = {**fingerprint._asdict(), "name": name}
     arrays: dict[str, Any] = {key: np.asarray(value) for key, value in kept.items()}
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
-    return name, before is not None
+    return name, stored is not None
 
 
 def code_identity() -> dict[str, Any]:

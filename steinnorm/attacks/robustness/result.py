@@ -124,9 +124,9 @@ def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
         return
     write_bytes(out / PLOT, plots.accuracy_plot(result.rows))
     clean = result.per_example[NONE, 0.0]
-    for (name, epsilon), found in result.per_example.items():
-        if name in (NONE, WORST) or not pictures.are_images(found):
+    for (name, epsilon), results in result.per_example.items():
+        if name in (NONE, WORST) or not pictures.are_images(results):
             continue
         norm_order = result.row(name, epsilon).norm_order
-        png = pictures.picture(found, clean, result.settings["bounds"], class_names, norm_order)
+        png = pictures.picture(results, clean, result.settings["bounds"], class_names, norm_order)
         write_bytes(out / PICTURES / (file_stem(name, epsilon) + ".png"), png)

@@ -57,24 +57,24 @@ Key = tuple[str, float]
 
 
 def add_worst(
-    found: Mapping[Key, PerExample], balls: Sequence[Key], *, joint: bool
+    measured: Mapping[Key, PerExample], balls: Sequence[Key], *, joint: bool
 ) -> tuple[dict[Key, PerExample], dict[float, str]]:
     """Returns the results with the worst cases appended, and the attacks of each worst case.
 
     Args:
-      found: results by attack and radius.
-      balls: attacks and radii in ``found`` that have a ball.
+      measured: results by attack and radius.
+      balls: attacks and radii in ``measured`` that have a ball.
       joint: whether logits depend on the batch, for which one attack is then chosen as a whole.
     """
     over: dict[float, list[str]] = {}
     for name, epsilon in balls:
-        if (name, epsilon) in found:
+        if (name, epsilon) in measured:
             over.setdefault(epsilon, []).append(name)
-    results = dict(found)
+    results = dict(measured)
     for epsilon, attacks in over.items():
         # The clean inputs lie in every ball. After an interruption, some attacks may have been
         # measured on one batch more than others.
-        members = [found[name, epsilon] for name in attacks] + [found[NONE, 0.0]]
+        members = [measured[name, epsilon] for name in attacks] + [measured[NONE, 0.0]]
         batches = min(member.batches for member in members)
         common = [_first_batches(member, batches) for member in members]
         wrong = [share_wrong(results.summary) for results in common]
