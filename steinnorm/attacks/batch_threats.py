@@ -134,7 +134,8 @@ def independent(
       >>> from steinnorm.attacks.batch_threats import independent
       >>> x, y = jnp.array([[0.9, 0.3], [0.2, 0.4], [0.4, 0.5]]), jnp.array([0, 1, 1])
       >>> threat = Threat("linf", 0.2)
-      >>> independent(pgd, lambda x: x - x.mean(axis=0), x, y, threat=threat).success
+      >>> centred = lambda x: x - x.mean(axis=0, keepdims=True)
+      >>> independent(pgd, centred, x, y, threat=threat).success
       Array([False, False,  True], dtype=bool)
     """
     problem = Problem.of(logits_fn, x, y, threat, target)
@@ -210,7 +211,8 @@ def companion(
       >>> from steinnorm.attacks.batch_threats import companion
       >>> x, y = jnp.array([[0.9, 0.3], [0.2, 0.4], [0.4, 0.5]]), jnp.array([0, 1, 1])
       >>> threat = Threat("linf", 0.2)
-      >>> companion(pgd, lambda x: x - x.mean(axis=0), x, y, threat=threat).success
+      >>> centred = lambda x: x - x.mean(axis=0, keepdims=True)
+      >>> companion(pgd, centred, x, y, threat=threat).success
       Array([False, False,  True], dtype=bool)
     """
     problem = Problem.of(logits_fn, x, y, threat, target)

@@ -95,7 +95,8 @@ def batch_dependence(
       >>> x = jnp.array([[0.9, 0.1], [0.2, 0.4], [0.5, 0.6]])
       >>> batch_dependence(lambda x: 4 * x, x, key=jax.random.key(0)).found
       False
-      >>> batch_dependence(lambda x: x - x.mean(axis=0), x, key=jax.random.key(0)).found
+      >>> centred = lambda x: x - x.mean(axis=0, keepdims=True)
+      >>> batch_dependence(centred, x, key=jax.random.key(0)).found
       True
     """
     check_key(key)
