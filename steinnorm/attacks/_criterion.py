@@ -65,5 +65,5 @@ def mean_over_labels(values: jax.Array, y: jax.Array) -> jax.Array:
 
 def mean_if_joint(values: jax.Array, joint: bool) -> jax.Array:
     """Returns (B,) values; if ``joint``, every entry is the mean over the batch."""
-    # Adding zeros keeps the sharding of values that are split over devices.
+    # Adding zeros keeps the sharding of values that are divided among devices.
     return jnp.zeros_like(values) + jnp.mean(values) if joint else values

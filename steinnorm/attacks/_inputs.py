@@ -312,10 +312,10 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
 
 def _check_target(target: np.ndarray, y: np.ndarray) -> None:
     """Refuses the true label as a target: correct predictions would count as successes."""
-    true_labels = int(np.sum((target == y) & ((y != VOID) | (y.ndim == 1))))
-    if true_labels:
+    count = int(np.sum((target == y) & ((y != VOID) | (y.ndim == 1))))
+    if count:
         raise ValueError(
-            f"target must differ from y; {true_labels} of {y.size} targets are the true label"
+            f"target must differ from y; {count} of {y.size} targets are the true label"
         )
 
 
