@@ -113,8 +113,8 @@ def fab(
         raise ValueError("fab is for one label per example; for a label per pixel use pgd or sea")
     if resolve_batch_dependence(problem, batch_dependent, quiet=True):
         raise ValueError(
-            "fab minimises the distance of each example separately, which has no meaning if logits "
-            "depend on the rest of the batch: use apgd or square"
+            "fab minimises the distance of each example separately, which has no meaning if its "
+            "logits depend on its companions: use apgd or square"
         )
     x_adv, zero_gradients = run_fab(
         problem,

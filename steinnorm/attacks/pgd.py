@@ -304,7 +304,9 @@ def _check_schedule(threat: Threat, sizes: list[Any], restarts: int, momentum: f
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1; got {restarts}")
     if not all(np.all(np.isfinite(size)) and np.all(np.asarray(size) >= 0) for size in sizes):
-        raise ValueError(f"step sizes must be finite and not negative; got {sizes[0]} at first")
+        raise ValueError(
+            f"step_size must be finite and not negative; got {sizes[0]} in the first step"
+        )
     if not 0 <= momentum < math.inf:
         raise ValueError(f"momentum must be finite and not negative; got {momentum}")
     warn_of_short_reach(sizes, threat)
