@@ -1,12 +1,13 @@
 """Attacks and noises for any function from a batch of inputs to a batch of logits.
 
-Every attack is called ``attack(logits_fn, x, y, *, threat, key=None, ...)`` and returns an
-``AttackResult``. Gradients are those of the function of the whole batch, because a model with batch
-statistics has no other: an image's logits depend on its companions. ``batch_threats`` has the
-threat models for such models, ``batch_dependence`` finds out whether a model is one, and
-``checks.run_checks`` tests an evaluation itself.
+Every attack is called as ``attack(logits_fn, x, y, *, threat, key=None, ...)`` and returns an
+``AttackResult``. Gradients are taken through the whole batch, because in a model with batch
+statistics an image's logits depend on its companions. ``batch_threats`` has threat models for such
+models, ``batch_dependence`` tests whether a model is one, ``evaluate_robustness`` runs attacks on a
+data set, and ``checks.run_checks`` checks such an evaluation.
 
-It needs jax and numpy alone, and nothing else of steinnorm, which does not import it.
+This package needs JAX, NumPy and, for confidence intervals, SciPy, which JAX requires. It imports
+nothing else of steinnorm, and steinnorm does not import it.
 """
 
 from steinnorm.attacks._criterion import VOID as VOID

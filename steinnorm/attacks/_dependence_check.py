@@ -1,4 +1,4 @@
-"""Whether an example's logits depend on its companions: a quick look, before an attack."""
+"""A quick test, before an attack, of whether an example's logits depend on its companions."""
 
 from __future__ import annotations
 
@@ -11,98 +11,102 @@ import numpy as np
 
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import predict
-from steinnorm.attacks._survivors import placed_like
+from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import BatchDependenceWarning
 
-# Examples keep their places, so that an independent model gives the same logits bit by bit on most
-# devices; as a share of the logits' spread, and for rounding as a share of the largest.
+# Largest change of a logit that still counts as none: as a share of the logits' spread and, for
+# rounding, of the largest logit. Examples keep their places in the batch, so that on most devices
+# the logits of an independent model do not change by a single bit.
 _CHANGE, _ROUNDING = 1e-3, 1e-6
-_REMEMBERED = 64
+_MOST_ANSWERS = 64
 
 
-class _Seen(NamedTuple):
-    """A model that was looked at: its arrays, which must still be the same objects, and the answer.
+class _Remembered(NamedTuple):
+    """The answer for one model, which holds as long as its arrays are the same objects.
 
-    What makes logits depend on the batch may be in the numbers: behind a head of zeros nothing
-    shows.
+    The arrays matter, because their values may hide the dependence: the logits of a head of zeros
+    depend on nothing.
     """
 
     leaves: tuple[Any, ...]
     answer: bool
 
-    def is_of(self, leaves: list[Any]) -> bool:
-        """Returns whether these are the arrays that were looked at."""
-        return all(seen() is leaf for seen, leaf in zip(self.leaves, leaves, strict=True))
+    def holds_for(self, leaves: list[Any]) -> bool:
+        """Returns whether these are the arrays of the remembered model."""
+        return all(ref() is leaf for ref, leaf in zip(self.leaves, leaves, strict=True))
 
 
-_seen: OrderedDict[Any, _Seen] = OrderedDict()
+_answers: OrderedDict[Any, _Remembered] = OrderedDict()
 
 
 def resolve_batch_dependence(problem: Problem, given: bool | None, *, quiet: bool = False) -> bool:
     """Returns ``given``, or what ``depends_on_batch`` finds where that is None.
 
     Warns:
-      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
+      BatchDependenceWarning: the logits depend on the batch, and ``given`` is None.
     """
     if given is not None:
         return bool(given)
-    found = _remembered(problem)
-    if found and not quiet:
+    dependent = _remembered_or_tested(problem)
+    if dependent and not quiet:
         warn(
-            "an example's logits change with its companions (a model in training mode, or with "
-            "statistics of the test batch): the whole batch is attacked at once and kept as a "
-            "whole. If that is not what you want, put the model into evaluation first: "
+            "an example's logits change with its companions (the model is in training mode, or "
+            "uses statistics of the test batch): the batch is attacked as a whole, and its result "
+            "is kept as a whole. If that is not intended, switch the model to evaluation first: "
             "model.eval() in NNX, use_running_average=True in Linen. If it is, pass "
-            "batch_dependent=True; steinnorm.attacks.batch_threats has the other threat models",
+            "batch_dependent=True; steinnorm.attacks.batch_threats has other threat models",
             BatchDependenceWarning,
         )
-    return found
+    return dependent
 
 
-def _remembered(problem: Problem) -> bool:
+def _remembered_or_tested(problem: Problem) -> bool:
+    """Returns the remembered answer for the same arrays, else tests the model."""
     leaves, structure = jax.tree.flatten(problem.model)
-    if not leaves:  # a plain function may have changed since
+    if not leaves:  # a plain function may have changed since the last call
         return depends_on_batch(problem)
     key = (structure, problem.x.shape)
-    before = _seen.get(key)
-    if before is not None and before.is_of(leaves):
-        return before.answer
+    remembered = _answers.get(key)
+    if remembered is not None and remembered.holds_for(leaves):
+        return remembered.answer
     answer = depends_on_batch(problem)
     try:
-        _seen[key] = _Seen(tuple(map(weakref.ref, leaves)), answer)
-    except TypeError:  # a number of Python's cannot be referred to weakly
+        _answers[key] = _Remembered(tuple(map(weakref.ref, leaves)), answer)
+    except TypeError:  # Python's numbers have no weak references
         return answer
-    _seen.move_to_end(key)
-    if len(_seen) > _REMEMBERED:
-        _seen.popitem(last=False)
+    _answers.move_to_end(key)
+    if len(_answers) > _MOST_ANSWERS:
+        _answers.popitem(last=False)
     return answer
 
 
 def depends_on_batch(problem: Problem) -> bool:
-    """Returns whether an example's logits change with its companions, of which half become others.
+    """Returns whether an example's logits change when half of the batch is replaced.
 
-    One more forward pass of the same shape, so that nothing compiles anew. An example alone is
-    given a companion; a model that takes no second example has no companions: False.
-    ``batch_dependence`` says how large the change is.
+    It costs one forward pass of the same shape, so that nothing is compiled again. A single example
+    is given a companion; the answer is False for a model that accepts no second example.
+    ``batch_dependence`` measures how large the change is.
     """
-    rows = np.asarray(problem.x)
-    kept = len(rows) - len(rows) // 2
-    # Darker and of less contrast: companions of another mean and variance.
-    low = rows.min() if problem.threat.bounds is None else np.asarray(problem.threat.bounds[0])
-    others = (low + (rows - low) / 4).astype(rows.dtype)
-    if len(rows) == 1:
-        batch = np.concatenate([rows, others])
+    examples = np.asarray(problem.x)
+    kept = len(examples) - len(examples) // 2
+    # Darker images of less contrast change the batch's mean and variance.
+    low = examples.min() if problem.threat.bounds is None else np.asarray(problem.threat.bounds[0])
+    others = (low + (examples - low) / 4).astype(examples.dtype)
+    if len(examples) == 1:
+        batch = np.concatenate([examples, others])
     else:
-        batch = np.concatenate([rows[:kept], others[kept:]])
+        batch = np.concatenate([examples[:kept], others[kept:]])
     try:
-        there = np.asarray(predict(problem.model, placed_like(batch, problem.x)))[:kept]
+        logits_among_others = np.asarray(predict(problem.model, place_like(batch, problem.x)))[
+            :kept
+        ]
     except (TypeError, ValueError):
-        if len(rows) > 1:
+        if len(examples) > 1:
             raise
         return False
-    here = np.asarray(problem.logits)[:kept]
-    # A number that all logits share changes no prediction, however large it is.
-    spread = float(np.max(here.max(axis=-1) - here.min(axis=-1)))
-    allowed = max(_CHANGE * spread, _ROUNDING * float(np.abs(here).max()))
-    return not bool(np.abs(there - here).max() <= allowed)
+    logits = np.asarray(problem.logits)[:kept]
+    # The spread, because an offset that all logits share changes no prediction.
+    spread = float(np.max(logits.max(axis=-1) - logits.min(axis=-1)))
+    allowed = max(_CHANGE * spread, _ROUNDING * float(np.abs(logits).max()))
+    return not bool(np.abs(logits_among_others - logits).max() <= allowed)

@@ -1,6 +1,6 @@
-"""Distances, projections and directions in the two balls; pure functions of arrays.
+"""Distances, projections and directions for Linf and L2 balls, as pure functions of arrays.
 
-Shapes: ``x`` and everything like it is (B, ...); an "example" is one index of the first axis.
+Shapes: ``x`` and whatever has its shape is (B, ...); an "example" is one index of the first axis.
 """
 
 import math
@@ -14,11 +14,11 @@ Number = Any  # a float, or an array that broadcasts to an example
 Bounds = tuple[Number, Number]
 
 
-def as_number(value: Number, like: jax.Array) -> Number:
-    """Returns a number that broadcasts to ``like`` (B, ...), in its dtype.
+def as_broadcastable(value: Number, like: jax.Array) -> Number:
+    """Returns ``value`` in a form that broadcasts to ``like`` (B, ...), in its dtype.
 
-    A Python float is returned as it is, being of weak type; arrays get the rank of ``like``, for
-    those who made rank promotion an error.
+    Python numbers are returned unchanged, because JAX gives them the dtype of ``like``. Arrays get
+    the rank of ``like``, because JAX can be configured to refuse rank promotion.
     """
     if isinstance(value, float | int):
         return value
@@ -27,12 +27,12 @@ def as_number(value: Number, like: jax.Array) -> Number:
 
 
 def per_example(values: jax.Array, like: jax.Array) -> jax.Array:
-    """Returns (B,) values in the rank of ``like``, so that they broadcast over each example."""
+    """Returns (B,) values reshaped to (B, 1, ...), so that they broadcast over each example."""
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
 
 def inner_axes(like: jax.Array) -> tuple[int, ...]:
-    """Returns all axes but that of the examples."""
+    """Returns all axes except the first."""
     return tuple(range(1, like.ndim))
 
 
@@ -42,7 +42,7 @@ def largest(values: jax.Array) -> jax.Array:
 
 
 def all_in_example(condition: jax.Array) -> jax.Array:
-    """Returns whether a condition (B, ...) holds everywhere in an example, (B,) bool."""
+    """Returns whether a condition (B, ...) holds for all values of an example, (B,) bool."""
     return jnp.all(condition, axis=inner_axes(condition))
 
 
@@ -61,33 +61,33 @@ def distance(x_adv: jax.Array, x: jax.Array, norm: str, unit: Number | None = No
       x_adv: the examples, (B, ...).
       x: the originals, (B, ...).
       norm: ``linf`` or ``l2``.
-      unit: radii that broadcast to an example, of which the distance is then a multiple;
-        infinity where there is a change in spite of a radius of 0.
+      unit: radii that broadcast to an example; the Linf distance is then in multiples of them, and
+        infinite if a value with a radius of 0 has changed.
     """
     delta = x_adv - x
     if norm == "l2":
         return euclidean(delta)
     if unit is not None:
-        unit = as_number(unit, delta)
+        unit = as_broadcastable(unit, delta)
         change = jnp.abs(delta)
         delta = jnp.where(unit > 0, change / jnp.where(unit > 0, unit, 1), 0)
         delta = jnp.where((unit == 0) & (change > 0), jnp.inf, delta)
     return largest(delta)
 
 
-def into_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
-    """Clips to the box, if there is one."""
+def clip_to_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
+    """Clips to the box; returns ``x`` unchanged without bounds."""
     if bounds is None:
         return x
-    low, high = (as_number(bound, x) for bound in bounds)
+    low, high = (as_broadcastable(bound, x) for bound in bounds)
     return jnp.clip(x, low, high)
 
 
 def outside_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
-    """Returns by how much a value lies outside the box, at most; a scalar, 0 without bounds."""
+    """Returns the largest distance of a value from the box, a scalar; 0 without bounds."""
     if bounds is None:
         return jnp.zeros((), x.dtype)
-    low, high = (as_number(bound, x) for bound in bounds)
+    low, high = (as_broadcastable(bound, x) for bound in bounds)
     return jnp.maximum(jnp.max(jnp.maximum(low - x, x - high)), 0)
 
 
@@ -96,8 +96,7 @@ def project(
 ) -> jax.Array:
     """Moves ``x_adv`` into the ball around ``x`` and then into the box.
 
-    ``x`` lies in the box, so clipping to the box brings every value closer to ``x``: the result is
-    in both.
+    ``x`` lies in the box, so that clipping moves no value away from ``x``: the result lies in both.
     """
     if norm == "l2":
         delta = x_adv - x
@@ -105,21 +104,21 @@ def project(
         outside = length > epsilon
         factor = jnp.where(outside, epsilon / jnp.where(outside, length, 1), 1)
         delta = delta * per_example(factor.astype(delta.dtype), delta)
-        return into_box(x + delta, bounds)
-    # x + epsilon may be rounded away from x; the next number towards x is inside.
-    epsilon = as_number(epsilon, x)
+        return clip_to_box(x + delta, bounds)
+    # Rounding may put x + epsilon outside the ball; the next number towards x is inside.
+    epsilon = as_broadcastable(epsilon, x)
     high, low = x + epsilon, x - epsilon
     high = jnp.where(high - x > epsilon, jnp.nextafter(high, x), high)
     low = jnp.where(x - low > epsilon, jnp.nextafter(low, x), low)
-    return into_box(jnp.clip(x_adv, low, high), bounds)
+    return clip_to_box(jnp.clip(x_adv, low, high), bounds)
 
 
-def ascent(gradient: jax.Array, norm: str) -> jax.Array:
+def steepest_direction(gradient: jax.Array, norm: str) -> jax.Array:
     """Returns the direction of unit size in ``norm`` in which the linearised loss grows fastest.
 
-    Euclidean directions are normalised per example. There is no small constant in the divisor:
-    one that is larger than the gradient would shorten the step and make a confident model look
-    robust. An all-zero gradient gives a zero step.
+    Euclidean directions are normalised per example, without a small constant in the divisor: a
+    constant larger than the gradient would shorten the step and make a confident model look robust.
+    An all-zero gradient gives a zero direction.
     """
     if norm != "l2":
         return jnp.sign(gradient)
@@ -130,8 +129,8 @@ def ascent(gradient: jax.Array, norm: str) -> jax.Array:
     return scaled / per_example(jnp.where(length > 0, length, 1), gradient)
 
 
-def with_mean_size_one(gradient: jax.Array) -> jax.Array:
-    """Returns each example's gradient over the mean of its absolute values; zero stays zero."""
+def scaled_to_mean_size_one(gradient: jax.Array) -> jax.Array:
+    """Divides each example's gradient by the mean of its absolute values; zero stays zero."""
     peak = largest(gradient)
     scaled = gradient / per_example(jnp.where(peak > 0, peak, 1), gradient)
     size = jnp.mean(jnp.abs(scaled), axis=inner_axes(gradient))
@@ -139,24 +138,28 @@ def with_mean_size_one(gradient: jax.Array) -> jax.Array:
 
 
 def random_in_ball(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> jax.Array:
-    """Returns uniform draws from the ball of radius ``epsilon`` around zero, for each example."""
+    """Returns a uniform draw per example from the ball of radius ``epsilon`` around zero."""
     if norm != "l2":
         if np.ndim(epsilon) == 0:
             return jax.random.uniform(key, x.shape, x.dtype, -epsilon, epsilon)
         draw = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
-        return draw * as_number(epsilon, x)
+        return draw * as_broadcastable(epsilon, x)
     direction_key, radius_key = jax.random.split(key)
-    direction = ascent(jax.random.normal(direction_key, x.shape, x.dtype), "l2")
+    direction = steepest_direction(jax.random.normal(direction_key, x.shape, x.dtype), "l2")
     dimensions = math.prod(x.shape[1:])
     radius = jax.random.uniform(radius_key, x.shape[:1], x.dtype) ** (1 / dimensions)
     return direction * per_example(epsilon * radius, x)
 
 
 def random_on_sphere(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> jax.Array:
-    """Returns draws on the surface of that ball: uniform or normal ones, scaled to the radius."""
+    """Returns a draw per example from the surface of the ball of radius ``epsilon`` around zero.
+
+    L2: uniform on the sphere. Linf: uniform in the box, then scaled so that the largest value has
+    the size of the radius.
+    """
     if norm == "l2":
         draw = jax.random.normal(key, x.shape, x.dtype)
-        return epsilon * ascent(draw, "l2")
+        return epsilon * steepest_direction(draw, "l2")
     draw = jax.random.uniform(key, x.shape, x.dtype, -1.0, 1.0)
     peak = largest(draw)
-    return as_number(epsilon, x) * draw / per_example(jnp.where(peak > 0, peak, 1), draw)
+    return as_broadcastable(epsilon, x) * draw / per_example(jnp.where(peak > 0, peak, 1), draw)

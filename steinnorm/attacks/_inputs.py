@@ -1,4 +1,4 @@
-"""What every attack is given, checked once, and how what it hands back is judged."""
+"""Checks of the arguments and of the results of all attacks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import VOID, Criterion, known, reached
+from steinnorm.attacks._criterion import VOID, Criterion, has_label, succeeded
 from steinnorm.attacks._model import (
     LogitsFn,
-    as_argument,
-    at_least_single,
-    current,
-    has_arguments,
+    as_partial,
+    at_least_float32,
+    has_traced_arrays,
     logits_shape,
     predict,
+    up_to_date,
     warn_of_dropout,
 )
-from steinnorm.attacks._survivors import placed_like, take_rows
+from steinnorm.attacks._survivors import place_like, take_rows
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
 from steinnorm.attacks.losses import needs_reference, saturates, temperature_of
@@ -34,14 +34,14 @@ from steinnorm.attacks.threat import Threat, check_threat, radius_text
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model, a batch and a threat that fit together.
+    """A model, a batch and a threat that have been checked to fit together.
 
     Attributes:
-      model: the function from inputs to logits, as an argument of compiled functions.
+      model: function from inputs to logits, as a pytree.
       x: inputs (B, ...), inside the box.
       criterion: labels, and targets if there are any.
-      threat: the ball and the box.
-      shape: of the logits, (B, *S, K) with K >= 2.
+      threat: ball and box.
+      shape: shape of the logits, (B, *S, K) with K >= 2.
     """
 
     model: jax.tree_util.Partial
@@ -66,10 +66,10 @@ class Problem:
 
         Warns:
           ProbabilitiesWarning: the logits look like probabilities.
-          RadiusWarning: the ball holds the whole box.
-          RandomLogitsWarning: the model is random.
+          RadiusWarning: the ball contains the whole box.
+          RandomLogitsWarning: the logits of the same inputs differ between two calls.
         """
-        problem = cls.unwarned(logits_fn, x, y, threat, target)
+        problem = cls.without_warnings(logits_fn, x, y, threat, target)
         vars(problem)["probabilities"] = True
         warn_of_dropout(logits_fn)
         if threat.holds_box(problem.x.shape):
@@ -79,7 +79,7 @@ class Problem:
         return problem
 
     @classmethod
-    def unwarned(
+    def without_warnings(
         cls,
         logits_fn: LogitsFn,
         x: ArrayLike,
@@ -87,33 +87,35 @@ class Problem:
         threat: Threat,
         target: ArrayLike | None = None,
     ) -> Problem:
-        """Does the same without a warning, for parts of what has been checked as a whole."""
+        """Does the same without warnings, for parts of a batch that was checked as a whole."""
         x = _inputs(x, threat)
-        model, logits = as_argument(logits_fn), None
-        if not has_arguments(logits_fn, model):
-            model, logits = current(logits_fn, x)
+        model, logits = as_partial(logits_fn), None
+        if not has_traced_arrays(logits_fn, model):
+            model, logits = up_to_date(logits_fn, x)
         shape = logits_shape(model, x)
-        right = _labels(y, shape, "y", void=True)
-        wanted = None
+        true_labels = _labels(y, shape, "y", void=True)
+        target_on_devices = None
         if target is not None:
-            towards = _labels(target, shape, "target", void=False)
-            _check_target(towards, right)
-            wanted = placed_like(towards, x)
-        problem = cls(model, x, Criterion(placed_like(right, x), wanted), threat, shape)
+            target_labels = _labels(target, shape, "target", void=False)
+            _check_target(target_labels, true_labels)
+            target_on_devices = place_like(target_labels, x)
+        problem = cls(
+            model, x, Criterion(place_like(true_labels, x), target_on_devices), threat, shape
+        )
         if logits is not None:
-            vars(problem)["logits"] = logits  # what is known already is not computed again
+            vars(problem)["logits"] = logits  # saves computing them again
         return problem
 
     @functools.cached_property
     def logits(self) -> jax.Array:
-        """Logits of the clean inputs, (B, *S, K); computed when they are first asked for."""
+        """Logits of the clean inputs, (B, *S, K); computed at the first access."""
         logits = predict(self.model, self.x)
         self.check_logits(logits)
         return logits
 
     @property
     def classes(self) -> int:
-        """K."""
+        """Number of classes, K."""
         return self.shape[-1]
 
     @property
@@ -122,10 +124,10 @@ class Problem:
         return len(self.shape) - 2
 
     def criterion_for(self, loss: str, *, joint: bool) -> Criterion:
-        """Returns the criterion, with the clean logits and the temperature where a loss needs them.
+        """Returns the criterion, with the clean logits and the temperature if a loss needs them.
 
         Args:
-          loss: its name.
+          loss: name of the loss.
           joint: whether examples depend on each other.
         """
         criterion = self.criterion
@@ -137,17 +139,17 @@ class Problem:
         return criterion
 
     def take(self, index: np.ndarray) -> Problem:
-        """Returns the problem of the examples at these positions alone."""
+        """Returns the problem restricted to the examples at these positions."""
         y, target = self.criterion.y, self.criterion.target
         x, y, target = take_rows((self.x, y, target), jnp.asarray(index))
         shape = (len(index), *self.shape[1:])
         return Problem(self.model, x, Criterion(y, target), self.threat, shape)
 
-    def likeliest_wrong(self, count: int) -> np.ndarray:
-        """Returns classes (B, n) but the right one, those of the largest clean logits first.
+    def likeliest_wrong_classes(self, count: int) -> np.ndarray:
+        """Returns each example's wrong classes (B, n), by decreasing clean logit.
 
         Args:
-          count: how many; all K - 1 where there are fewer.
+          count: number of classes; at most all K - 1.
         """
         logits, y = np.array(self.logits), np.asarray(self.criterion.y)
         logits[np.arange(len(y)), y] = -np.inf
@@ -155,7 +157,14 @@ class Problem:
         return order.astype(y.dtype)
 
     def check_logits(self, logits: jax.Array, which: str = "clean examples") -> None:
-        """Refuses logits that are not finite, and warns once of what looks like probabilities."""
+        """Refuses logits that are not finite, and warns once if they look like probabilities.
+
+        Raises:
+          NotFiniteError: some are NaN or infinite; ``which`` names the inputs in the message.
+
+        Warns:
+          ProbabilitiesWarning: the logits look like probabilities.
+        """
         values = np.asarray(logits)
         _check_finite_logits(values, which)
         if vars(self).pop("probabilities", False):
@@ -168,15 +177,18 @@ class Problem:
         stages: tuple[Stage, ...] = (),
         name: str = "the attack",
     ) -> AttackResult:
-        """Judges the attacked batch as it is handed back, not as some earlier step saw it.
+        """Evaluates and checks the attacked batch that is returned.
+
+        The batch is evaluated again as a whole, because earlier steps may have seen its examples in
+        other batches.
 
         Raises:
-          LeftThreatError: an example is not what the threat allows.
-          NotFiniteError: its logits are NaN or infinite.
+          LeftThreatError: an example lies outside the ball or the box.
+          NotFiniteError: logits of attacked inputs are NaN or infinite.
         """
         logits = predict(self.model, x_adv)
         measured = _measured(x_adv, self.x, self.threat)
-        success = reached(logits, self.criterion)
+        success = succeeded(logits, self.criterion)
         max_norm, low, high, outside, not_finite = (float(value) for value in measured)
         result = AttackResult(
             x_adv=x_adv,
@@ -188,9 +200,9 @@ class Problem:
             zero_gradients=zero_gradients,
             stages=stages,
             outside_box=outside,
-            labels=int(jnp.sum(known(self.criterion.y))),
+            labels=int(jnp.sum(has_label(self.criterion.y))),
         )
-        # What lies outside must neither pass as an error of the model nor, dropped, as robust.
+        # An invalid example must count neither as an error of the model nor as robust.
         result.check(self.threat, name)
         check_finite(~jnp.isfinite(logits), "logits of attacked inputs")
         return result
@@ -201,7 +213,7 @@ _temperature = jax.jit(temperature_of, static_argnames="joint")
 
 @jax.jit
 def _measured(x_adv: jax.Array, x: jax.Array, threat: Threat) -> tuple[jax.Array, ...]:
-    """Returns the largest distance, the extremes, what lies outside the box, what is not finite."""
+    """Returns the largest distance, the extremes, the distance from the box, and the NaN count."""
     return (
         jnp.max(threat.distance(x_adv, x)),
         jnp.min(x_adv),
@@ -212,16 +224,16 @@ def _measured(x_adv: jax.Array, x: jax.Array, threat: Threat) -> tuple[jax.Array
 
 
 def merged(parts: Sequence[AttackResult], stages: tuple[Stage, ...], like: Any) -> AttackResult:
-    """Returns the results of consecutive parts of a batch as one.
+    """Merges the results of consecutive parts of a batch.
 
     Args:
-      parts: at least one.
-      stages: of the whole.
-      like: the inputs, on whose devices the attacked ones are placed.
+      parts: at least one result.
+      stages: stages of the whole.
+      like: the inputs; the merged arrays are placed on their devices.
     """
     return AttackResult(
-        x_adv=placed_like(np.concatenate([part.x_adv for part in parts]), like),
-        success=placed_like(np.concatenate([part.success for part in parts]), like),
+        x_adv=place_like(np.concatenate([part.x_adv for part in parts]), like),
+        success=place_like(np.concatenate([part.success for part in parts]), like),
         max_norm=max(part.max_norm for part in parts),
         min=min(part.min for part in parts),
         max=max(part.max for part in parts),
@@ -233,31 +245,31 @@ def merged(parts: Sequence[AttackResult], stages: tuple[Stage, ...], like: Any) 
     )
 
 
-def check_finite(broken: jax.Array | np.ndarray, what: str) -> None:
-    """Refuses what an attack cannot follow and would otherwise take for robustness.
+def check_finite(not_finite: jax.Array | np.ndarray, what: str) -> None:
+    """Refuses NaN and infinite values, which an attack would otherwise mistake for robustness.
 
     Args:
-      broken: (B, ...) bool, where a value is not finite.
-      what: the values, in words.
+      not_finite: where a value is not finite, (B, ...) bool.
+      what: name of the values in the error message.
 
     Raises:
-      NotFiniteError: there are any.
+      NotFiniteError: any value is not finite.
     """
-    flat = np.asarray(broken)
+    flat = np.asarray(not_finite)
     count = int(flat.reshape(len(flat), -1).any(axis=1).sum())
     if count:
         raise NotFiniteError(
             f"{what} are NaN or infinite for {count} of {len(flat)} examples: the attack cannot "
-            "follow them, and its result would look like robustness. Mend the model (a square "
+            "follow them, and its result would look like robustness. Correct the model (a square "
             "root at zero, an overflow of exp, ...)"
         )
 
 
 def check_key(key: Any) -> None:
-    """Refuses what is no random key.
+    """Refuses anything but a single random key or None.
 
     Raises:
-      ValueError: saying what to write.
+      ValueError: ``key`` is something else.
     """
     if key is None or isinstance(key, jax.core.Tracer):
         return
@@ -273,7 +285,7 @@ def check_key(key: Any) -> None:
 
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     if isinstance(x, jax.core.Tracer):
-        raise ValueError("attacks loop on the host; inside jit, vmap or scan use pgd_scan")
+        raise ValueError("attacks cannot be traced; inside jit, vmap or scan use pgd_scan")
     check_threat(threat)
     try:
         x = jnp.asarray(x)
@@ -283,42 +295,51 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
         expected = "a non-empty floating batch (B, ...)"
         raise ValueError(f"x must be {expected}; got shape {x.shape}, dtype {x.dtype}")
     threat.check_shape(x.shape)
-    x = at_least_single(x)  # in half precision a step could not be told from the ball's radius
+    x = at_least_float32(x)  # half precision cannot resolve small steps
     if threat.bounds is None:
         if not bool(jnp.all(jnp.isfinite(x))):
             raise ValueError("x must be finite; got NaN or infinite values")
         return x
-    # The slack is the round-off of undoing a mean/std normalisation.
+    # The tolerance covers the rounding of an undone mean/std normalisation.
     if not float(geometry.outside_box(x, threat.bounds)) <= threat.box_tolerance():
         raise ValueError(
             f"x must lie in {threat.bounds}; got values in [{float(jnp.min(x))}, "
             f"{float(jnp.max(x))}]. Give raw inputs and normalise inside logits_fn, or set the "
-            "threat's bounds (None where every value is valid)"
+            "threat's bounds (None if every value is valid)"
         )
-    return geometry.into_box(x, threat.bounds)
+    return geometry.clip_to_box(x, threat.bounds)
 
 
 def _check_target(target: np.ndarray, y: np.ndarray) -> None:
-    """Refuses the right label as a target: the attack would count right answers as its own."""
-    right = int(np.sum((target == y) & ((y != VOID) | (y.ndim == 1))))
-    if right:
+    """Refuses the true label as a target: correct predictions would count as successes."""
+    count = int(np.sum((target == y) & ((y != VOID) | (y.ndim == 1))))
+    if count:
         raise ValueError(
-            f"target must differ from y; {right} of {y.size} targets are the right label"
+            f"target must differ from y; {count} of {y.size} targets are the true label"
         )
 
 
 def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) -> np.ndarray:
-    """Returns labels that fit logits of that shape, as int32."""
-    # Not as a JAX array: that would wrap what does not fit into 32 bits, before anyone looks.
+    """Returns labels as int32, checked against logits of that shape.
+
+    ``void`` says whether label maps may contain ``VOID``.
+    """
+    # Not as a JAX array, which would wrap numbers beyond 32 bits before they can be checked.
     y = np.asarray(given)
     if y.shape != shape[:-1] or not np.issubdtype(y.dtype, np.integer):
         expected = f"integer labels of shape {shape[:-1]}"
-        soft = "; soft and one-hot labels are not taken, use jnp.argmax" if y.shape == shape else ""
+        soft = (
+            "; soft and one-hot labels are not supported, use jnp.argmax"
+            if y.shape == shape
+            else ""
+        )
         soft = soft or ("; use y.astype(int)" if y.dtype == bool else "")
         raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{soft}")
     classes = shape[-1]
     if void and y.ndim > 1 and classes > VOID:
-        raise ValueError(f"label {VOID} is void, so there are at most {VOID} classes per pixel")
+        raise ValueError(
+            f"label {VOID} means void, so there are at most {VOID} classes per pixel; got {classes}"
+        )
     labels = y[y != VOID] if void and y.ndim > 1 else y
     if labels.size and (labels.min() < 0 or labels.max() >= classes):
         or_void = f" or {VOID} (void)" if void and y.ndim > 1 else ""
@@ -332,19 +353,19 @@ def _check_finite_logits(values: np.ndarray, which: str) -> None:
     if bad.any():
         raise NotFiniteError(
             f"logits_fn returned NaN or infinite logits for {bad.sum()} of {len(values)} {which}; "
-            "an attack on them would say nothing"
+            "an attack on them would be meaningless"
         )
 
 
 def _warn_of_probabilities(values: np.ndarray) -> None:
     between = values.min() >= 0 and values.max() <= 1
-    softmax = np.abs(values.sum(axis=-1) - 1).max() < 0.02  # as bfloat16 rounds
+    softmax = np.abs(values.sum(axis=-1) - 1).max() < 0.02  # allows for bfloat16
     sigmoid = values.shape[-1] == 2 and not values[..., 0].any() and values[..., 1].all()
     if between and (softmax or sigmoid):
         warn(
-            "logits_fn seems to return probabilities: its values lie in [0, 1]"
+            "logits_fn seems to return probabilities: all values lie in [0, 1]"
             + (" and sum to 1" if softmax else "")
-            + ". Attacks want logits; a softmax or sigmoid before them hides gradients"
+            + ". Attacks need logits; a softmax or sigmoid after them hides gradients"
             + ("" if softmax else ", and 0 is the threshold of a single logit"),
             ProbabilitiesWarning,
         )

@@ -1,4 +1,4 @@
-"""How attacks call a model, so that models of one architecture share one compilation."""
+"""Calls of a model, arranged so that models of one architecture share one compilation."""
 
 from __future__ import annotations
 
@@ -20,32 +20,37 @@ from steinnorm.attacks.errors import RandomLogitsWarning
 LogitsFn = Callable[[jax.Array], jax.Array]
 """Maps a batch (B, ...) to logits: (B, K), or (B, H, W, K) for a label per pixel.
 
-K = 1 stands for two classes and the logit z of class 1, and is read as the two logits (0, z), whose
-softmax has the same probabilities. Attacks take an NNX model as well, as it is in evaluation.
+K = 1 means two classes and the logit z of class 1. It is read as the two logits (0, z), whose
+softmax has the same probabilities. Attacks also take an NNX model in evaluation mode.
 """
 
-# Functions -> what they traced to when they were seen last, for each shape of the inputs.
+# Functions -> for each shape of the inputs, a hash of what the last call traced to.
 _DIGESTS: weakref.WeakKeyDictionary[LogitsFn, dict[tuple[int, ...], str]] = (
     weakref.WeakKeyDictionary()
 )
-# Functions that have changed since they were compiled -> what is compiled now.
-_REMADE: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = weakref.WeakKeyDictionary()
+# Functions that have changed since they were compiled -> a new object, which JAX compiles again.
+_RECOMPILED: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-    """Returns ``logits_fn`` as something that a jitted function takes as an argument.
+def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    """Returns ``logits_fn`` as a pytree, which jitted functions take as an argument.
 
-    A ``jax.tree_util.Partial(apply, state)`` is a pytree: ``apply`` is static, the arrays in
-    ``state`` are traced, so another state of the same model does not compile again, and nothing of
-    it is kept. An NNX model becomes one. A plain function is static as a whole, with the arrays
-    that it closes over compiled in as constants; JAX keeps both until ``jax.clear_caches()``.
+    A ``jax.tree_util.Partial(apply, state)`` is such a pytree: ``apply`` is static and the arrays
+    in ``state`` are traced, so that another state of the same model is not compiled again, and no
+    state stays in memory. An NNX model is converted to one. A plain function is static as a whole,
+    and the arrays that it closes over are compiled as constants; JAX keeps both until
+    ``jax.clear_caches()``.
 
     Raises:
-      ValueError: it cannot be called.
+      ValueError: ``logits_fn`` is not callable.
     """
     if isinstance(logits_fn, jax.tree_util.Partial):
         return logits_fn
-    nnx = sys.modules.get("flax.nnx")  # this package needs no Flax; a model of it has loaded it
+    nnx = sys.modules.get(
+        "flax.nnx"
+    )  # loaded only if the caller uses Flax, which attacks do not need
     if nnx is not None and isinstance(logits_fn, nnx.Module):
         return jax.tree_util.Partial(_call_nnx, *nnx.split(logits_fn))
     if not callable(logits_fn):
@@ -53,48 +58,48 @@ def as_argument(logits_fn: LogitsFn) -> jax.tree_util.Partial:
             f"logits_fn must be a function from inputs to logits; got {type(logits_fn).__name__}"
         )
     with contextlib.suppress(TypeError):
-        if logits_fn in _REMADE:
-            return _REMADE[logits_fn]
+        if logits_fn in _RECOMPILED:
+            return _RECOMPILED[logits_fn]
     return jax.tree_util.Partial(logits_fn)
 
 
 def _call_nnx(graphdef: Any, state: Any, x: jax.Array) -> jax.Array:
-    """Calls a copy of an NNX model: what its layers record is dropped with it."""
+    """Calls a copy of an NNX model, so that nothing its layers record reaches the original."""
     return sys.modules["flax.nnx"].merge(graphdef, state, copy=True)(x)
 
 
-def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, jax.Array]:
-    """Returns the model as an argument of compiled functions, and its logits, as it is now.
+def up_to_date(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, jax.Array]:
+    """Returns the model as a pytree, and its logits, both in the model's present state.
 
-    A plain function is compiled with the arrays that it closes over.  Where these have changed
-    since, its compiled form is another model: the function is called once as it is, and compiled
-    anew if the two differ.
+    A plain function is compiled with the arrays that it closes over. If these change afterwards,
+    the compiled form is an outdated model. So the function is also called without compilation, and
+    compiled again if the two results differ.
 
     Args:
       logits_fn: maps a batch (B, ...) to logits.
       x: inputs (B, ...).
 
     Raises:
-      ValueError: the logits have another shape.
+      ValueError: the logits do not have the shape (B, K) or (B, H, W, K).
 
     Warns:
       RandomLogitsWarning: the function's logits differ between two calls.
     """
-    model = as_argument(logits_fn)
-    if has_arguments(logits_fn, model):
+    model = as_partial(logits_fn)
+    if has_traced_arrays(logits_fn, model):
         return model, predict(model, x)
-    logits_shape(model, x)  # refuses what is no such model, in words
+    logits_shape(model, x)  # raises an error with an explanation if this is not such a model
     if _has_changed(logits_fn, x):
-        model = _remade(logits_fn)
+        model = _uncompiled(logits_fn)
     logits = predict(model, x)
     direct = traced_logits(logits_fn, x)
     if _differ(direct, logits, 1e-4):
-        model = _remade(logits_fn)
+        model = _uncompiled(logits_fn)
         logits = predict(model, x)
         if _differ(direct, logits, 1e-2):
             warn(
-                "two calls of logits_fn on the same inputs gave other logits: a model that is "
-                "random, or holds state, needs an attack on its mean answer: see "
+                "two calls of logits_fn on the same inputs gave different logits: a model that is "
+                "random or changes its state needs an attack on its mean answer; see "
                 "expected_over_randomness",
                 RandomLogitsWarning,
             )
@@ -102,36 +107,36 @@ def current(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, j
 
 
 def _has_changed(logits_fn: LogitsFn, x: jax.Array) -> bool:
-    """Returns whether a function computes something else than when it was seen last.
+    """Returns whether a function traces to something else than at the last call.
 
-    By what it traces to, constants included, since what it answers may be the same: with a
-    ``stop_gradient`` more or less its logits are.
+    Traces and their constants are compared rather than logits, because an added ``stop_gradient``
+    changes the gradients but not the logits.
     """
     traced = jax.make_jaxpr(lambda inputs: logits_fn(inputs))(x)  # noqa: PLW0108
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
     for constant in traced.consts:
         if not jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
             digest.update(np.asarray(constant).tobytes())
-    found = digest.hexdigest()
+    current_digest = digest.hexdigest()
     try:
-        of_shapes = _DIGESTS.setdefault(logits_fn, {})
-    except TypeError:  # what cannot be referred to weakly is always made anew
+        digest_of_shape = _DIGESTS.setdefault(logits_fn, {})
+    except TypeError:  # without a weak reference, always treated as changed
         return True
-    before = of_shapes.get(x.shape, found)
-    of_shapes[x.shape] = found
-    return before != found
+    previous_digest = digest_of_shape.get(x.shape, current_digest)
+    digest_of_shape[x.shape] = current_digest
+    return previous_digest != current_digest
 
 
-def has_arguments(logits_fn: LogitsFn, model: jax.tree_util.Partial) -> bool:
-    """Returns whether a model's arrays are arguments, so that its compiled form is up to date."""
+def has_traced_arrays(logits_fn: LogitsFn, model: jax.tree_util.Partial) -> bool:
+    """Returns whether a model's arrays are traced, so that its compiled form is up to date."""
     return model is logits_fn or model.func is _call_nnx
 
 
 def warn_of_dropout(logits_fn: LogitsFn) -> None:
-    """Warns of an NNX model whose dropout is on; a copy of it draws the same mask at every call.
+    """Warns of active dropout in an NNX model: attacks call copies, which all draw the same mask.
 
     Warns:
-      RandomLogitsWarning: saying so.
+      RandomLogitsWarning: a module of the model has ``deterministic=False``.
     """
     nnx = sys.modules.get("flax.nnx")
     if nnx is None or not isinstance(logits_fn, nnx.Module):
@@ -140,48 +145,52 @@ def warn_of_dropout(logits_fn: LogitsFn) -> None:
         getattr(module, "deterministic", None) is False for _, module in nnx.iter_modules(logits_fn)
     ):
         warn(
-            "the model's dropout is on: every call draws the same mask, and the result is that of "
-            "this one. Call model.eval() first",
+            "the model's dropout is on: every call draws the same mask, and the result holds for "
+            "that mask only. Call model.eval() first",
             RandomLogitsWarning,
         )
 
 
-def _remade(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-    """Returns another object, which JAX has not compiled yet."""
+def _uncompiled(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    """Returns the function as a new object, which JAX has not compiled yet."""
     try:
-        refer = weakref.ref(logits_fn)  # a strong one would keep the key alive
+        refer = weakref.ref(logits_fn)  # a strong reference would keep the dictionary's key alive
         model = jax.tree_util.Partial(lambda x: refer()(x))  # type: ignore[misc]  # noqa: PLW0108
-        _REMADE[logits_fn] = model
-    except TypeError:  # what cannot be referred to weakly is made every time
+        _RECOMPILED[logits_fn] = model
+    except TypeError:  # no weak references to this object
         model = jax.tree_util.Partial(lambda x: logits_fn(x))  # noqa: PLW0108
     return model
 
 
 def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
-    there, here = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    finite = np.isfinite(there)
-    if not np.array_equal(finite, np.isfinite(here)):
+    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(first)
+    if not np.array_equal(finite, np.isfinite(second)):
         return True
-    there, here = there[finite], here[finite]
-    if not there.size:
+    first, second = first[finite], second[finite]
+    if not first.size:
         return False
-    return not bool(np.abs(there - here).max() <= share * max(np.abs(there).max(), 1e-6))
+    return not bool(np.abs(first - second).max() <= share * max(np.abs(first).max(), 1e-6))
 
 
-def at_least_single(values: jax.Array) -> jax.Array:
-    """Returns half precision as float32, all else as it is."""
+def at_least_float32(values: jax.Array) -> jax.Array:
+    """Converts half precision to float32 and returns anything wider unchanged."""
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
 
 
 def traced_logits(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
-    """Returns the logits with K >= 2, in float32 or wider; for use inside a compiled function."""
+    """Returns the logits with K >= 2, in float32 or wider; may be called inside ``jit``.
+
+    Raises:
+      ValueError: ``logits_fn`` does not return one array of real floating numbers.
+    """
     logits = logits_fn(x)
     if not isinstance(logits, jax.Array):
         got = type(logits).__name__
         raise ValueError(f"logits_fn must return one array of logits; got {got}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"logits_fn must return real floating logits; got dtype {logits.dtype}")
-    logits = at_least_single(logits)
+    logits = at_least_float32(logits)
     if logits.ndim > 1 and logits.shape[-1] == 1:
         return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
     return logits
@@ -194,38 +203,45 @@ def predict(logits_fn: LogitsFn, x: jax.Array) -> jax.Array:
     """Returns the logits (B, K) or (B, H, W, K) of a batch, from one compiled forward pass.
 
     Args:
-      logits_fn: maps (B, ...) to logits; best a ``jax.tree_util.Partial`` over the model's state.
+      logits_fn: maps (B, ...) to logits, (B, K) or (B, H, W, K). A ``jax.tree_util.Partial`` over
+        the model's state is compiled once for all states.
       x: inputs (B, ...).
 
     Raises:
-      ValueError: the logits have another shape, or an NNX model inside a function is in training
+      ValueError: the logits have another shape, or ``logits_fn`` calls an NNX model in training
         mode.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> predict(lambda x: 2 * x, jnp.array([[0.75], [0.5]]))  # a single logit becomes two
+      Array([[0. , 1.5],
+             [0. , 1. ]], dtype=float32)
     """
-    model = as_argument(logits_fn)
+    model = as_partial(logits_fn)
     logits_shape(model, x)
     return _compiled_logits(model, x)
 
 
 def logits_shape(logits_fn: LogitsFn, x: jax.Array) -> tuple[int, ...]:
-    """Returns the shape of the logits, found without computing them; K is at least 2.
+    """Returns the shape of the logits without computing them; K is at least 2.
 
     Raises:
-      ValueError: the shape is neither (B, K) nor (B, H, W, K), or an NNX model inside a function
-        is in training mode.
+      ValueError: the shape is neither (B, K) nor (B, H, W, K), or ``logits_fn`` calls an NNX model
+        in training mode.
     """
     try:
         # eval_shape of the jitted function reuses its trace, so repeated calls cost nothing.
-        shape = _compiled_logits.eval_shape(as_argument(logits_fn), x).shape
+        shape = _compiled_logits.eval_shape(as_partial(logits_fn), x).shape
     except Exception as error:
         if isinstance(error, jax.errors.TracerArrayConversionError):
             raise ValueError(
-                "logits_fn must be made of JAX functions; it turns its input into a NumPy array. "
-                "For attacks without gradients (square) wrap it in jax.pure_callback"
+                "logits_fn must consist of JAX functions, but converts its input to a NumPy array. "
+                "For attacks without gradients (square), wrap it in jax.pure_callback"
             ) from error
-        if type(error).__name__ != "TraceContextError":  # Flax's, which need not be installed
+        if type(error).__name__ != "TraceContextError":  # of Flax, which need not be installed
             raise
         raise ValueError(
-            "logits_fn calls an NNX model that records what it sees: it is in training mode. Call "
+            "logits_fn calls an NNX model in training mode, which records statistics. Call "
             "model.eval() first, or pass the model itself instead of a function around it"
         ) from error
     if len(shape) < 2 or shape[0] != x.shape[0] or shape[-1] < 1:

@@ -1,26 +1,26 @@
-"""Progress of attacks that consist of several runs."""
+"""Progress reports of attacks that consist of several runs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 OnProgress = Callable[[int, int], None]
-"""Called now and then with how much of an attack is done, and of how much."""
+"""Called from time to time with the number of completed steps and of all steps."""
 
 
-class Tick(NamedTuple):
-    """Progress of one run, told as that of the whole attack.
+class RunProgress(NamedTuple):
+    """Reports the progress of one run as that of the whole attack.
 
     Attributes:
-      call: whom to tell; None for nobody.
-      before: what was done before this run.
-      total: of all runs.
+      on_progress: receives the reports; None for none.
+      steps_before: steps of the runs before this one.
+      total_steps: steps of all runs.
     """
 
-    call: OnProgress | None
-    before: int
-    total: int
+    on_progress: OnProgress | None
+    steps_before: int
+    total_steps: int
 
     def __call__(self, done: int) -> None:
-        """So much of this run is done."""
-        if self.call is not None:
-            self.call(self.before + done, self.total)
+        """Reports that this run has completed ``done`` steps."""
+        if self.on_progress is not None:
+            self.on_progress(self.steps_before + done, self.total_steps)

@@ -1,6 +1,6 @@
-"""The examples that an attack has not broken yet, and the worst that was found for each.
+"""The examples that an attack has not broken yet, and the worst input found for each.
 
-Examples leave in batches of few different sizes: every size compiles anew.
+Broken examples leave the batch. Its size takes few values only, because each is compiled again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks._criterion import for_batch
+from steinnorm.attacks._criterion import mean_if_joint
 from steinnorm.attacks._geometry import per_example
 
 _SMALLEST = 8
@@ -21,21 +21,22 @@ Tree = TypeVar("Tree")
 
 
 def is_worse(share: Any, loss: Any, than_share: Any, than_loss: Any) -> Any:
-    """Returns where one result is worse for the model than another, bool; NumPy or JAX arrays.
+    """Returns where one result is worse for the model than another, (B,) bool.
 
-    A result is worse where more of an example's labels are reached, or as many at a larger loss.
+    A result is worse if the attack succeeds on more of the example's labels, or on as many with a
+    larger loss.
 
     Args:
-      share: share of the labels that are reached, (B,).
-      loss: of which the attack wants more, (B,).
-      than_share: that of the other result.
-      than_loss: that of the other result.
+      share: share of the labels on which the attack succeeds, (B,); NumPy or JAX array.
+      loss: the loss that the attack increases, (B,).
+      than_share: share of the other result.
+      than_loss: loss of the other result.
     """
     return (share > than_share) | ((share == than_share) & (loss > than_loss))
 
 
 def where(condition: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns ``a`` for the examples of which a condition (B,) holds, ``b`` for the others."""
+    """Returns ``a`` for the examples for which a condition (B,) holds, ``b`` for the others."""
     return jnp.where(per_example(condition, a), a, b)
 
 
@@ -46,34 +47,34 @@ def keep_worse(
     *,
     joint: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns per example, or for the batch as a whole, the worse of two results.
+    """Returns the worse of two results, per example or for the batch as a whole.
 
     Args:
-      a: inputs (B, ...), share of the labels that are reached (B,), loss (B,).
-      b: the same of another attack.
-      joint: the batch is kept as a whole, because its examples depend on each other.
+      a: inputs (B, ...), share of the labels on which the attack succeeds (B,), loss (B,).
+      b: the same for another attack.
+      joint: whether the batch is kept as a whole, because its examples depend on each other.
     """
     compared = [v for result in (b, a) for v in result[1:]]
     if joint:
-        compared = [for_batch(v, joint=True) for v in compared]
+        compared = [mean_if_joint(v, joint=True) for v in compared]
     take_b = is_worse(*compared)
     return where(take_b, b[0], a[0]), where(take_b, b[1], a[1]), where(take_b, b[2], a[2])
 
 
-def shards(x: Any) -> int:
-    """Returns over how many devices the examples of ``x`` are spread."""
+def shard_count(x: Any) -> int:
+    """Returns the number of devices among which the examples of ``x`` are divided."""
     if not isinstance(x, jax.Array) or not len(x):
         return 1
     return len(x) // x.sharding.shard_shape(x.shape)[0]
 
 
-def bucket(count: int, largest: int, multiple: int = 1) -> int:
-    """Returns the smallest of ``largest``, its half, its quarter, ... that holds some examples.
+def padded_size(count: int, largest: int, multiple: int = 1) -> int:
+    """Returns the smallest of ``largest``, its half, its quarter, ... that is at least ``count``.
 
     Args:
-      count: examples that are left.
+      count: number of examples that remain.
       largest: size of the whole batch.
-      multiple: of which every size is one, such as the number of devices.
+      multiple: divisor of every size, such as the number of devices.
 
     Returns:
       A size, at least ``min(8, largest)``.
@@ -88,40 +89,40 @@ def bucket(count: int, largest: int, multiple: int = 1) -> int:
     return size
 
 
-def padded(index: np.ndarray, size: int) -> np.ndarray:
-    """Returns positions of examples, filled up to ``size`` with copies of the first."""
+def pad_indices(index: np.ndarray, size: int) -> np.ndarray:
+    """Returns positions of examples, padded to ``size`` with copies of the first."""
     return np.concatenate([index, np.full(size - len(index), index[0], index.dtype)])
 
 
-def placed_like(rows: Any, like: Any) -> jax.Array:
-    """Returns rows (n, ...) on the devices of a batch ``like`` (B, ...), split as that is.
+def place_like(examples: Any, like: Any) -> jax.Array:
+    """Returns examples (n, ...) on the devices of a batch ``like`` (B, ...), divided as that is.
 
-    Rows whose number the devices do not divide go to all of them.
+    If n is not divisible by the number of devices, the examples are replicated.
     """
-    rows = np.asarray(rows)
+    examples = np.asarray(examples)
     if not isinstance(like, jax.Array):
-        return jnp.asarray(rows)
+        return jnp.asarray(examples)
     if len(like.sharding.device_set) == 1:
-        # Where nobody chose a device, the rows may still go where a model's arrays are.
-        return jax.device_put(rows, like.sharding) if like.committed else jnp.asarray(rows)
-    if len(rows) % shards(like):
-        return jnp.asarray(rows)
-    if like.ndim == rows.ndim:
-        return jax.device_put(rows, like.sharding)
+        # Uncommitted arrays follow the model's arrays to their device.
+        return jax.device_put(examples, like.sharding) if like.committed else jnp.asarray(examples)
+    if len(examples) % shard_count(like):
+        return jnp.asarray(examples)
+    if like.ndim == examples.ndim:
+        return jax.device_put(examples, like.sharding)
     if isinstance(like.sharding, jax.sharding.NamedSharding):
         spec = jax.sharding.PartitionSpec(*like.sharding.spec[:1])
-        return jax.device_put(rows, jax.sharding.NamedSharding(like.sharding.mesh, spec))
-    return jnp.asarray(rows)
+        return jax.device_put(examples, jax.sharding.NamedSharding(like.sharding.mesh, spec))
+    return jnp.asarray(examples)
 
 
 @jax.jit
 def take_rows(tree: Tree, index: jax.Array) -> Tree:
-    """Returns the given rows of every array of a pytree, split over devices as it was.
+    """Returns the examples at the given positions in every array of a pytree, sharded as before.
 
-    Scalars stay. The number of rows is a multiple of that of the devices.
+    Scalars are unchanged. The number of positions must be divisible by that of the devices.
     """
 
-    def rows(a: jax.Array) -> jax.Array:
+    def select(a: jax.Array) -> jax.Array:
         if not a.ndim:
             return a
         sharding = jax.typeof(a).sharding
@@ -129,16 +130,16 @@ def take_rows(tree: Tree, index: jax.Array) -> Tree:
             return a.at[index].get(out_sharding=sharding)
         return a[index]
 
-    return jax.tree.map(rows, tree)
+    return jax.tree.map(select, tree)
 
 
-class Worst:
-    """The worst that was found so far for each example, on the host.
+class WorstInputs:
+    """The worst input found so far for each example, as NumPy arrays.
 
     Attributes:
-      x: (B, ...) inputs.
-      share: (B,) share of the example's labels where the attack has what it wants.
-      loss: (B,) loss, which decides between equal shares.
+      x: inputs, (B, ...).
+      share: share of the example's labels on which the attack succeeds, (B,).
+      loss: loss, which decides between equal shares, (B,).
     """
 
     def __init__(self, x: Any, share: Any):
@@ -147,18 +148,18 @@ class Worst:
         self.loss = np.full(len(self.x), -np.inf)
 
     @property
-    def standing(self) -> np.ndarray:
-        """Positions of the examples with a label that the attack has not got yet."""
+    def unbroken(self) -> np.ndarray:
+        """Positions of the examples with a label on which the attack does not succeed yet."""
         return np.flatnonzero(self.share < 1)
 
-    def offer(self, index: np.ndarray, x: Any, share: Any, loss: Any = None) -> None:
-        """Keeps what is worse than what there is.
+    def update(self, index: np.ndarray, x: Any, share: Any, loss: Any = None) -> None:
+        """Replaces the inputs of examples for which a new one is worse.
 
         Args:
-          index: positions of the offered examples; the arrays may be longer, by padding.
-          x: inputs.
-          share: as above; of the whole batch, where it must be kept as a whole.
-          loss: as above; without one only a larger share is worse.
+          index: positions of the examples; the other arrays may be longer, by padding.
+          x: new inputs.
+          share: their shares; the mean over the batch if it is kept as a whole.
+          loss: their losses; if None, only a larger share is worse.
         """
         count = len(index)
         new_share = np.asarray(share)[:count]

@@ -1,4 +1,4 @@
-"""Warnings at the line of the caller who has to know."""
+"""Warnings that point to the caller's line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _OURS = ("steinnorm.attacks", "contextlib", "functools")
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns at the line that called the library.
+    """Issues a warning that points to the line that called the library.
 
     Args:
       message: what is wrong, and what to do.
-      category: of the warning.
+      category: class of the warning.
     """
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_OURS):

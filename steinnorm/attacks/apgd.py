@@ -1,17 +1,18 @@
-"""Auto-PGD (Croce & Hein 2020b): projected gradient descent that finds its own step sizes.
+"""Auto-PGD (Croce & Hein 2020b): projected gradient descent with adaptive step sizes.
 
-Where it departs from algorithm 1 there and from the authors' code:
+Differences from algorithm 1 there and from the authors' code:
 
-1. Each example keeps the point in which the attack has most of what it wants and, of those, the
-   one of the largest loss; the authors keep the first point that is misclassified.
-2. Broken examples leave the batch between windows, which changes no other example's result.
-3. Label maps: the share of the pixels decides what is kept, the loss what is followed.
-4. Where an example's logits depend on its companions the batch is one example: its loss, its
-   steps and what is kept are those of the whole.
-5. Targeted losses run towards the likeliest wrong classes one after the other, and any wrong class
-   counts; with ``target`` only the wanted label does.
-6. Starts are uniform on the ball's surface (Linf: scaled so that the largest change is the radius).
-7. Saturating losses are followed without rounding, and the projection leaves none (``pgd``).
+1. Each example keeps the point in which the attack succeeds on most of its labels and, among those,
+   the point of the largest loss; the authors keep the first misclassified point.
+2. Broken examples leave the batch between checkpoints, which changes no other example's result.
+3. For label maps the share of wrong pixels decides which point is kept, while the steps follow the
+   loss.
+4. If an example's logits depend on its companions, the batch is treated as a single example, with
+   one loss, one step size and one result.
+5. Targeted losses are run towards the likeliest wrong classes one after the other, and any wrong
+   class counts as success; with ``target`` only the target does.
+6. Starts lie on the ball's surface (Linf: scaled so that the largest change is the radius).
+7. Rounding neither hides gradients of saturating losses nor moves points out of the ball (``pgd``).
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import Criterion, for_batch, share_reached
+from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn
-from steinnorm.attacks._progress import OnProgress, Tick
+from steinnorm.attacks._progress import OnProgress, RunProgress
 from steinnorm.attacks._survivors import (
-    Worst,
-    bucket,
+    WorstInputs,
     is_worse,
-    padded,
-    placed_like,
-    shards,
+    pad_indices,
+    padded_size,
+    place_like,
+    shard_count,
     take_rows,
     where,
 )
@@ -45,11 +46,11 @@ from steinnorm.attacks.losses import check_loss, needs_reference
 from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat
 
-TOWARDS = {"targeted_dlr": "dlr", "targeted_margin": "margin"}
-"""Losses of runs towards the likeliest wrong classes -> the loss of each run."""
+TARGETED_LOSSES = {"targeted_dlr": "dlr", "targeted_margin": "margin"}
+"""Losses whose runs aim for the likeliest wrong classes -> the loss of each run."""
 
-_RHO = 0.75  # share of the steps that must increase the loss, else they are halved
-_INERTIA = 0.75  # share of the new step; the rest is the last movement
+_RHO = 0.75  # the step size is halved if fewer than this share of the steps increase the loss
+_INERTIA = 0.75  # weight of the new step; the last movement has the rest
 
 
 def apgd(
@@ -68,44 +69,62 @@ def apgd(
     batch_dependent: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> AttackResult:
-    """Ascends with momentum and halves steps where they stop to help (Croce & Hein 2020b).
+    """Ascends the loss with momentum and adaptive step sizes (Croce & Hein 2020b).
 
-    Algorithm 1 there, with its constants. Each example keeps the point in which the attack has
-    most of what it wants and, of those, the one of the largest loss. Where no example's logits
-    depend on the others, examples that are broken leave the batch.
+    This is algorithm 1 there, with its constants. Each example keeps the point in which the attack
+    succeeds on most of its labels and, among those, the point of the largest loss. If no example's
+    logits depend on the others, broken examples leave the batch.
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels; as in ``fgsm``.
-      threat: the ball and the box.
-      key: randomness of the starts, which lie on the ball's surface; without one the attack
-        begins at ``x``.
+      y: true labels; as in ``fgsm``.
+      threat: ball and box.
+      key: random key of the starts, which lie on the ball's surface; None starts at ``x``.
       steps: gradient steps per run.
       restarts: number of runs; more than one needs a key.
-      loss: a name of ``steinnorm.attacks.losses.LOSSES``; or ``targeted_dlr`` or
-        ``targeted_margin``: a run towards each of the likeliest wrong classes, each of which may
-        end in any wrong one (one label per example only).
-      target_classes: how many of these classes; all K - 1 where there are fewer.
-      target: wanted labels, of the shape of ``y``, which alone count; None for any wrong ones.
-      start: points (B, ...) to begin at, instead of random ones; they are projected.
-      batch_dependent: whether an example's logits change with its companions; None to find out.
-        If so, the batch is kept as a whole.
-      on_progress: called now and then.
+      loss: a name in ``steinnorm.attacks.losses.LOSSES``; or ``targeted_dlr`` or
+        ``targeted_margin``, which make one run towards each of the likeliest wrong classes, where
+        any wrong class counts as success (one label per example only).
+      target_classes: number of these classes; at most all K - 1.
+      target: labels that a targeted attack aims for, shape of ``y``; None for an untargeted one.
+      start: points (B, ...) to start at instead of random ones; they are projected.
+      batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
+        If they do, the batch is kept as a whole.
+      on_progress: called from time to time with the completed steps and all steps.
+
+    Returns:
+      The attacked batch and its success.
 
     Raises:
-      ValueError: as in ``fgsm``, or steps or restarts out of range, or restarts without a key.
+      ValueError: as in ``fgsm``; or steps or restarts are out of range, or restarts have no key.
+
+    Warns:
+      BatchDependenceWarning, RadiusWarning, ProbabilitiesWarning, RandomLogitsWarning: as in
+        ``fgsm``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, apgd
+      >>> x, y = jnp.array([[0.75, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+      >>> result = apgd(lambda x: 4 * x, x, y, threat=Threat("linf", 0.25), steps=10)
+      >>> result.success
+      Array([ True, False], dtype=bool)
     """
     check_key(key)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
     if restarts > 1 and (key is None or start is not None):
-        raise ValueError(f"{restarts} restarts from the same point are one; pass a key, no start")
+        raise ValueError(
+            f"{restarts} restarts from the same point are identical; pass a key and no start"
+        )
     if needs_reference(loss) and key is None and start is None:
-        raise ValueError(f"{loss} is flat at the clean input: pass a key for a random start")
+        raise ValueError(
+            f"{loss} has no gradient at the clean input: pass a key for a random start"
+        )
     problem = Problem.of(logits_fn, x, y, threat, target)
     _check_loss(problem, loss, target_classes)
-    x_adv, vanished = run_apgd(
+    x_adv, zero_gradients = run_apgd(
         problem,
         key,
         joint=resolve_batch_dependence(problem, batch_dependent),
@@ -116,7 +135,7 @@ def apgd(
         start=start,
         on_progress=on_progress,
     )
-    return problem.result(x_adv, vanished)
+    return problem.result(x_adv, zero_gradients)
 
 
 def run_apgd(
@@ -131,160 +150,198 @@ def run_apgd(
     start: Any = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[jax.Array, int]:
-    """Runs the attack on a problem; the arguments are those of ``apgd``, checked already.
+    """Runs the attack on a checked problem; the other arguments are those of ``apgd``.
 
     Returns:
-      The attacked inputs, and how many gradients were all zero at the end of the last run.
+      The attacked inputs, and the number of all-zero gradients at the end of the last run.
     """
-    aims, name = _aims(problem, loss, target_classes, joint)
-    kept = Worst(problem.x, for_batch(share_reached(problem.logits, problem.criterion), joint))
-    vanished, done, total = 0, 0, restarts * len(aims) * steps
+    loss_criteria, name = _loss_criteria(problem, loss, target_classes, joint)
+    worst = WorstInputs(
+        problem.x, mean_if_joint(success_share(problem.logits, problem.criterion), joint)
+    )
+    zero_gradients, done, total = 0, 0, restarts * len(loss_criteria) * steps
     for restart in range(restarts):
-        for number, aim in enumerate(aims):
-            at = _start(key, (restart, number), problem, start)
-            tick = Tick(on_progress, done, total)
-            vanished = _Run(problem, aim, name, steps, joint).follow(at, kept, tick)
+        for number, loss_criterion in enumerate(loss_criteria):
+            point = _start(key, (restart, number), problem, start)
+            progress = RunProgress(on_progress, done, total)
+            zero_gradients = _Run(problem, loss_criterion, name, steps, joint).follow(
+                point, worst, progress
+            )
             done += steps
-    return placed_like(kept.x, problem.x), vanished
+    return place_like(worst.x, problem.x), zero_gradients
 
 
 class _State(NamedTuple):
-    """Holds for each example where it is, whence it came, and the best that it has seen.
+    """State of a run, with one entry per example.
 
-    ``step`` is in multiples of the radius.
+    Attributes:
+      point: current points, (B, ...).
+      previous_point: points before the last step.
+      evaluation: loss, success and gradient at ``point``.
+      best_point: point of the largest loss, to which halving the step size returns.
+      best_evaluation: loss, success and gradient at ``best_point``.
+      result_point: worst point for the model, which the attack returns.
+      result_share: share of the labels on which the attack succeeds there.
+      result_loss: loss there.
+      step_size: in multiples of the radius.
+      increases: number of steps since the last checkpoint that increased the loss.
+      not_finite: whether any loss or gradient was NaN or infinite.
+      best_loss_at_checkpoint: largest loss at the last checkpoint.
+      halved: whether the step size was halved there.
     """
 
-    at: jax.Array
-    before: jax.Array
-    now: LossAndGradient
-    best: jax.Array
-    best_seen: LossAndGradient
-    found: jax.Array
-    found_share: jax.Array
-    found_loss: jax.Array
-    step: jax.Array
+    point: jax.Array
+    previous_point: jax.Array
+    evaluation: LossAndGradient
+    best_point: jax.Array
+    best_evaluation: LossAndGradient
+    result_point: jax.Array
+    result_share: jax.Array
+    result_loss: jax.Array
+    step_size: jax.Array
     increases: jax.Array
-    broken: jax.Array
-    best_at_check: jax.Array
-    reduced: jax.Array
+    not_finite: jax.Array
+    best_loss_at_checkpoint: jax.Array
+    halved: jax.Array
 
 
 class _Run:
-    """One ascent of the examples that still stand."""
+    """One run on the examples that are not broken yet."""
 
-    def __init__(self, problem: Problem, aim: Criterion, loss: str, steps: int, joint: bool):
+    def __init__(
+        self, problem: Problem, loss_criterion: Criterion, loss: str, steps: int, joint: bool
+    ):
         self._problem, self._steps, self._joint = problem, steps, joint
         self._loss = loss
-        self._aim = aim
-        self._multiple = shards(problem.x)
+        self._loss_criterion = loss_criterion
+        self._multiple = shard_count(problem.x)
 
-    def follow(self, start: jax.Array, kept: Worst, tick: Tick) -> int:
-        """Offers what it finds to ``kept``; how many gradients were all zero at the end."""
+    def follow(self, start: jax.Array, worst: WorstInputs, progress: RunProgress) -> int:
+        """Updates ``worst``; returns the number of all-zero gradients at the end."""
         problem, threat = self._problem, self._problem.threat
-        index = np.arange(len(problem.x)) if self._joint else kept.standing
-        if not len(index):
+        positions = np.arange(len(problem.x)) if self._joint else worst.unbroken
+        if not len(positions):
             return 0
         largest = len(problem.x)
-        rows = padded(index, bucket(len(index), largest, self._multiple))
-        x, criterion, aim, at = take_rows((problem.x, problem.criterion, self._aim, start), rows)
-        state = _begin(at, self._see(at, criterion, aim))
-        checks = set(_checkpoints(self._steps))
+        indices = pad_indices(positions, padded_size(len(positions), largest, self._multiple))
+        x, criterion, loss_criterion, point = take_rows(
+            (problem.x, problem.criterion, self._loss_criterion, start), indices
+        )
+        state = _initial_state(point, self._evaluate(point, criterion, loss_criterion))
+        checkpoints = set(_checkpoints(self._steps))
         for number in range(self._steps):
-            moved = _move(state, x, threat, 1.0 if number == 0 else _INERTIA)
-            aim = aim._replace(progress=(number + 1) / self._steps)
-            state = _absorb(state, moved, self._see(moved, criterion, aim))
-            if number + 1 not in checks:
+            next_point = _move(state, x, threat, 1.0 if number == 0 else _INERTIA)
+            loss_criterion = loss_criterion._replace(step_fraction=(number + 1) / self._steps)
+            state = _update(
+                state, next_point, self._evaluate(next_point, criterion, loss_criterion)
+            )
+            if number + 1 not in checkpoints:
                 continue
-            width = number + 1 - max((c for c in checks if c < number + 1), default=0)
-            state = _check(state, _RHO * width)
-            tick(number + 1)
+            width = number + 1 - max((c for c in checkpoints if c < number + 1), default=0)
+            state = _update_step_sizes(state, _RHO * width)
+            progress(number + 1)
             if self._joint:
                 continue
-            check_finite(np.asarray(state.broken)[: len(index)], "losses or gradients")
-            standing = np.flatnonzero(np.asarray(state.found_share)[: len(index)] < 1)
-            size = bucket(max(len(standing), 1), largest, self._multiple)
-            if not len(standing) or size < len(rows):
-                kept.offer(index, state.found, state.found_share, state.found_loss)
-                if not len(standing):
+            check_finite(np.asarray(state.not_finite)[: len(positions)], "losses or gradients")
+            unbroken = np.flatnonzero(np.asarray(state.result_share)[: len(positions)] < 1)
+            size = padded_size(max(len(unbroken), 1), largest, self._multiple)
+            if not len(unbroken) or size < len(indices):
+                worst.update(positions, state.result_point, state.result_share, state.result_loss)
+                if not len(unbroken):
                     return 0
-                index = index[standing]
-                rows = padded(standing, size)
-                state, x, criterion, aim = take_rows((state, x, criterion, aim), rows)
-        check_finite(np.asarray(state.broken)[: len(index)], "losses or gradients")
-        kept.offer(index, state.found, state.found_share, state.found_loss)
-        return int(np.asarray(state.now.vanished())[: len(index)].sum())
+                positions = positions[unbroken]
+                indices = pad_indices(unbroken, size)
+                state, x, criterion, loss_criterion = take_rows(
+                    (state, x, criterion, loss_criterion), indices
+                )
+        check_finite(np.asarray(state.not_finite)[: len(positions)], "losses or gradients")
+        worst.update(positions, state.result_point, state.result_share, state.result_loss)
+        return int(np.asarray(state.evaluation.zero_gradients())[: len(positions)].sum())
 
-    def _see(self, at: jax.Array, criterion: Criterion, aim: Criterion) -> LossAndGradient:
+    def _evaluate(
+        self, point: jax.Array, criterion: Criterion, loss_criterion: Criterion
+    ) -> LossAndGradient:
         model = self._problem.model
-        return loss_and_gradient(model, at, criterion, aim, loss=self._loss, joint=self._joint)[0]
+        return loss_and_gradient(
+            model, point, criterion, loss_criterion, loss=self._loss, joint=self._joint
+        )[0]
 
 
 @jax.jit
-def _begin(at: jax.Array, seen: LossAndGradient) -> _State:
-    zero = jnp.zeros_like(seen.loss)
+def _initial_state(point: jax.Array, evaluation: LossAndGradient) -> _State:
+    zero = jnp.zeros_like(evaluation.loss)
     return _State(
-        at=at,
-        before=at,
-        now=seen,
-        best=at,
-        best_seen=seen,
-        found=at,
-        found_share=seen.share,
-        found_loss=seen.loss,
-        step=jnp.full_like(seen.loss, 2.0),
+        point=point,
+        previous_point=point,
+        evaluation=evaluation,
+        best_point=point,
+        best_evaluation=evaluation,
+        result_point=point,
+        result_share=evaluation.share,
+        result_loss=evaluation.loss,
+        step_size=jnp.full_like(evaluation.loss, 2.0),
         increases=zero,
-        broken=seen.not_finite(),
-        best_at_check=seen.loss,
-        reduced=jnp.ones_like(seen.loss, dtype=bool),
+        not_finite=evaluation.not_finite(),
+        best_loss_at_checkpoint=evaluation.loss,
+        halved=jnp.ones_like(evaluation.loss, dtype=bool),
     )
 
 
 @jax.jit
 def _move(state: _State, x: jax.Array, threat: Threat, inertia: float) -> jax.Array:
-    """Returns where the next step leads (Croce & Hein 2020b, equation 3)."""
-    size = geometry.per_example(state.step.astype(x.dtype), x)
-    size = size * geometry.as_number(threat.epsilon, x)
-    ahead = threat.step(state.at, x, state.now.gradient, size)
-    moved = state.at + inertia * (ahead - state.at) + (1 - inertia) * (state.at - state.before)
-    return threat.project(moved, x)
+    """Returns the next points (Croce & Hein 2020b, equation 3)."""
+    size = geometry.per_example(state.step_size.astype(x.dtype), x)
+    size = size * geometry.as_broadcastable(threat.epsilon, x)
+    stepped = threat.step(state.point, x, state.evaluation.gradient, size)
+    next_point = (
+        state.point
+        + inertia * (stepped - state.point)
+        + (1 - inertia) * (state.point - state.previous_point)
+    )
+    return threat.project(next_point, x)
 
 
 @jax.jit
-def _absorb(state: _State, at: jax.Array, seen: LossAndGradient) -> _State:
-    better = seen.loss > state.best_seen.loss
-    worse = is_worse(seen.share, seen.loss, state.found_share, state.found_loss)
+def _update(state: _State, point: jax.Array, evaluation: LossAndGradient) -> _State:
+    better = evaluation.loss > state.best_evaluation.loss
+    worse = is_worse(evaluation.share, evaluation.loss, state.result_share, state.result_loss)
     return state._replace(
-        at=at,
-        before=state.at,
-        now=seen,
-        best=where(better, at, state.best),
-        best_seen=jax.tree.map(lambda a, b: where(better, a, b), seen, state.best_seen),
-        found=where(worse, at, state.found),
-        found_share=jnp.where(worse, seen.share, state.found_share),
-        found_loss=jnp.where(worse, seen.loss, state.found_loss),
-        broken=state.broken | seen.not_finite(),
-        increases=state.increases + (seen.loss > state.now.loss).astype(seen.loss.dtype),
+        point=point,
+        previous_point=state.point,
+        evaluation=evaluation,
+        best_point=where(better, point, state.best_point),
+        best_evaluation=jax.tree.map(
+            lambda a, b: where(better, a, b), evaluation, state.best_evaluation
+        ),
+        result_point=where(worse, point, state.result_point),
+        result_share=jnp.where(worse, evaluation.share, state.result_share),
+        result_loss=jnp.where(worse, evaluation.loss, state.result_loss),
+        not_finite=state.not_finite | evaluation.not_finite(),
+        increases=state.increases
+        + (evaluation.loss > state.evaluation.loss).astype(evaluation.loss.dtype),
     )
 
 
 @jax.jit
-def _check(state: _State, enough: float) -> _State:
-    """Halves the steps of examples that do not gain, and takes these back to their best point."""
-    best = state.best_seen.loss
-    stuck = ~state.reduced & (state.best_at_check >= best)
+def _update_step_sizes(state: _State, enough: float) -> _State:
+    """Halves the step size of examples without progress and returns these to their best point."""
+    best_point = state.best_evaluation.loss
+    stuck = ~state.halved & (state.best_loss_at_checkpoint >= best_point)
     halve = (state.increases <= enough) | stuck
     return state._replace(
-        at=where(halve, state.best, state.at),
-        now=jax.tree.map(lambda a, b: where(halve, a, b), state.best_seen, state.now),
-        step=jnp.where(halve, 0.5 * state.step, state.step),
+        point=where(halve, state.best_point, state.point),
+        evaluation=jax.tree.map(
+            lambda a, b: where(halve, a, b), state.best_evaluation, state.evaluation
+        ),
+        step_size=jnp.where(halve, 0.5 * state.step_size, state.step_size),
         increases=jnp.zeros_like(state.increases),
-        best_at_check=best,
-        reduced=halve,
+        best_loss_at_checkpoint=best_point,
+        halved=halve,
     )
 
 
 def _checkpoints(steps: int) -> Iterator[int]:
-    """After how many steps the sizes are looked at: windows of 22 %, 19 %, ... down to 6 %."""
+    """Yields the checkpoints, after windows of 22 %, 19 %, ..., 6 % of the steps."""
     width, narrowest = max(int(0.22 * steps), 1), max(int(0.06 * steps), 1)
     done = 0
     while done + width <= steps:
@@ -294,31 +351,35 @@ def _checkpoints(steps: int) -> Iterator[int]:
 
 
 def _check_loss(problem: Problem, loss: str, target_classes: int) -> None:
-    """Refuses a loss that is not defined for the problem."""
-    towards, targeted = loss in TOWARDS, problem.criterion.target is not None
-    name = TOWARDS.get(loss, loss)
+    """Refuses a loss that is not defined for the problem.
+
+    Raises:
+      ValueError: the message says what to use instead.
+    """
+    towards, targeted = loss in TARGETED_LOSSES, problem.criterion.target is not None
+    name = TARGETED_LOSSES.get(loss, loss)
     check_loss(name, problem.classes, problem.label_axes, targeted=towards or targeted)
     if towards and problem.label_axes:
         raise ValueError(f"{loss} is for one label per example; got a label per pixel")
     if towards and targeted:
-        raise ValueError(f"{loss} goes through several targets itself; with target take {name}")
+        raise ValueError(f"{loss} goes through several targets itself; with target use {name}")
     if target_classes < 1:
         raise ValueError(f"target_classes must be at least 1; got {target_classes}")
 
 
-def _aims(
+def _loss_criteria(
     problem: Problem, loss: str, target_classes: int, joint: bool
 ) -> tuple[list[Criterion], str]:
-    """Returns the criteria whose loss is followed, one per run, and the name of that loss."""
-    if loss not in TOWARDS:
+    """Returns the criterion of the loss for each run, and the name of that loss."""
+    if loss not in TARGETED_LOSSES:
         return [problem.criterion_for(loss, joint=joint)], loss
-    targets = problem.likeliest_wrong(target_classes)
-    columns = [placed_like(column, problem.x) for column in targets.T]
-    return [problem.criterion._replace(target=column) for column in columns], TOWARDS[loss]
+    targets = problem.likeliest_wrong_classes(target_classes)
+    columns = [place_like(column, problem.x) for column in targets.T]
+    return [problem.criterion._replace(target=column) for column in columns], TARGETED_LOSSES[loss]
 
 
 def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start: Any) -> jax.Array:
-    """Returns where a run begins: where it is told to, on the ball's surface, or at the input."""
+    """Returns the first points of a run: ``start``, random points, or the inputs."""
     x, threat = problem.x, problem.threat
     if start is not None:
         if jnp.shape(start) != x.shape:

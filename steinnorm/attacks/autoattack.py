@@ -1,15 +1,15 @@
-"""AutoAttack: several parameter-free attacks, of which each example keeps the worst.
+"""AutoAttack (Croce & Hein 2020b): an ensemble of parameter-free attacks.
 
-Where it departs from Croce & Hein (2020b) and from the authors' code:
+Differences from the paper and from the authors' code:
 
-1. With fewer than four logits the targeted margin takes the place of the targeted DLR loss, which
-   is not defined there.
-2. Where an example's logits depend on its companions the batch is one, whole: examples neither
-   leave it nor are put together from several attacks, and FAB is left out.
-3. Examples that still stand go to the next attack in batches of few sizes, filled with copies; a
-   batch is never larger than what was given, since another size may be another model.
-4. What each attack hands back is judged again, and so is what is handed back in the end.
-5. The deviations of the four attacks are listed in their own files.
+1. With fewer than four logits the targeted margin replaces the targeted DLR loss, which is not
+   defined there.
+2. If an example's logits depend on its companions, the batch stays whole: no example leaves it, the
+   result comes from one attack, and FAB is left out.
+3. Unbroken examples go to the next attack in batches of a few sizes, padded with copies. No batch
+   is larger than the given one, because the model may behave differently at another size.
+4. The result of each attack, and the final one, are evaluated again.
+5. The differences of the four attacks are listed in their own modules.
 """
 
 from __future__ import annotations
@@ -22,11 +22,17 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._criterion import for_batch, share_reached
+from steinnorm.attacks._criterion import mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_key, merged
 from steinnorm.attacks._model import LogitsFn
-from steinnorm.attacks._survivors import Worst, bucket, padded, placed_like, shards
+from steinnorm.attacks._survivors import (
+    WorstInputs,
+    pad_indices,
+    padded_size,
+    place_like,
+    shard_count,
+)
 from steinnorm.attacks.apgd import run_apgd
 from steinnorm.attacks.fab import run_fab
 from steinnorm.attacks.result import AttackResult, Stage
@@ -34,7 +40,7 @@ from steinnorm.attacks.square import run_square
 from steinnorm.attacks.threat import Threat
 
 OnStage = Callable[[str, int, int], None]
-"""Called with an attack's name, how many examples it has done, and of how many."""
+"""Called with an attack's name, the number of examples that it has attacked, and of all."""
 
 
 def autoattack(
@@ -53,40 +59,49 @@ def autoattack(
 ) -> AttackResult:
     """Runs the standard ensemble of Croce & Hein (2020b), with its budgets.
 
-    In this order: APGD on the cross-entropy, APGD on the targeted DLR loss, FAB towards the same
-    classes, Square.  Each attack is given the examples that all before it left standing.  With
-    fewer than four logits, where the targeted DLR loss is not defined, the targeted margin takes
-    its place.
+    The order is APGD on the cross-entropy, APGD on the targeted DLR loss, targeted FAB, Square.
+    Each attack gets the examples that no earlier one has broken. With fewer than four logits the
+    targeted margin replaces the targeted DLR loss, which is not defined there.
 
-    Where an example's logits change with its companions, examples cannot leave the batch, nor be
-    put together from several attacks.  Then the whole of ``x`` is one batch, each attack owns it,
-    and the batch with most errors is kept.  FAB, whose smallest distances are per example, is left
+    If an example's logits depend on its companions, examples can neither leave the batch nor be
+    combined from several attacks. Then ``x`` is one batch, which each attack may change as a whole,
+    and the result with most errors is kept. FAB, which minimises distances per example, is left
     out.
 
     Args:
       logits_fn: maps a batch to logits (B, K) or (B, 1); as in ``fgsm``.
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels (B,).
-      threat: the ball and the box.
-      key: randomness of all attacks; None is ``jax.random.key(0)``, the same at every call.
-      steps: of APGD and FAB per run.
-      queries: of Square.
-      target_classes: of APGD and FAB.
-      batch_size: examples per batch of a model without batch dependence, the first and the last
-        look at them included, so that memory does not grow with their number; it changes the time,
-        and which random numbers an example gets.
-      batch_dependent: whether an example's logits change with its companions; None to find out.
+      y: true labels (B,).
+      threat: ball and box.
+      key: random key of all attacks; None means ``jax.random.key(0)``.
+      steps: gradient steps per run of APGD and FAB.
+      queries: forward passes of Square.
+      target_classes: number of likeliest wrong classes for APGD and FAB.
+      batch_size: examples per batch, which bounds the memory; not used if logits depend on the
+        batch. It changes the time and which random numbers an example gets.
+      batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
       on_progress: called after each batch.
 
     Returns:
-      The attacked batch; ``stages`` says what each attack did.
+      The attacked batch and its success; ``stages`` has one entry per attack.
 
     Raises:
-      ValueError: as in ``fgsm``, or a label per pixel (for which there is ``sea``).
+      ValueError: as in ``fgsm``; or the labels are label maps (use ``sea``), or settings are out of
+        range.
       LeftThreatError: an attack left its ball or box.
 
     Warns:
-      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
+      BatchDependenceWarning, RadiusWarning, ProbabilitiesWarning, RandomLogitsWarning: as in
+        ``fgsm``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, autoattack
+      >>> x, y = jnp.array([[0.75, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+      >>> threat = Threat("linf", 0.25)
+      >>> result = autoattack(lambda x: 4 * x, x, y, threat=threat, steps=5, queries=10)
+      >>> result.success, [stage.name for stage in result.stages]
+      (Array([ True, False], dtype=bool), ['apgd-ce', 'apgd-t', 'fab-t', 'square'])
     """
     check_key(key)
     key = jax.random.key(0) if key is None else key
@@ -97,45 +112,47 @@ def autoattack(
             "steps, queries and target_classes must be at least 1; got "
             f"{steps}, {queries} and {target_classes}"
         )
-    batches, joint = _open(logits_fn, x, y, threat, batch_size, batch_dependent)
-    clean = [for_batch(share_reached(p.logits, p.criterion), joint) for p in batches.all()]
-    kept = Worst(batches.x, np.concatenate([np.asarray(share) for share in clean]))
-    stages, vanished = [], 0
+    batches, joint = _make_batches(logits_fn, x, y, threat, batch_size, batch_dependent)
+    clean = [mean_if_joint(success_share(p.logits, p.criterion), joint) for p in batches.all()]
+    worst = WorstInputs(batches.x, np.concatenate([np.asarray(share) for share in clean]))
+    stages, zero_gradients = [], 0
     budgets = _Budgets(steps, queries, target_classes, joint)
     for number, (name, attack) in enumerate(_members(budgets, batches.classes)):
-        began, before = time.perf_counter(), _wrong(kept, joint)
-        index = np.arange(len(kept.x)) if joint else kept.standing
-        zeros = 0
-        for place, (chosen, problem) in enumerate(batches.of(index)):
-            own = jax.random.fold_in(jax.random.fold_in(key, number), place)
-            x_adv, count = attack(problem, own)
+        start_time, broken_before = time.perf_counter(), _count_broken(worst, joint)
+        positions = np.arange(len(worst.x)) if joint else worst.unbroken
+        count_of_zeros = 0
+        for batch_number, (chosen, problem) in enumerate(batches.of(positions)):
+            own_key = jax.random.fold_in(jax.random.fold_in(key, number), batch_number)
+            x_adv, count = attack(problem, own_key)
             result = problem.result(x_adv, name=name)
-            share = for_batch(result.success.astype(x_adv.dtype), joint)
-            kept.offer(chosen, result.x_adv, share)
-            zeros += min(count, len(chosen))  # padding is counted too
+            share = mean_if_joint(result.success.astype(x_adv.dtype), joint)
+            worst.update(chosen, result.x_adv, share)
+            count_of_zeros += min(count, len(chosen))  # the count includes padding
             if on_progress is not None:
-                on_progress(name, min((place + 1) * batches.size, len(index)), len(index))
-        broken = _wrong(kept, joint) - before
-        stages.append(Stage(name, len(index), broken, time.perf_counter() - began))
-        vanished = max(vanished, zeros)
-    judged = [
-        problem.result(placed_like(kept.x[chosen], problem.x))
-        for chosen, problem in batches.of(np.arange(len(kept.x)), fill=False)
+                on_progress(
+                    name, min((batch_number + 1) * batches.size, len(positions)), len(positions)
+                )
+        broken = _count_broken(worst, joint) - broken_before
+        stages.append(Stage(name, len(positions), broken, time.perf_counter() - start_time))
+        zero_gradients = max(zero_gradients, count_of_zeros)
+    results = [
+        problem.result(place_like(worst.x[chosen], problem.x))
+        for chosen, problem in batches.of(np.arange(len(worst.x)), fill=False)
     ]
-    return merged(judged, tuple(stages), batches.given)._replace(zero_gradients=vanished)
+    return merged(results, tuple(stages), batches.given)._replace(zero_gradients=zero_gradients)
 
 
 class _Batches(NamedTuple):
-    """All examples on the host, and the way to bring some of them to the devices.
+    """All examples as NumPy arrays, which are placed on the devices batch by batch.
 
     Attributes:
-      model: as an argument of compiled functions.
+      model: function from inputs to logits, as a pytree.
       x: inputs (N, ...).
       y: labels (N,).
-      threat: the ball and the box.
-      size: of a batch.
-      classes: K.
-      given: the inputs as they came, which may be split over devices.
+      threat: ball and box.
+      size: examples per batch.
+      classes: number of classes, K.
+      given: the original inputs, which may be divided among devices.
     """
 
     model: jax.tree_util.Partial
@@ -147,30 +164,32 @@ class _Batches(NamedTuple):
     given: Any
 
     def all(self) -> Iterator[Problem]:
-        """Goes through all examples, in batches that are not filled up."""
+        """Yields all examples, in batches without padding."""
         for _, problem in self.of(np.arange(len(self.x)), fill=False):
             yield problem
 
-    def of(self, index: np.ndarray, *, fill: bool = True) -> Iterator[tuple[np.ndarray, Problem]]:
-        """Goes through the examples at some positions.
+    def of(
+        self, positions: np.ndarray, *, fill: bool = True
+    ) -> Iterator[tuple[np.ndarray, Problem]]:
+        """Yields the examples at some positions, batch by batch.
 
         Args:
-          index: the positions.
-          fill: fill the last batch up to one of few sizes, with copies.
+          positions: positions of the examples.
+          fill: whether the last batch is padded with copies to one of a few sizes.
 
         Yields:
-          Positions, and the problem of these examples; it may be longer, by copies.
+          Positions, and the problem of these examples, which may be longer by padding.
         """
-        multiple = shards(self.given)
-        for first in range(0, len(index), self.size):
-            chosen = rows = index[first : first + self.size]
+        multiple = shard_count(self.given)
+        for first in range(0, len(positions), self.size):
+            chosen = examples = positions[first : first + self.size]
             if fill:
-                rows = padded(chosen, bucket(len(chosen), self.size, multiple))
-            x = placed_like(self.x[rows], self.given)
-            yield chosen, Problem.unwarned(self.model, x, self.y[rows], self.threat)
+                examples = pad_indices(chosen, padded_size(len(chosen), self.size, multiple))
+            x = place_like(self.x[examples], self.given)
+            yield chosen, Problem.without_warnings(self.model, x, self.y[examples], self.threat)
 
 
-def _open(  # noqa: PLR0917
+def _make_batches(  # noqa: PLR0917
     logits_fn: LogitsFn,
     x: ArrayLike,
     y: ArrayLike,
@@ -178,31 +197,34 @@ def _open(  # noqa: PLR0917
     batch_size: int,
     batch_dependent: bool | None,
 ) -> tuple[_Batches, bool]:
-    """Checks the arguments on the first batch; and whether the batch is one, as a whole."""
+    """Checks the arguments on the first batch; also returns whether logits depend on the batch."""
     given = x if isinstance(x, jax.Array) else np.asarray(x)
     labels = np.asarray(y)
     if not given.ndim or labels.shape[:1] != given.shape[:1]:
         raise ValueError(
             "y must be integer labels, one for each of the inputs x; got shapes "
-            f"{labels.shape} and {given.shape}"
+            f"{labels.shape} of y and {given.shape} of x"
         )
-    count = shards(given)
+    count = shard_count(given)
     size = min(max(batch_size // count, 1) * count, max(len(given), 1))
-    rows = np.asarray(given)
-    whole = size == len(given)
+    examples = np.asarray(given)
+    single_batch = size == len(given)
     first = Problem.of(
-        logits_fn, given if whole else placed_like(rows[:size], given), labels[:size], threat
+        logits_fn,
+        given if single_batch else place_like(examples[:size], given),
+        labels[:size],
+        threat,
     )
     if first.label_axes:
-        raise ValueError("autoattack is for one label per example; for a label per pixel take sea")
+        raise ValueError("autoattack is for one label per example; for a label per pixel use sea")
     joint = resolve_batch_dependence(first, batch_dependent)
-    size = len(rows) if joint else size
-    batches = _Batches(first.model, rows, labels, threat, size, first.classes, given)
+    size = len(examples) if joint else size
+    batches = _Batches(first.model, examples, labels, threat, size, first.classes, given)
     return batches, joint
 
 
 class _Budgets(NamedTuple):
-    """The settings of the ensemble's attacks."""
+    """The settings of the attacks in the ensemble."""
 
     steps: int
     queries: int
@@ -214,22 +236,24 @@ _Member = Callable[[Problem, jax.Array], tuple[jax.Array, int]]
 
 
 def _members(budgets: _Budgets, classes: int) -> list[tuple[str, _Member]]:
-    """Returns names and attacks, the cheapest first."""
+    """Returns names and attacks, in their order."""
     steps, joint = budgets.steps, budgets.joint
-    towards = "targeted_dlr" if classes >= 4 else "targeted_margin"
+    targeted_loss = "targeted_dlr" if classes >= 4 else "targeted_margin"
 
     def apgd_t(problem: Problem, key: jax.Array) -> tuple[jax.Array, int]:
         count = budgets.target_classes
-        return run_apgd(problem, key, joint=joint, steps=steps, loss=towards, target_classes=count)
+        return run_apgd(
+            problem, key, joint=joint, steps=steps, loss=targeted_loss, target_classes=count
+        )
 
     def fab_t(problem: Problem, key: jax.Array) -> tuple[jax.Array, int]:
         return run_fab(problem, key, steps=steps, target_classes=budgets.target_classes)
 
     def square(problem: Problem, key: jax.Array) -> tuple[jax.Array, int]:
-        # Its schedule is that of 10,000 queries, whatever their number, as in the original.
+        # As in the original, the schedule is that of 10,000 queries for any number of them.
         queries = budgets.queries
-        found = run_square(problem, key, joint=joint, queries=queries, rescale_schedule=False)
-        return found, 0
+        x_adv = run_square(problem, key, joint=joint, queries=queries, rescale_schedule=False)
+        return x_adv, 0
 
     members: list[tuple[str, _Member]] = [
         ("apgd-ce", lambda problem, key: run_apgd(problem, key, joint=joint, steps=steps)),
@@ -240,5 +264,5 @@ def _members(budgets: _Budgets, classes: int) -> list[tuple[str, _Member]]:
     return [member for member in members if not (joint and member[0] == "fab-t")]
 
 
-def _wrong(kept: Worst, joint: bool) -> int:
-    return round(float(kept.share.sum())) if joint else int((kept.share >= 1).sum())
+def _count_broken(worst: WorstInputs, joint: bool) -> int:
+    return round(float(worst.share.sum())) if joint else int((worst.share >= 1).sum())

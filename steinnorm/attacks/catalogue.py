@@ -1,4 +1,4 @@
-"""The attacks that have a name, with the usual budgets, and how each is called."""
+"""Attacks by name, with their usual budgets and the functions that run them."""
 
 import dataclasses
 import functools
@@ -19,9 +19,9 @@ from steinnorm.attacks.square import square
 _PER_PIXEL = ("segpgd", "sea")
 _PER_EXAMPLE = ("fab", "autoattack")
 _WITH_LOSS = ("fgsm", "pgd", "apgd")
-_TELLING = ("apgd", "fab", "square", "autoattack", "sea")  # those that say how far they are
+_WITH_PROGRESS = ("apgd", "fab", "square", "autoattack", "sea")  # those that report progress
 _TARGETED = "targeted_"
-_WALKS = ("pgd", "segpgd")  # those that may start at a random point
+_WITH_RANDOM_START = ("pgd", "segpgd")  # those for which a random start is optional
 _USUAL_STEPS = {"pgd": 20, "apgd": 100, "fab": 100, "autoattack": 100, "segpgd": 20, "sea": 300}
 _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
 
@@ -30,31 +30,32 @@ _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
 class AttackSettings:
     """An attack and its budget, without norm and radius.
 
-    What is not given is as in the attack of the catalogue that has the kind for its name.
+    Settings that are not given are those of the attack in the catalogue whose name is the kind.
 
     Attributes:
-      name: what the results call it.
-      kind: which function of ``steinnorm.attacks`` runs it, a noise included.
+      name: name of the attack in results.
+      kind: name of the function in ``steinnorm.attacks`` that runs it, or of a noise.
       steps: gradient steps per run (``pgd``, ``apgd``, ``fab``, ``autoattack``, ``segpgd``,
-        ``sea``); None means the usual number of this kind: 20 of ``pgd`` and ``segpgd``, 100 of
-        ``apgd``, ``fab`` and ``autoattack``, 300 of ``sea``.
-      step_size: absolute, in the units of the inputs; None means 2.5 * epsilon / steps (``pgd``
-        and ``segpgd``).
-      random_start: start at a random point of the ball (``pgd`` and ``segpgd``); None means that
-        these do.
-      restarts: runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and ``segpgd``).
-      loss: what the attack increases, a name of ``steinnorm.attacks.losses.LOSSES``, for ``apgd``
-        also with ``targeted_`` before it (``fgsm``, ``pgd``, ``apgd``).
-      queries: looks at the model (``square``, ``autoattack``).
-      short_reach: this attack is known not to cross its ball, so the warning about it is not
-        wanted.
+        ``sea``). None means the usual number: 20 for ``pgd`` and ``segpgd``, 100 for ``apgd``,
+        ``fab`` and ``autoattack``, 300 for ``sea``.
+      step_size: absolute step size, in the units of the inputs; None means 2.5 * epsilon / steps
+        (``pgd`` and ``segpgd``).
+      random_start: whether runs start at a random point of the ball; None means yes (``pgd`` and
+        ``segpgd``).
+      restarts: number of runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and
+        ``segpgd``).
+      loss: the loss that the attack increases, a name in ``steinnorm.attacks.losses.LOSSES``; for
+        ``apgd`` also ``targeted_dlr`` and ``targeted_margin`` (``fgsm``, ``pgd``, ``apgd``).
+      queries: forward passes (``square``, ``autoattack``).
+      short_reach: whether the steps are knowingly too short to cross the ball, so that no
+        ``ShortReachWarning`` is given.
 
     Raises:
-      ValueError: there is no attack of this kind, or it would run several times from one point.
+      ValueError: the kind is unknown, or all restarts would start at the same point.
 
     Example:
-      >>> mine = AttackSettings("mine", "pgd", loss="margin")
-      >>> mine.steps, mine.random_start
+      >>> attack = AttackSettings("pgd-on-the-margin", "pgd", loss="margin")
+      >>> attack.steps, attack.random_start
       (20, True)
     """
 
@@ -70,18 +71,22 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"unknown kind of attack {self.kind!r}; there are {', '.join(KINDS)}")
+            raise ValueError(
+                f"unknown kind of attack {self.kind!r}; expected one of {', '.join(KINDS)}"
+            )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if hasattr(value, "item") and np.ndim(value) == 0:  # JSON has no numbers of NumPy
+            if (
+                hasattr(value, "item") and np.ndim(value) == 0
+            ):  # NumPy's numbers cannot be written as JSON
                 self._set(field.name, value.item())
         if self.steps is None:
             self._set("steps", _USUAL_STEPS.get(self.kind, 1))
         if self.random_start is None:
-            self._set("random_start", self.kind in _WALKS)
-        if self.kind in _WALKS and self.restarts > 1 and not self.random_start:
+            self._set("random_start", self.kind in _WITH_RANDOM_START)
+        if self.kind in _WITH_RANDOM_START and self.restarts > 1 and not self.random_start:
             raise ValueError(
-                f"{self.name}: {self.restarts} restarts from the same point are one; set "
+                f"{self.name}: {self.restarts} restarts from the same point are identical; set "
                 "random_start=True"
             )
 
@@ -90,7 +95,7 @@ class AttackSettings:
 
     @property
     def has_ball(self) -> bool:
-        """Whether there is an attacker: noise has none, and no ball."""
+        """Whether the attack stays in a ball; noises do not."""
         return self.kind not in NOISES
 
     def call(
@@ -99,47 +104,49 @@ class AttackSettings:
         """Returns the function that runs this attack, and its keyword arguments.
 
         Args:
-          batch_dependent: whether an example's logits change with its companions.
-          on_progress: called now and then with how far a long attack is, in words.
+          batch_dependent: whether an example's logits depend on the rest of the batch.
+          on_progress: called from time to time with the progress of a long attack, as text.
 
         Raises:
-          ValueError: this is a noise, which no such function runs.
+          ValueError: this is a noise.
         """
         if not self.has_ball:
-            raise ValueError(f"{self.name} is a noise, which has no ball: see NOISES")
+            raise ValueError(
+                f"{self.name} is a noise, not an attack; take its function from NOISES"
+            )
         steps, restarts = {"steps": self.steps}, {"restarts": self.restarts}
-        walk = {
+        pgd_settings = {
             **steps,
             **restarts,
             "step_size": self.step_size,
             "random_start": self.random_start,
         }
         loss = {"loss": self.loss}
-        known: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "fgsm": (fgsm, loss),
-            "pgd": (pgd, {**walk, **loss}),
+            "pgd": (pgd, {**pgd_settings, **loss}),
             "apgd": (apgd, {**steps, **restarts, **loss}),
             "fab": (fab, {**steps, **restarts}),
             "square": (square, {"queries": self.queries}),
             "autoattack": (autoattack, {**steps, "queries": self.queries}),
-            "segpgd": (segpgd, walk),
+            "segpgd": (segpgd, pgd_settings),
             "sea": (sea, steps),
         }
-        function, settings = known[self.kind]
+        function, settings = calls[self.kind]
         settings = {**settings, "batch_dependent": batch_dependent}
-        if self.kind in _TELLING and on_progress is not None:
-            settings = {**settings, "on_progress": functools.partial(_tell, on_progress)}
+        if self.kind in _WITH_PROGRESS and on_progress is not None:
+            settings = {**settings, "on_progress": functools.partial(_report_progress, on_progress)}
         return function, settings
 
 
-def _tell(on_progress: Callable[[str], None], *how_far: str | int) -> None:
-    """Of a member of an ensemble, how much is done, and of how much; or the last two."""
-    *name, done, total = how_far
+def _report_progress(on_progress: Callable[[str], None], *progress: str | int) -> None:
+    """Reports progress as text: [name of an ensemble's member,] completed steps, all steps."""
+    *name, done, total = progress
     on_progress(" ".join([*map(str, name), f"{done} of {total}"]))
 
 
 KINDS = (*NOISES, "fgsm", "pgd", "apgd", "fab", "square", "autoattack", *_PER_PIXEL)
-"""What ``AttackSettings.kind`` may be."""
+"""The valid values of ``AttackSettings.kind``."""
 
 _ATTACKS = (
     AttackSettings("fgsm", "fgsm"),
@@ -155,15 +162,15 @@ _ATTACKS = (
     AttackSettings("segpgd", "segpgd"),
     AttackSettings("sea", "sea"),
 )
-_KNOWN = {
+_BY_NAME = {
     **{name: AttackSettings(name, name) for name in NOISES},
     **{attack.name: attack for attack in _ATTACKS},
 }
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names that ``by_name`` knows, the noises first."""
-    return tuple(_KNOWN)
+    """Returns the names of all attacks, the noises first."""
+    return tuple(_BY_NAME)
 
 
 def by_name(name: str) -> AttackSettings:
@@ -173,38 +180,46 @@ def by_name(name: str) -> AttackSettings:
       name: one of ``names()``.
 
     Raises:
-      ValueError: there is none; the message lists those there are.
+      ValueError: the name is unknown; the message lists the known ones.
 
     Example:
       >>> from steinnorm.attacks.catalogue import by_name
       >>> by_name("pgd").steps
       20
     """
-    if name not in _KNOWN:
-        raise ValueError(f"unknown attack {name!r}; there are {', '.join(_KNOWN)}")
-    return _KNOWN[name]
+    if name not in _BY_NAME:
+        raise ValueError(f"unknown attack {name!r}; expected one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]
 
 
 def check_fits(attack: AttackSettings, classes: int, label_axes: int) -> None:
-    """Refuses an attack that does not exist for what is attacked, or whose loss does not.
+    """Refuses an attack that does not support the labels, or whose loss does not.
 
     Args:
-      attack: which.
-      classes: K; a single logit counts as two classes.
-      label_axes: 0 where each example has one label, 2 for label maps.
+      attack: the attack.
+      classes: number of classes, K; a single logit counts as two classes.
+      label_axes: 0 for one label per example, 2 for label maps.
 
     Raises:
-      ValueError: saying which attacks there are.
+      ValueError: it does not fit; the message says what to use instead.
     """
     if label_axes and attack.kind in _PER_EXAMPLE:
-        raise ValueError(f"{attack.name} is for one label per example; label maps have {_FOR_MAPS}")
+        raise ValueError(
+            f"{attack.name} is for one label per example; for label maps use {_FOR_MAPS}"
+        )
     if not label_axes and attack.kind in _PER_PIXEL:
-        raise ValueError(f"{attack.name} is for a label per pixel; take pgd, apgd or autoattack")
+        raise ValueError(
+            f"{attack.name} is for a label per pixel; for one per example use pgd, apgd "
+            "or autoattack"
+        )
     if attack.kind not in _WITH_LOSS:
         return
     targeted = attack.loss.startswith(_TARGETED)
     if targeted and label_axes:
-        raise ValueError(f"{attack.name} has targets: it is for one label per example")
+        raise ValueError(
+            f"{attack.name} is targeted, which is for one label per example; for label maps "
+            "use apgd"
+        )
     try:
         loss = attack.loss.removeprefix(_TARGETED)
         losses.check_loss(loss, max(classes, 2), label_axes, targeted=targeted)

@@ -1,4 +1,4 @@
-"""A hash of code, which what was measured with other code does not share."""
+"""A hash of source code, stored with results to tell which code produced them."""
 
 import ast
 import functools
@@ -8,13 +8,22 @@ from pathlib import Path
 
 @functools.cache
 def code_digest(*folders: Path) -> str:
-    """Returns a hash of all Python files under some folders, without docstrings and comments.
+    """Returns a hash of all Python files in some folders, without docstrings and comments.
 
-    Whatever else changes in the code changes the hash, so that results of another version of it are
-    told apart; a sentence in a docstring does not.
+    Results that were stored with another hash come from other code and must be computed again.
+    Edits of docstrings, comments and layout do not change the hash.
+
+    The result is cached, so that it describes the files at the first call of a process.
 
     Args:
-      folders: packages; they are hashed under their own names, wherever they lie.
+      *folders: packages, searched recursively. File names are hashed relative to them, so that the
+        hash does not depend on where a package is installed.
+
+    Returns:
+      SHA-256 in hexadecimal.
+
+    Raises:
+      SyntaxError: a file is not valid Python.
     """
     digest = hashlib.sha256()
     for folder in folders:
@@ -25,7 +34,7 @@ def code_digest(*folders: Path) -> str:
 
 
 def _without_texts(source: str) -> str:
-    """Returns the syntax tree in words; strings that stand alone do nothing and are left out."""
+    """Returns the dump of the syntax tree without docstrings, which have no effect."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

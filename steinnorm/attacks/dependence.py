@@ -1,7 +1,7 @@
-"""Does a model's answer for one image depend on the other images of the batch?
+"""A measurement of how far a model's logits for one image depend on the rest of the batch.
 
-A check that evaluates the same batch several times, as AutoAttack's does to find randomness, shows
-no difference for such a model.  Here the images stay and the company changes.
+Evaluating the same batch several times, as AutoAttack does to find randomness, cannot show this.
+Here the images stay the same and their companions change.
 """
 
 from typing import NamedTuple
@@ -13,24 +13,24 @@ import numpy as np
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._inputs import check_key
-from steinnorm.attacks._model import LogitsFn, as_argument, predict, traced_logits
-from steinnorm.attacks._survivors import placed_like
+from steinnorm.attacks._model import LogitsFn, as_partial, predict, traced_logits
+from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks.losses import per_example
 
 ROUNDING = 1e-2
-"""Relative change of logits that the place in a batch and its size may cause by rounding.
+"""Relative change of logits that rounding may cause when position or size of the batch change.
 
-In bfloat16 0.4 % was seen; batch statistics move logits by tens of per cent.
+In bfloat16 0.4 % was measured; batch statistics change logits by tens of per cent.
 """
 
 
 class Change(NamedTuple):
-    """What another company does to the answers for the same images.
+    """Changes of the answers for the same images when their companions change.
 
     Attributes:
-      images: number of images with a changed prediction, be it at a single pixel.
-      labels: share of the predictions that changed: of images, or of pixels in label maps.
-      logit: the largest change of a logit over the largest spread of an image's logits.
+      images: number of images with a changed prediction (in label maps, of at least one pixel).
+      labels: share of changed predictions, among images, or among pixels of label maps.
+      logit: largest change of a logit / largest spread of an image's logits.
     """
 
     images: int
@@ -39,16 +39,16 @@ class Change(NamedTuple):
 
 
 class Dependence(NamedTuple):
-    """How far a model's answers depend on the batch.
+    """How far a model's answers depend on the batch, compared with one evaluation of all images.
 
     Attributes:
-      images: their number.
-      alone: each image as a batch of one, against all in one batch.
-      shuffled: the same batch in another order, in which no image keeps its place.
-      companions: one half of the batch against other images, then the other half.
-      gradient_shares: for some images i, the Euclidean norm of the gradient of the margin of i
-        with respect to the other images over that with respect to all: what an attacker gains who
-        owns the whole batch.  0 where the whole gradient is zero.
+      images: number of images.
+      alone: changes if each image is a batch of its own.
+      shuffled: changes if the batch is in another order, in which no image keeps its place.
+      companions: changes if half of the batch is replaced by other images; then the other half.
+      gradient_shares: for some images i, the Euclidean norm of the gradient of the margin of i with
+        respect to the other images / its norm with respect to all images; it shows how much an
+        attacker gains by changing the whole batch. 0 if the gradient is zero.
     """
 
     images: int
@@ -59,10 +59,10 @@ class Dependence(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether any of it is more than rounding."""
+        """Whether the logits depend on the batch: any change or share is larger than rounding."""
         changes = (self.alone, self.shuffled, self.companions)
-        seen = [*(change.logit for change in changes), *self.gradient_shares]
-        return not all(value <= ROUNDING for value in seen)  # NaN is no "no"
+        magnitudes = [*(change.logit for change in changes), *self.gradient_shares]
+        return not all(value <= ROUNDING for value in magnitudes)  # NaN counts as dependence
 
 
 def batch_dependence(
@@ -73,56 +73,73 @@ def batch_dependence(
     others: jax.Array | None = None,
     gradients: int = 3,
 ) -> Dependence:
-    """Asks a model about the same images in different company.
+    """Measures how the logits of images change with the rest of the batch.
 
     Args:
       logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K).
       x: the images (B, ...), B >= 2.
-      key: randomness of the order and of the companions.
-      others: images (n, ...) to draw other companions from; None means from the kept half of ``x``.
-      gradients: for how many images the gradient is taken, one backward pass each.
+      key: random key of the order and of the companions.
+      others: images (n, ...) to draw other companions from; None draws from the kept half of ``x``.
+      gradients: number of images for which the gradient is computed, one backward pass each.
 
     Returns:
       Numbers of changed predictions, sizes of the changes, and shares of gradients.
 
     Raises:
-      ValueError: fewer than two images, others of another shape, or logits as in ``predict``.
+      ValueError: there are fewer than two images, ``others`` has another shape, or the logits are
+        not as in ``predict``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from steinnorm.attacks import batch_dependence
+      >>> x = jnp.array([[0.9, 0.1], [0.2, 0.4], [0.5, 0.6]])
+      >>> batch_dependence(lambda x: 4 * x, x, key=jax.random.key(0)).found
+      False
+      >>> centred = lambda x: x - x.mean(axis=0, keepdims=True)
+      >>> batch_dependence(centred, x, key=jax.random.key(0)).found
+      True
     """
     check_key(key)
     x = jnp.asarray(x)
     count = len(x)
     if count < 2:
-        raise ValueError(f"a batch of {count} has no companions; give at least two images")
+        raise ValueError(f"a batch of {count} has no companions; pass at least two images")
     if others is not None and (len(others) == 0 or others.shape[1:] != x.shape[1:]):
         raise ValueError(f"others must be images (n, {x.shape[1:]}); got shape {others.shape}")
-    rows = np.asarray(x)
-    there = np.asarray(predict(logits_fn, x))
+    images = np.asarray(x)
+    logits = np.asarray(predict(logits_fn, x))
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    alone = np.concatenate([predict(logits_fn, jnp.asarray(row[None])) for row in rows])
-    shuffled = np.empty_like(there)
+    alone = np.concatenate([predict(logits_fn, jnp.asarray(image[None])) for image in images])
+    shuffled = np.empty_like(logits)
     order = _order(generator, count)
-    shuffled[order] = predict(logits_fn, placed_like(rows[order], x))
-    kept, company = [], []
-    for half in (np.arange((count + 1) // 2), np.arange(count // 2, count)):
+    shuffled[order] = predict(logits_fn, place_like(images[order], x))
+    logits_kept, logits_among_others = [], []
+    for kept_half in (np.arange((count + 1) // 2), np.arange(count // 2, count)):
         batch = _among_others(
-            generator, rows, half, rows[half] if others is None else np.asarray(others)
+            generator,
+            images,
+            kept_half,
+            images[kept_half] if others is None else np.asarray(others),
         )
-        kept.append(there[half])
-        company.append(np.asarray(predict(logits_fn, placed_like(batch, x)))[half])
-    # An image in the middle of an odd number was kept twice; the first time will do.
-    merged = [np.concatenate([parts[0], parts[1][count % 2 :]]) for parts in (kept, company)]
-    labels = jnp.asarray(np.argmax(there, axis=-1), jnp.int32)
+        logits_kept.append(logits[kept_half])
+        logits_among_others.append(np.asarray(predict(logits_fn, place_like(batch, x)))[kept_half])
+    # With an odd number of images the one in the middle was kept twice; the first result is used.
+    merged = [
+        np.concatenate([parts[0], parts[1][count % 2 :]])
+        for parts in (logits_kept, logits_among_others)
+    ]
+    labels = jnp.asarray(np.argmax(logits, axis=-1), jnp.int32)
     return Dependence(
         images=count,
-        alone=_change(there, alone),
-        shuffled=_change(there, shuffled),
+        alone=_change(logits, alone),
+        shuffled=_change(logits, shuffled),
         companions=_change(*merged),
         gradient_shares=_gradient_shares(logits_fn, x, labels, min(gradients, count)),
     )
 
 
 def _order(generator: np.random.Generator, count: int) -> np.ndarray:
-    """A random order in which nothing stays at its place: one cycle through all places."""
+    """Returns a random order in which nothing keeps its place: one cycle through all places."""
     cycle = generator.permutation(count)
     order = np.empty_like(cycle)
     order[cycle] = np.roll(cycle, 1)
@@ -130,22 +147,22 @@ def _order(generator: np.random.Generator, count: int) -> np.ndarray:
 
 
 def _among_others(
-    generator: np.random.Generator, rows: np.ndarray, kept: np.ndarray, others: np.ndarray
+    generator: np.random.Generator, images: np.ndarray, logits_kept: np.ndarray, others: np.ndarray
 ) -> np.ndarray:
-    """The batch with all but the kept rows drawn from ``others``."""
-    batch = others[generator.integers(len(others), size=len(rows))].astype(rows.dtype)
-    batch[kept] = rows[kept]
+    """Returns the batch with all but the kept images drawn from ``others``."""
+    batch = others[generator.integers(len(others), size=len(images))].astype(images.dtype)
+    batch[logits_kept] = images[logits_kept]
     return batch
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> Change:
-    other = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
-    # A number that all logits share changes no prediction, however large it is.
+    changed = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
+    # The spread, because an offset that all logits share changes no prediction.
     spread = (before.max(axis=-1) - before.min(axis=-1)).max()
     difference = np.abs(after - before).max()
     return Change(
-        images=int(other.reshape(len(other), -1).any(axis=1).sum()),
-        labels=float(other.mean()),
+        images=int(changed.reshape(len(changed), -1).any(axis=1).sum()),
+        labels=float(changed.mean()),
         logit=float(difference / spread) if spread > 0 else float(difference > 0),
     )
 
@@ -155,12 +172,12 @@ def _gradient_shares(
 ) -> tuple[float, ...]:
     shares = []
     for i in range(count):
-        each = np.asarray(
-            _gradient_norms(as_argument(logits_fn), x, labels, jnp.asarray(i, jnp.int32))
+        norms = np.asarray(
+            _gradient_norms(as_partial(logits_fn), x, labels, jnp.asarray(i, jnp.int32))
         )
-        each = each.astype(np.float64) / (each.max() or 1.0)
-        whole = np.linalg.norm(each)
-        shares.append(float(np.linalg.norm(np.delete(each, i)) / whole) if whole else 0.0)
+        norms = norms.astype(np.float64) / (norms.max() or 1.0)
+        total = np.linalg.norm(norms)
+        shares.append(float(np.linalg.norm(np.delete(norms, i)) / total) if total else 0.0)
     return tuple(shares)
 
 
@@ -168,13 +185,13 @@ def _gradient_shares(
 def _gradient_norms(
     model: jax.tree_util.Partial, x: jax.Array, labels: jax.Array, i: jax.Array
 ) -> jax.Array:
-    """Norms (B,) of the gradient of the margin of image ``i`` with respect to each image.
+    """Returns the norms (B,) of the gradient of image ``i``'s margin with respect to each image.
 
-    The margin, because the gradient of the cross-entropy is zero where the model is very sure.
+    The margin is used because the gradient of the cross-entropy vanishes if the model is confident.
     """
 
-    def of_one(images: jax.Array) -> jax.Array:
+    def margin_of_image(images: jax.Array) -> jax.Array:
         losses = per_example("margin", traced_logits(model, images), Criterion(labels))
         return jnp.sum(jnp.where(jnp.arange(len(losses)) == i, losses, 0))
 
-    return geometry.euclidean(jax.grad(of_one)(x))
+    return geometry.euclidean(jax.grad(margin_of_image)(x))

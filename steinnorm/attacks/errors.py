@@ -1,12 +1,12 @@
-"""What attacks warn of, and what they refuse to go on with."""
+"""Warnings and errors of attacks."""
 
 
 class ShortReachWarning(UserWarning):
-    """An attack's steps, laid end to end, are shorter than the radius of its ball."""
+    """The sum of an attack's step sizes is smaller than the radius of its ball."""
 
 
 class RadiusWarning(UserWarning):
-    """A ball holds every input of the box: its radius is probably in other units."""
+    """A ball contains the whole box: its radius is probably in other units than the inputs."""
 
 
 class BatchDependenceWarning(UserWarning):
@@ -14,7 +14,7 @@ class BatchDependenceWarning(UserWarning):
 
 
 class ProbabilitiesWarning(UserWarning):
-    """A model seems to return probabilities where logits are wanted."""
+    """A model seems to return probabilities instead of logits."""
 
 
 class RandomLogitsWarning(UserWarning):
@@ -26,4 +26,4 @@ class NotFiniteError(ValueError):
 
 
 class LeftThreatError(AssertionError):
-    """An attack's result lies outside of what its threat allows: a fault of the attack."""
+    """An attack's result lies outside the ball or the box: an error in the attack."""

@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files: a reader finds the old content or the new, never a part.
+
+Missing folders are created. An interrupted or failed write leaves the old file unchanged.
+"""
 
 import json
 import os
@@ -8,12 +11,28 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a reader never sees half of it."""
+    """Writes text as UTF-8, atomically.
+
+    Args:
+      path: file to create or replace.
+      text: its new content.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, through a temporary file beside it."""
+    """Writes bytes atomically: into a temporary file in the same folder, which is then renamed.
+
+    Args:
+      path: file to create or replace; readable by everyone.
+      content: its new content.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -21,7 +40,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
+        os.chmod(temporary, 0o644)  # mkstemp creates files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -29,5 +48,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all; NaN is refused, for it is not JSON."""
+    """Writes a value as JSON, atomically.
+
+    Args:
+      path: file to create or replace.
+      value: anything that ``json.dumps`` takes.
+
+    Raises:
+      ValueError: the value contains NaN or infinity, which JSON does not have.
+      OSError: the file cannot be written.
+    """
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -1,15 +1,14 @@
-"""Counts that are merged and divided once, and intervals of shares and of other scores."""
+"""Exact counts, and confidence intervals of shares and of other statistics."""
 
 import math
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Tally(NamedTuple):
-    """How many of how many; adding tallies of batches of any sizes stays exact.
+    """Counts of successes and trials, so that batches of unequal sizes are averaged exactly.
 
     Attributes:
       hits: number of successes.
@@ -21,43 +20,56 @@ class Tally(NamedTuple):
 
     @classmethod
     def of(cls, hit: np.ndarray) -> "Tally":
-        """Counts a boolean array of any shape."""
+        """Counts the true values of a boolean array of any shape.
+
+        Raises:
+          TypeError: the array is not boolean.
+        """
         hit = np.asarray(hit)
         if hit.dtype != np.bool_:
-            raise TypeError(f"expected booleans; got dtype {hit.dtype}")
+            raise TypeError(f"hit must be a boolean array; got dtype {hit.dtype}")
         return cls(int(hit.sum()), hit.size)
 
     def merge(self, other: "Tally") -> "Tally":
-        """The tally of both together."""
+        """Returns the tally of both together."""
         return Tally(self.hits + other.hits, self.trials + other.trials)
 
     @property
     def share(self) -> float:
-        """Hits / trials; NaN where nothing was counted."""
+        """Hits / trials; NaN if nothing was counted."""
         return self.hits / self.trials if self.trials else math.nan
 
 
 def wilson_interval(tally: Tally, confidence: float = 0.95) -> tuple[float, float]:
-    """Confidence interval of a binomial share (Wilson 1927).
+    """Returns the confidence interval of a binomial share (Wilson 1927), computed by SciPy.
 
-    Unlike share +- z * standard error it stays in [0, 1] and has a width at shares of 0 and 1.
+    Unlike share +- z * standard error it stays in [0, 1], and it is wider than a point at shares
+    of 0 and 1.
 
     Args:
       tally: successes and trials.
       confidence: coverage, in (0, 1).
 
     Returns:
-      Lower and upper end; (0, 1) where nothing was counted.
+      Lower and upper end; (0, 1) if nothing was counted.
+
+    Raises:
+      ValueError: the confidence does not lie in (0, 1).
+
+    Example:
+      >>> low, high = wilson_interval(Tally(hits=45, trials=100))
+      >>> f"{low:.3f} to {high:.3f}"
+      '0.356 to 0.548'
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie in (0, 1); got {confidence}")
     if tally.trials == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    n, share = tally.trials, tally.share
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Imported here because scipy.stats takes about a second, which attacks alone need not wait for.
+    from scipy.stats import binomtest  # noqa: PLC0415
+
+    interval = binomtest(tally.hits, tally.trials).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_intervals(
@@ -68,27 +80,32 @@ def bootstrap_intervals(
     resamples: int = 500,
     confidence: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Returns percentile intervals (Efron 1979) of numbers that are computed from whole examples.
+    """Returns bootstrap percentile intervals (Efron 1979) of statistics over whole examples.
+
+    ``scipy.stats.bootstrap`` does not do the same: it takes one statistic per call, so that the
+    costly resamples would be evaluated once for each, and its interval is NaN as soon as the
+    statistic is undefined in a single resample.
 
     Args:
-      statistics: names and numbers, of the examples at the given positions, (n,) integers; a
-        number that is not finite is left out.
-      examples: how many there are.
-      seed: of the resampling, which is the same for all numbers.
-      resamples: how many.
+      statistics: maps positions of examples, (n,) integers, to named values of these examples. A
+        value that is not finite is left out.
+      examples: number of examples.
+      seed: seed of the resampling; all statistics share the resamples.
+      resamples: number of resamples.
       confidence: coverage, in (0, 1).
 
     Returns:
-      Lower and upper end for each name; NaN where the number never exists.
+      Lower and upper end for each name; NaN if its value was never finite. Empty if there are no
+      examples.
     """
     generator = np.random.default_rng(seed)
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for _ in range(resamples if examples else 0):
         for name, value in statistics(generator.integers(0, examples, examples)).items():
-            found.setdefault(name, []).append(value)
+            values_of.setdefault(name, []).append(value)
     tail = 100 * (1 - confidence) / 2
     intervals = {}
-    for name, values in found.items():
+    for name, values in values_of.items():
         finite = [value for value in values if math.isfinite(value)]
         low, high = np.percentile(finite, [tail, 100 - tail]) if finite else (math.nan, math.nan)
         intervals[name] = (float(low), float(high))

@@ -1,8 +1,8 @@
-"""Results of one attack at one strength, example by example: what every table is made from.
+"""Per-example results of one attack at one strength, from which all tables are made.
 
-They lie in a file each, which is written anew, whole, after every batch, so that an evaluation that
-was stopped goes on with the next one.  The attacked inputs themselves are not kept, but for the
-first few, for pictures.
+Each attack and strength has a file of its own, which is rewritten after every batch, so that an
+interrupted evaluation continues with the next batch. Only the first few attacked inputs are kept,
+for pictures.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ import numpy as np
 from steinnorm.attacks.files import write_bytes
 
 SHOWN = 8
-"""How many of the first examples are kept as they were attacked, for pictures."""
+"""Number of first examples whose attacked inputs are kept, for pictures."""
 
 _SUMMARY, _SHOWN = "summary/", "shown/"
 
 
 class Values(NamedTuple):
-    """What the attacked inputs consist of.
+    """The range of the attacked inputs.
 
     Attributes:
       min: the smallest value.
       max: the largest value.
-      nan_count: how many values are not finite.
+      nan_count: number of values that are not finite.
     """
 
     min: float
@@ -38,30 +38,30 @@ class Values(NamedTuple):
 
     @classmethod
     def of(cls, inputs: np.ndarray) -> "Values":
-        """Returns those of a batch (k, ...)."""
+        """Returns the range of a batch (k, ...)."""
         return cls(float(inputs.min()), float(inputs.max()), int((~np.isfinite(inputs)).sum()))
 
     def merged(self, other: "Values") -> "Values":
-        """Returns those of two batches together."""
+        """Returns the range of two batches together."""
         low, high = min(self.min, other.min), max(self.max, other.max)
         return Values(low, high, self.nan_count + other.nan_count)
 
 
 @dataclasses.dataclass(frozen=True)
 class PerExample:
-    """One attack at one strength on the first examples of a data set, in their order.
+    """Per-example results of one attack at one strength on the first N examples of a data set.
 
     Attributes:
-      about: what was measured, and all that the numbers depend on; JSON.
-      summary: what is kept of each example, such as ``right`` (N,) and ``loss`` (N,).
-      distance: (N,) change of each example, in the norm of the ball; 0 where there is no ball.
-      batch: (N,) number of the batch that the example was in.
-      values: of the inputs as they were attacked.
-      zero_gradients: examples whose gradient was all zero in the attack's last step.
-      shown: of the first examples, ``x`` and ``x_adv`` (k, ...), ``y`` and ``prediction``, the
-        prediction being that for ``x_adv``.
-      digests: a hash of the data of each batch, where the whole data are not known at the start;
-        else empty.
+      about: what was measured, and everything that the results depend on, as JSON.
+      summary: measurements of each example by name, such as ``right`` (N,) and ``loss`` (N,).
+      distance: size of each example's change, in the norm of the ball, (N,); 0 without a ball.
+      batch: number of the batch that contained the example, (N,).
+      values: range of the attacked inputs.
+      zero_gradients: number of examples with an all-zero gradient in the attack's last step.
+      shown: ``x`` and ``x_adv`` (k, ...), ``y`` and ``prediction`` of the first examples; the
+        prediction is that for ``x_adv``.
+      digests: a hash of each batch's data if the data are not known as a whole at the start; else
+        empty.
     """
 
     about: dict[str, Any]
@@ -78,14 +78,14 @@ class PerExample:
 
     @property
     def batches(self) -> int:
-        """How many batches are done."""
+        """Number of evaluated batches."""
         return int(self.batch[-1]) + 1 if len(self) else 0
 
     def extended(self, more: "PerExample") -> Self:
-        """Returns this with the results of the next batch behind it.
+        """Returns these results with those of the next batch appended.
 
         Args:
-          more: results of the same attack; their ``about`` is not looked at.
+          more: results of the same attack; their ``about`` is ignored.
         """
         shown = dict(self.shown)
         for name, value in more.shown.items():
@@ -104,10 +104,10 @@ class PerExample:
         )
 
     def write(self, path: Path) -> None:
-        """Writes a file, whole or not at all.
+        """Writes the results atomically.
 
         Args:
-          path: of the file, an ``.npz``.
+          path: the ``.npz`` file to create or replace.
         """
         buffer = io.BytesIO()
         numbers = {
@@ -128,27 +128,27 @@ class PerExample:
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
-        """Returns the results in a file; None where there is none, or one that cannot be read.
+        """Returns the results in a file; None if it does not exist or cannot be read.
 
         Args:
-          path: of the file.
+          path: the ``.npz`` file.
         """
         try:
-            # From memory: of a damaged file np.load leaves the handle open.
+            # From memory, because np.load leaves the handle of a damaged file open.
             with np.load(io.BytesIO(path.read_bytes())) as file:
                 arrays = {name: file[name] for name in file.files}
             numbers = json.loads(str(arrays["numbers"]))
             return cls(
                 about=json.loads(str(arrays["about"])),
-                summary=_under(_SUMMARY, arrays),
+                summary=_with_prefix(_SUMMARY, arrays),
                 distance=arrays["distance"],
                 batch=arrays["batch"],
                 values=Values(**numbers["values"]),
                 zero_gradients=numbers["zero_gradients"],
-                shown=_under(_SHOWN, arrays),
+                shown=_with_prefix(_SHOWN, arrays),
                 digests=tuple(numbers.get("digests", ())),
             )
-        except Exception:  # a damaged file fails in many ways, zlib.error among them
+        except Exception:  # damaged files raise many errors, zlib.error among them
             return None
 
 
@@ -158,17 +158,16 @@ Results = TypeVar("Results", bound=PerExample)
 def worst_of(found: Sequence[Results], wrong: Sequence[np.ndarray], *, joint: bool) -> Results:
     """Returns the worst of several attacks, example by example.
 
-    Each example keeps the attack under which most of its labels are wrong and, of those, the one of
-    the largest loss: an attack that fails proves nothing.  Its ``loss`` is the largest over all
-    attacks, which need not be that of the chosen one, so that a worst case never states a smaller
-    loss than one of its attacks.
+    Each example keeps the attack under which most of its labels are wrong and, among those, the
+    attack of the largest loss. Its ``loss`` is the largest over all attacks, even if another attack
+    is kept, so that no attack has a larger loss than the worst case.
 
     Args:
       found: results of one model on the same examples in the same batches, with a ``loss`` (N,) in
         their summaries.
-      wrong: for each, the share of every example's labels that are wrong, (N,).
-      joint: choose for each batch as a whole, because its examples fall together: a batch put
-        together from several attacks is one that no model ever saw.
+      wrong: for each of them, the share of every example's labels that are wrong, (N,).
+      joint: whether one attack is chosen for each batch as a whole, because logits depend on the
+        batch and no model has evaluated a mixture of several attacks.
     """
     first = found[0]
     share = np.stack(wrong).astype(np.float64)
@@ -197,5 +196,5 @@ def worst_of(found: Sequence[Results], wrong: Sequence[np.ndarray], *, joint: bo
     )
 
 
-def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_prefix(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)}

@@ -1,21 +1,21 @@
 """Attacks that follow the gradient: the fast gradient method and projected gradient descent.
 
-Where they depart from the papers and from the reference implementation (torchattacks 3.5):
+Differences from the papers and from the reference implementation (torchattacks 3.5):
 
-1. Saturating losses are followed along their derivative but for a positive factor, which is not
-   lost to rounding where the model is sure (``steinnorm.attacks.losses``); signs and normalised
+1. Gradients of saturating losses are computed up to a positive factor, so that they do not vanish
+   by rounding when the model is confident (``steinnorm.attacks.losses``). Signs and normalised
    directions are the same otherwise.
 2. A Euclidean direction is normalised without a small constant in the divisor, which would shorten
-   the steps where gradients are tiny.
-3. The projection leaves no rounding: no value is farther from ``x`` (Linf) than the radius, as a
-   number of the inputs' dtype.
-4. With restarts each example keeps the run in which the attack has most of what it wants and, among
-   those, the largest loss; what is kept is judged again.
-5. Where an example's logits depend on its companions the batch is attacked, and kept, as a whole.
+   the steps when gradients are tiny.
+3. The Linf projection accounts for rounding: in the inputs' dtype no value is farther from ``x``
+   than the radius.
+4. With restarts, each example keeps the run in which the attack succeeds on most of its labels and,
+   among those, the run of the largest loss; the result is evaluated again.
+5. If an example's logits depend on its companions, the batch is attacked and kept as a whole.
 
-The loop runs on the host around one compiled look at the model, because a ``lax`` loop around
-convolutions is several times slower on a CPU (``pgd_scan`` is the other form). Radius and step size
-are traced, so a curve over many of them compiles once.
+The loop runs in Python around one compiled step, because a ``lax`` loop around convolutions is
+several times slower on a CPU (``pgd_scan`` has such a loop). Radius and step size are traced, so
+that a curve over many of them is compiled once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import share_reached
+from steinnorm.attacks._criterion import success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
@@ -41,7 +41,7 @@ from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
 Schedule = Callable[[float], float]
-"""Maps the share of the steps that are done, in [0, 1), to a factor of the step size."""
+"""Maps completed steps / all steps, in [0, 1), to a factor of the step size."""
 
 SCHEDULES: dict[str, Schedule] = {
     "constant": lambda done: 1.0,
@@ -64,25 +64,30 @@ def fgsm(
     """Takes one step of the whole radius along the gradient (Goodfellow, Shlens & Szegedy 2015).
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K); whatever the
-        model does to its inputs first, such as normalisation, belongs into it. A
-        ``jax.tree_util.Partial(apply, state)`` compiles once for all states of a model, and an NNX
-        model may be passed as it is; a plain function compiles once for each function object.
-      x: inputs (B, ...), floating, within ``threat.bounds``; may be split over devices.
-      y: the right labels, integers in [0, K): (B,), or (B, H, W) with 255 where there is none.
-      threat: the ball and the box.
-      key: not used; every attack takes one.
-      loss: a name of ``steinnorm.attacks.losses.LOSSES``.
-      target: wanted labels, of the shape of ``y``; None for any wrong ones.
-      batch_dependent: whether an example's logits change with its companions; None to find out.
+      logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), including all
+        preprocessing such as normalisation. A ``jax.tree_util.Partial(apply, state)`` is compiled
+        once for all states of a model, and an NNX model may be passed directly; a plain function is
+        compiled once per function object.
+      x: inputs (B, ...), floating, within ``threat.bounds``; may be divided among devices.
+      y: true labels, integers in [0, K): (B,), or (B, H, W) with 255 for unlabelled pixels.
+      threat: ball and box.
+      key: not used; accepted because all other attacks take one.
+      loss: a name in ``steinnorm.attacks.losses.LOSSES``.
+      target: labels that a targeted attack aims for, shape of ``y``; None for an untargeted one.
+      batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
+
+    Returns:
+      The attacked batch and its success.
 
     Raises:
-      ValueError: inputs, labels, logits or the loss's name are not as described, or the logits of
-        clean inputs are not finite; ``NotFiniteError`` for gradients and attacked inputs.
+      ValueError: inputs, labels, logits or the loss are not as described; its subclass
+        ``NotFiniteError`` if logits or gradients are NaN or infinite.
 
     Warns:
-      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
-      RadiusWarning: the ball holds the whole box: the radius may be in other units.
+      BatchDependenceWarning: the logits depend on the batch, and ``batch_dependent`` is None.
+      RadiusWarning: the ball contains the whole box: the radius may be in other units.
+      ProbabilitiesWarning: ``logits_fn`` seems to return probabilities.
+      RandomLogitsWarning: the logits of the same inputs differ between two calls.
 
     Example:
       >>> import jax.numpy as jnp
@@ -98,8 +103,8 @@ def fgsm(
     _check_start(loss, random_start=False)
     joint = resolve_batch_dependence(problem, batch_dependent)
     run = _Run(problem, loss, joint=joint, momentum=0.0)
-    x_adv, vanished = run.follow(problem.x, [threat.epsilon])
-    return problem.result(x_adv, vanished)
+    x_adv, zero_gradients = run.follow(problem.x, [threat.epsilon])
+    return problem.result(x_adv, zero_gradients)
 
 
 def pgd(
@@ -122,38 +127,51 @@ def pgd(
 ) -> AttackResult:
     """Takes repeated steps, each projected into ball and box (Madry et al. 2018).
 
-    With several restarts each example keeps the run in which the attack has most of what it wants,
-    and among those the one of the largest loss.  Where logits depend on the batch, it is kept as a
-    whole instead: a batch put together from several runs is one that no run ever saw.
+    With several restarts, each example keeps the run in which the attack succeeds on most of its
+    labels and, among those, the run of the largest loss. If logits depend on the batch, the batch
+    is kept as a whole instead, because no run has evaluated a mixture of several runs.
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels; as in ``fgsm``.
-      threat: the ball and the box.
-      key: randomness of the starts.
+      y: true labels; as in ``fgsm``.
+      threat: ball and box.
+      key: random key of the starts; None starts at ``x``.
       steps: gradient steps per run.
-      step_size: absolute size of a step, in the units of ``x`` and the threat's norm, also one for
-        each channel; None means 2.5 * epsilon / steps.
-      relative_step_size: the same as a share of epsilon; at most one of the two is given.
-      schedule: ``constant``, ``linear`` or ``cosine`` (both fall to zero), or a function from the
-        share of the steps that are done to a factor of the step size.
-      random_start: start at a uniform draw from the ball; None means yes if there is a key.
+      step_size: absolute step size, in the units of ``x`` and the threat's norm, or one per
+        channel; None means 2.5 * epsilon / steps.
+      relative_step_size: step size / epsilon; excludes ``step_size``.
+      schedule: ``constant``, ``linear`` or ``cosine`` (both decrease to zero), or a function from
+        completed steps / all steps to a factor of the step size.
+      random_start: whether to start at a uniform draw from the ball; None means yes if there is a
+        key.
       restarts: number of runs; more than one needs a random start.
-      loss: a name of ``steinnorm.attacks.losses.LOSSES``.
-      momentum: share of the last direction that is kept, of gradients scaled to a mean absolute
-        value of 1 (Dong et al. 2018); 0 for none.
-      target: wanted labels, of the shape of ``y``; None for any wrong ones.
-      batch_dependent: whether an example's logits change with its companions; None to find out.
+      loss: a name in ``steinnorm.attacks.losses.LOSSES``.
+      momentum: factor of the accumulated direction, to which each gradient is added after scaling
+        to a mean absolute value of 1 (Dong et al. 2018); 0 for none.
+      target: labels that a targeted attack aims for, shape of ``y``; None for an untargeted one.
+      batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
+
+    Returns:
+      The attacked batch and its success.
 
     Raises:
-      ValueError: as in ``fgsm``, or a random start without a key, or steps, step size, schedule,
-        momentum or restarts out of range.
+      ValueError: as in ``fgsm``; or a random start has no key; or steps, step size, schedule,
+        momentum or restarts are out of range.
 
     Warns:
-      ShortReachWarning: the steps, laid end to end, are shorter than epsilon, so that the ball's
-        edge is out of reach.
-      BatchDependenceWarning, RadiusWarning: as in ``fgsm``.
+      ShortReachWarning: the sum of the step sizes is smaller than epsilon, so that the edge of the
+        ball is out of reach.
+      BatchDependenceWarning, RadiusWarning, ProbabilitiesWarning, RandomLogitsWarning: as in
+        ``fgsm``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, pgd
+      >>> x, y = jnp.array([[0.75, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+      >>> result = pgd(lambda x: 4 * x, x, y, threat=Threat("linf", 0.25), key=jax.random.key(0))
+      >>> result.success
+      Array([ True, False], dtype=bool)
     """
     check_key(key)
     check_threat(threat)
@@ -161,7 +179,7 @@ def pgd(
     if random_start and key is None:
         raise ValueError("a random start needs a key: pass key=jax.random.key(seed)")
     if restarts > 1 and not random_start:
-        raise ValueError(f"{restarts} restarts from the same point are one; pass a key")
+        raise ValueError(f"{restarts} restarts from the same point are identical; pass a key")
     sizes = _step_sizes(threat, steps, step_size, relative_step_size, schedule)
     _check_schedule(threat, sizes, restarts, momentum)
     problem = Problem.of(logits_fn, x, y, threat, target)
@@ -169,31 +187,31 @@ def pgd(
     _check_start(loss, random_start=random_start)
     joint = resolve_batch_dependence(problem, batch_dependent)
 
-    run, kept = _Run(problem, loss, joint=joint, momentum=momentum), None
+    run, worst = _Run(problem, loss, joint=joint, momentum=momentum), None
     for restart in range(restarts):
         start = problem.x
         if random_start and key is not None:
             start = _start(jax.random.fold_in(key, restart), problem.x, threat)
-        x_adv, vanished = run.follow(start, sizes)
+        x_adv, zero_gradients = run.follow(start, sizes)
         if restarts > 1:
-            found = (x_adv, *run.judged(x_adv))
-            kept = found if kept is None else keep_worse(kept, found, joint=joint)
-    return problem.result(x_adv if kept is None else kept[0], vanished)
+            result = (x_adv, *run.share_and_loss(x_adv))
+            worst = result if worst is None else keep_worse(worst, result, joint=joint)
+    return problem.result(x_adv if worst is None else worst[0], zero_gradients)
 
 
-class _At(NamedTuple):
-    """Of each example: where it is, its velocity, and whether a gradient was not finite yet.
+class _State(NamedTuple):
+    """State of a run: points, velocity, and whether any gradient so far was not finite, (B,).
 
-    There is no velocity without momentum.
+    The velocity is None without momentum.
     """
 
     x: jax.Array
     velocity: jax.Array | None
-    broken: jax.Array
+    not_finite: jax.Array
 
 
 class _Run:
-    """Runs from several starts."""
+    """Runs of PGD from several starts."""
 
     def __init__(self, problem: Problem, loss: str, *, joint: bool, momentum: float):
         self._problem, self._loss, self._joint = problem, loss, joint
@@ -201,50 +219,54 @@ class _Run:
         self._criterion = problem.criterion_for(loss, joint=joint)
 
     def follow(self, start: jax.Array, sizes: list[Any]) -> tuple[jax.Array, int]:
-        """Returns the last point of a run, and how many gradients were all zero there."""
+        """Returns the last points, and the number of all-zero gradients in the last step."""
         velocity = jnp.zeros_like(start) if self._momentum else None
-        broken = jnp.zeros_like(self._problem.x, shape=start.shape[:1], dtype=bool)
-        at, vanished, first = _At(start, velocity, broken), broken, None
+        not_finite = jnp.zeros_like(self._problem.x, shape=start.shape[:1], dtype=bool)
+        state, zero_gradients, first_logits = _State(start, velocity, not_finite), not_finite, None
         for number, size in enumerate(sizes):
-            aim = self._criterion._replace(progress=number / len(sizes))
-            seen, logits = loss_and_gradient(
+            loss_criterion = self._criterion._replace(step_fraction=number / len(sizes))
+            evaluation, logits = loss_and_gradient(
                 self._problem.model,
-                at.x,
+                state.x,
                 self._problem.criterion,
-                aim,
+                loss_criterion,
                 loss=self._loss,
                 joint=self._joint,
             )
-            first = logits if number == 0 else first
-            at, vanished = _move(
-                at, seen, self._problem.x, self._problem.threat, (size, self._momentum)
+            first_logits = logits if number == 0 else first_logits
+            state, zero_gradients = _move(
+                state, evaluation, self._problem.x, self._problem.threat, (size, self._momentum)
             )
-        # Looked at behind the last step: before it, the host would wait for the device.
-        assert first is not None  # there is at least one step
+        # Checked after the last step, so that the host does not wait for the device before it.
+        assert first_logits is not None  # there is at least one step
         which = "clean examples" if start is self._problem.x else "starts"
-        self._problem.check_logits(first, which)
-        check_finite(at.broken, "gradients")
-        return at.x, int(jnp.sum(vanished))
+        self._problem.check_logits(first_logits, which)
+        check_finite(state.not_finite, "gradients")
+        return state.x, int(jnp.sum(zero_gradients))
 
-    def judged(self, x_adv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the share of the labels reached and the loss, (B,) both."""
+    def share_and_loss(self, x_adv: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the share of labels on which the attack succeeds, and the loss; both (B,)."""
         logits = predict(self._problem.model, x_adv)
-        share = share_reached(logits, self._criterion)
+        share = success_share(logits, self._criterion)
         return share, per_example(self._loss, logits, self._criterion, joint=self._joint)
 
 
 @jax.jit
 def _move(
-    at: _At, seen: LossAndGradient, x: jax.Array, threat: Threat, pace: tuple[Any, float]
-) -> tuple[_At, jax.Array]:
-    """Takes one step around ``x``; and which examples' gradients are all zero, (B,) bool."""
+    state: _State,
+    evaluation: LossAndGradient,
+    x: jax.Array,
+    threat: Threat,
+    pace: tuple[Any, float],
+) -> tuple[_State, jax.Array]:
+    """Takes one step; also returns which examples have an all-zero gradient, (B,) bool."""
     size, momentum = pace
-    direction, velocity = seen.gradient, at.velocity
-    broken = at.broken | ~geometry.all_in_example(jnp.isfinite(direction))
+    direction, velocity = evaluation.gradient, state.velocity
+    not_finite = state.not_finite | ~geometry.all_in_example(jnp.isfinite(direction))
     if velocity is not None:
-        direction = velocity = momentum * velocity + geometry.with_mean_size_one(direction)
-    moved = threat.step(at.x, x, direction, geometry.as_number(size, x))
-    return _At(moved, velocity, broken), seen.vanished()
+        direction = velocity = momentum * velocity + geometry.scaled_to_mean_size_one(direction)
+    next_point = threat.step(state.x, x, direction, geometry.as_broadcastable(size, x))
+    return _State(next_point, velocity, not_finite), evaluation.zero_gradients()
 
 
 @jax.jit
@@ -259,12 +281,12 @@ def _step_sizes(
     relative: Any,
     schedule: str | Schedule,
 ) -> list[Any]:
-    """Returns the size of every step, in the threat's norm."""
+    """Returns the size of every step, in the threat's norm and units."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
     if absolute is not None and relative is not None:
         raise ValueError(
-            f"a step is absolute or relative, not both; got {absolute} and {relative} * epsilon"
+            f"give step_size or relative_step_size, not both; got {absolute} and {relative}"
         )
     if absolute is None:
         absolute = threat.epsilon * (2.5 / steps if relative is None else relative)
@@ -282,7 +304,9 @@ def _check_schedule(threat: Threat, sizes: list[Any], restarts: int, momentum: f
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1; got {restarts}")
     if not all(np.all(np.isfinite(size)) and np.all(np.asarray(size) >= 0) for size in sizes):
-        raise ValueError(f"step_size must be finite and not negative; got {sizes[0]} at first")
+        raise ValueError(
+            f"step_size must be finite and not negative; got {sizes[0]} in the first step"
+        )
     if not 0 <= momentum < math.inf:
         raise ValueError(f"momentum must be finite and not negative; got {momentum}")
     warn_of_short_reach(sizes, threat)
@@ -290,4 +314,4 @@ def _check_schedule(threat: Threat, sizes: list[Any], restarts: int, momentum: f
 
 def _check_start(loss: str, *, random_start: bool) -> None:
     if needs_reference(loss) and not random_start:
-        raise ValueError(f"{loss} is flat at the clean input: use pgd with a random start")
+        raise ValueError(f"{loss} has no gradient at the clean input: use pgd with a random start")

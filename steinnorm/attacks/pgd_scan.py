@@ -1,7 +1,7 @@
 """Projected gradient descent as a pure function, for use inside ``jit``, ``vmap`` or ``shard_map``.
 
-It is a ``lax.scan``.  On a CPU that is several times slower around convolutions than the host loop
-of ``pgd``; on accelerators it saves the launches.
+It is a ``lax.scan``. Around convolutions on a CPU it is several times slower than the Python loop
+of ``pgd``; on accelerators it saves the time of launching each step.
 """
 
 import jax
@@ -31,26 +31,26 @@ def pgd_scan(
     loss: str = "cross_entropy",
     batch_dependent: bool = False,
 ) -> jax.Array:
-    """Returns ``pgd(...).x_adv`` for the same arguments, without any check of values.
+    """Returns ``pgd(...).x_adv`` for the same arguments, without checking any values.
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
-      x: inputs (B, ...), floating, which the caller knows to lie within ``threat.bounds``.
-      y: the right labels, integers; as in ``fgsm``.
-      threat: the ball and the box.
-      key: randomness of the start; without one the attack begins at ``x``.
+      x: inputs (B, ...), floating, within ``threat.bounds``, which is not checked.
+      y: true labels, integers; as in ``fgsm``.
+      threat: ball and box.
+      key: random key of the start; None starts at ``x``.
       steps: gradient steps.
-      step_size: absolute; None means 2.5 * epsilon / steps.
-      loss: a name of ``steinnorm.attacks.losses.LOSSES`` that needs no clean logits.
-      batch_dependent: whether an example's logits change with its companions, as in a model in
-        training mode; inside ``jit`` nobody can find out.
+      step_size: absolute step size, in the units of ``x``; None means 2.5 * epsilon / steps.
+      loss: a name in ``steinnorm.attacks.losses.LOSSES``, except ``kl``.
+      batch_dependent: whether an example's logits depend on the rest of the batch, as in a model in
+        training mode; inside ``jit`` this cannot be tested.
 
     Returns:
       The attacked inputs, shape and dtype of ``x``.
 
     Raises:
-      ValueError: steps below 1, a negative step size, labels that are no integers, or a loss that
-        is not defined for these logits.
+      ValueError: steps are below 1, the step size is negative, the labels are not integers, or the
+        loss is not defined for these logits.
 
     Warns:
       ShortReachWarning: as in ``pgd``.
@@ -81,9 +81,9 @@ def pgd_scan(
         temperature = temperature_of(traced_logits(logits_fn, x), y, joint=batch_dependent)
     start = x if key is None else threat.random_start(jax.random.fold_in(key, 0), x)
 
-    def step(x_adv: jax.Array, progress: jax.Array) -> tuple[jax.Array, None]:
+    def step(x_adv: jax.Array, step_fraction: jax.Array) -> tuple[jax.Array, None]:
         labels = y.astype(jnp.int32)
-        criterion = Criterion(labels, progress=progress, temperature=temperature)
+        criterion = Criterion(labels, step_fraction=step_fraction, temperature=temperature)
 
         def total(images: jax.Array) -> jax.Array:
             logits = traced_logits(logits_fn, images)

@@ -1,4 +1,4 @@
-"""What an attack hands back."""
+"""The result of an attack."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Stage(NamedTuple):
     """One attack of an ensemble.
 
     Attributes:
-      name: of the attack.
-      attacked: how many examples it was given: those that still stood.
-      broken: how many of these it broke.
+      name: name of the attack.
+      attacked: number of examples that it attacked: those that no earlier attack had broken.
+      broken: number of these examples that it broke.
       seconds: wall-clock time, compilation included.
     """
 
@@ -28,24 +28,31 @@ class Stage(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """An attacked batch and what can be checked about it.
+    """An attacked batch, with its success and with measurements that show whether it is valid.
 
     Attributes:
       x_adv: the attacked inputs, shape and dtype of ``x``, but at least float32.
-      success: bool, of the shape of ``y``: the attack has what it wants of this label (an error,
-        or the target), for ``x_adv`` evaluated as one batch. False for void pixels. With batch
-        statistics other companions may change it.
+      success: whether the attack succeeds on each label, bool, shape of ``y``: an error, or the
+        target if there is one, for ``x_adv`` evaluated as one batch. False for void pixels. With
+        batch statistics it may differ among other companions.
       max_norm: the largest distance of an example from its original, in the threat's norm; with a
         radius per channel, in multiples of the radius.
       min: the smallest value in ``x_adv``.
       max: the largest value in ``x_adv``.
-      nan_count: how many values of ``x_adv`` are not finite.
-      zero_gradients: how many examples had an all-zero gradient in the last step, which an attack
+      nan_count: number of values of ``x_adv`` that are not finite.
+      zero_gradients: number of examples with an all-zero gradient in the last step, which an attack
         cannot follow: a large number means masked gradients, not robustness. 0 for attacks that
-        take no gradient.
-      stages: of an ensemble, its attacks in order; empty for a single attack.
-      outside_box: by how much a value lies outside the box, at most; 0 without bounds.
-      labels: how many labels there are to get, void pixels left out.
+        use no gradient.
+      stages: the attacks of an ensemble, in order; empty for a single attack.
+      outside_box: largest distance of a value from the box; 0 without bounds.
+      labels: number of attacked labels, without void pixels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, fgsm
+      >>> x, y = jnp.array([[0.75, 0.5], [0.9, 0.1]]), jnp.array([0, 0])
+      >>> fgsm(lambda x: 4 * x, x, y, threat=Threat("linf", 0.25))
+      AttackResult(x_adv=float32[2, 2], 50.00 % of 2 examples left, max_norm=0.25, zero_gradients=0)
     """
 
     x_adv: jax.Array
@@ -61,12 +68,12 @@ class AttackResult(NamedTuple):
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of the labels that the attack did not get; NaN where there is none."""
+        """Share of the labels on which the attack fails; NaN if there are no labels."""
         labels = np.size(self.success) if self.labels is None else self.labels
         return 1.0 - int(np.sum(np.asarray(self.success))) / labels if labels else float("nan")
 
     def __repr__(self) -> str:
-        """Returns a line without pixels."""
+        """Returns one line, which shows shapes but no pixels."""
         stages = f", stages={[stage.name for stage in self.stages]}" if self.stages else ""
         kind = "examples" if np.ndim(self.success) == 1 else "pixels"
         labels = np.size(self.success) if self.labels is None else self.labels
@@ -77,15 +84,15 @@ class AttackResult(NamedTuple):
         )
 
     def check(self, threat: Threat, name: str = "the attack") -> None:
-        """Fails loudly where the attack did what the threat does not allow.
+        """Checks that all examples lie in ball and box.
 
         Args:
-          threat: of the attack.
-          name: what the message calls it.
+          threat: threat of the attack.
+          name: name of the attack in the message.
 
         Raises:
-          LeftThreatError: an example is outside ball or box by more than rounding explains
-            (``Threat.ball_tolerance``, ``Threat.box_tolerance``), or not finite.
+          LeftThreatError: an example is not finite, or outside ball or box by more than rounding
+            explains (``Threat.ball_tolerance``, ``Threat.box_tolerance``).
         """
         values = int(np.prod(self.x_adv.shape[1:]))
         largest = max(abs(self.min), abs(self.max)) if not self.nan_count else 0.0

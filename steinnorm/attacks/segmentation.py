@@ -1,4 +1,4 @@
-"""Attacks on models that predict a label per pixel, all of which the attack wants wrong."""
+"""Attacks on models that predict a label per pixel, which maximise the share of wrong pixels."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._criterion import for_batch, share_reached
+from steinnorm.attacks._criterion import mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_key
 from steinnorm.attacks._model import LogitsFn, predict
-from steinnorm.attacks._survivors import Worst, bucket, padded, placed_like, shards
+from steinnorm.attacks._survivors import (
+    WorstInputs,
+    pad_indices,
+    padded_size,
+    place_like,
+    shard_count,
+)
 from steinnorm.attacks.apgd import run_apgd
 from steinnorm.attacks.losses import check_loss, per_example
 from steinnorm.attacks.pgd import pgd
@@ -25,10 +31,10 @@ from steinnorm.attacks.result import AttackResult, Stage
 from steinnorm.attacks.threat import Threat
 
 SEA_LOSSES = ("masked_cross_entropy", "segpgd", "js", "masked_spherical")
-"""Those of the first version of the paper and of its code in 2023."""
+"""Losses of the first version of the paper (2023) and of its code."""
 
 _RADII = (2.0, 1.5, 1.0)
-_SHARES = (0.3, 0.3)  # of the steps, at the first two radii; the last has the rest
+_SHARES = (0.3, 0.3)  # shares of the steps at the first two radii; the last radius gets the rest
 
 
 def segpgd(
@@ -44,25 +50,36 @@ def segpgd(
     restarts: int = 1,
     batch_dependent: bool | None = None,
 ) -> AttackResult:
-    """Runs projected gradient descent on the loss of Gu et al. 2022 (arXiv 2207.12391).
+    """Runs projected gradient descent on the SegPGD loss (Gu et al. 2022, arXiv 2207.12391).
 
     Args:
       logits_fn: maps a batch to logits (B, H, W, K) or (B, H, W, 1).
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels (B, H, W), with 255 where there is none.
-      threat: the ball and the box.
-      key: randomness of the starts.
+      y: true labels (B, H, W), with 255 for unlabelled pixels.
+      threat: ball and box.
+      key: random key of the starts; None starts at ``x``.
       steps: gradient steps per run.
-      step_size: absolute size of a step; None means 2.5 * epsilon / steps.
-      random_start: start at a uniform draw from the ball; None means yes if there is a key.
+      step_size: absolute step size, in the units of ``x``; None means 2.5 * epsilon / steps.
+      random_start: whether to start at a uniform draw from the ball; None means yes if there is a
+        key.
       restarts: number of runs; more than one needs a random start.
       batch_dependent: as in ``pgd``.
 
     Returns:
-      ``success`` is (B, H, W).
+      The attacked batch and its success, (B, H, W).
 
     Raises:
-      ValueError: as in ``pgd``, or one label per example.
+      ValueError: as in ``pgd``, or there is one label per example.
+
+    Warns:
+      As in ``pgd``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, segpgd
+      >>> x, y = jnp.full((1, 4, 4, 1), 0.8), jnp.ones((1, 4, 4), int)
+      >>> segpgd(lambda x: 10 * x - 5, x, y, threat=Threat("linf", 0.4)).robust_accuracy
+      0.0
     """
     return pgd(
         logits_fn,
@@ -93,35 +110,42 @@ def sea(
 ) -> AttackResult:
     """Runs the segmentation ensemble attack (Croce, Singh & Hein 2023, arXiv 2306.12941).
 
-    One APGD run per loss, each with 30 % of its steps in a ball of twice the radius, 30 % in one
-    of 1.5 times the radius and the rest in the ball itself, from where the one before arrived.  Of
-    these each image keeps the one that gets most of its known pixels wrong and, of those, the one
-    of the largest cross-entropy.
+    It makes one APGD run per loss, with 30 % of the steps in a ball of twice the radius, 30 % at
+    1.5 times the radius, and the rest in the ball itself; each part starts at the last point of the
+    one before. Each image keeps the run with most wrong pixels and, among those, the run of the
+    largest cross-entropy. Images whose pixels are all wrong are not attacked again.
 
-    Where an image's logits change with its companions, the batch is kept as a whole instead.
-    Elsewhere images of which all pixels are wrong are not attacked again.
+    If an image's logits depend on its companions, the batch is kept as a whole instead.
 
     Args:
       logits_fn: maps a batch to logits (B, H, W, K) or (B, H, W, 1).
       x: inputs (B, ...), floating, within ``threat.bounds``.
-      y: the right labels (B, H, W), with 255 where there is none.
-      threat: the ball and the box.
-      key: randomness of the starts.
+      y: true labels (B, H, W), with 255 for unlabelled pixels.
+      threat: ball and box.
+      key: random key of the starts; None means ``jax.random.key(0)``.
       steps: gradient steps per loss.
-      losses: names of ``steinnorm.attacks.losses.LOSSES``.  ``masked_spherical`` is left out
-        for single logits, where its gradient is zero.
-      batch_dependent: whether an image's logits change with its companions; None to find out.
-      on_progress: called with the loss, its steps that are done, and ``steps``.
+      losses: names in ``steinnorm.attacks.losses.LOSSES``. ``masked_spherical`` is left out for
+        single logits, where its gradient is zero.
+      batch_dependent: whether an image's logits depend on the rest of the batch; None to test it.
+      on_progress: called with the loss, its completed steps, and ``steps``.
 
     Returns:
-      ``success`` is (B, H, W).  A stage counts an image as broken if all its known pixels are
-      wrong, which is rare: the score to report is the share of pixels.
+      The attacked batch and its success, (B, H, W). In ``stages`` an image counts as broken if all
+      of its labelled pixels are wrong, which is rare: report the share of wrong pixels instead.
 
     Raises:
-      ValueError: as in ``apgd``, or one label per example, or no loss.
+      ValueError: as in ``apgd``; or there is one label per example, or no usable loss.
 
     Warns:
-      BatchDependenceWarning: the model's logits change with the batch, and nobody said so.
+      BatchDependenceWarning, RadiusWarning, ProbabilitiesWarning, RandomLogitsWarning: as in
+        ``fgsm``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from steinnorm.attacks import Threat, sea
+      >>> x, y = jnp.full((1, 4, 4, 1), 0.8), jnp.ones((1, 4, 4), int)
+      >>> sea(lambda x: 10 * x - 5, x, y, threat=Threat("linf", 0.4), steps=10).robust_accuracy
+      0.0
     """
     check_key(key)
     key = jax.random.key(0) if key is None else key
@@ -129,28 +153,34 @@ def sea(
         raise ValueError(f"steps must be at least 1; got {steps}")
     problem = Problem.of(logits_fn, x, y, threat)
     if not problem.label_axes:
-        raise ValueError("sea is for a label per pixel; for one per example take autoattack")
-    chosen = _usable(losses, problem)
+        raise ValueError("sea is for a label per pixel; for one per example use autoattack")
+    chosen = _usable_losses(losses, problem)
     joint = resolve_batch_dependence(problem, batch_dependent)
-    kept = Worst(problem.x, for_batch(share_reached(problem.logits, problem.criterion), joint))
-    stages, vanished = [], 0
+    worst = WorstInputs(
+        problem.x, mean_if_joint(success_share(problem.logits, problem.criterion), joint)
+    )
+    stages, zero_gradients = [], 0
     for loss in chosen:
-        began, before = time.perf_counter(), _broken(problem, kept, joint)
-        index = np.arange(len(problem.x)) if joint else kept.standing
-        if len(index):
-            rows = padded(index, bucket(len(index), len(problem.x), shards(problem.x)))
-            part = problem.take(rows)
-            # by name, so that a loss's run does not change with what else is asked for
-            own = jax.random.fold_in(key, zlib.crc32(loss.encode()))
-            x_adv, zeros = _shrinking(part, loss, steps, own, joint, on_progress)
-            kept.offer(index, x_adv, *_judged(part, x_adv, joint))
-            vanished = max(vanished, min(zeros, len(index)))
-        broken = _broken(problem, kept, joint) - before
-        stages.append(Stage(loss, len(index), broken, time.perf_counter() - began))
-    return problem.result(placed_like(kept.x, problem.x), vanished, tuple(stages))
+        start_time, broken_before = time.perf_counter(), _broken(problem, worst, joint)
+        positions = np.arange(len(problem.x)) if joint else worst.unbroken
+        if len(positions):
+            indices = pad_indices(
+                positions, padded_size(len(positions), len(problem.x), shard_count(problem.x))
+            )
+            part = problem.take(indices)
+            # From the name, so that a loss's run does not depend on the other losses.
+            own_key = jax.random.fold_in(key, zlib.crc32(loss.encode()))
+            x_adv, count_of_zeros = _run_in_shrinking_balls(
+                part, loss, steps, own_key, joint, on_progress
+            )
+            worst.update(positions, x_adv, *_share_and_loss(part, x_adv, joint))
+            zero_gradients = max(zero_gradients, min(count_of_zeros, len(positions)))
+        broken = _broken(problem, worst, joint) - broken_before
+        stages.append(Stage(loss, len(positions), broken, time.perf_counter() - start_time))
+    return problem.result(place_like(worst.x, problem.x), zero_gradients, tuple(stages))
 
 
-def _shrinking(  # noqa: PLR0917
+def _run_in_shrinking_balls(  # noqa: PLR0917
     problem: Problem,
     loss: str,
     steps: int,
@@ -158,54 +188,65 @@ def _shrinking(  # noqa: PLR0917
     joint: bool,
     on_progress: Callable[[str, int, int], None] | None,
 ) -> tuple[jax.Array, int]:
-    """Runs APGD in balls that shrink to the threat's, each run from where the last one arrived."""
+    """Runs APGD in balls that shrink to the threat's; each run starts where the last one ended."""
     start: Any = None
-    done, vanished = 0, 0
-    for factor, count in _plan(steps):
+    done, zero_gradients = 0, 0
+    for factor, count in _radius_schedule(steps):
 
-        def tick(step: int, of: int, before: int = done) -> None:
+        def report_progress(step: int, of: int, broken_before: int = done) -> None:
             if on_progress is not None:
-                on_progress(loss, before + step, steps)
+                on_progress(loss, broken_before + step, steps)
 
         wider = dataclasses.replace(problem, threat=problem.threat.scaled(factor))
-        start, vanished = run_apgd(
-            wider, key, joint=joint, steps=count, loss=loss, start=start, on_progress=tick
+        start, zero_gradients = run_apgd(
+            wider,
+            key,
+            joint=joint,
+            steps=count,
+            loss=loss,
+            start=start,
+            on_progress=report_progress,
         )
         done += count
     assert start is not None  # the last radius always has a run
-    return start, vanished
+    return start, zero_gradients
 
 
-def _plan(steps: int) -> list[tuple[float, int]]:
-    """Returns factors of the radius and numbers of steps; radii without a step are left out."""
+def _radius_schedule(steps: int) -> list[tuple[float, int]]:
+    """Returns factors of the radius with their numbers of steps; none without steps."""
     counts = [int(share * steps) for share in _SHARES]
     counts.append(steps - sum(counts))
     plan = zip(_RADII, counts, strict=True)
     return [(factor, count) for factor, count in plan if count or factor == _RADII[-1]]
 
 
-def _judged(problem: Problem, x_adv: jax.Array, joint: bool) -> tuple[jax.Array, jax.Array]:
-    """Returns the share of the labels reached and what grows with the cross-entropy, (B,) both."""
+def _share_and_loss(problem: Problem, x_adv: jax.Array, joint: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns the share of wrong labels, and a value that grows with the cross-entropy, (B,)."""
     logits = predict(problem.model, x_adv)
-    share = share_reached(logits, problem.criterion)
+    share = success_share(logits, problem.criterion)
     criterion = problem.criterion_for("cross_entropy", joint=joint)
     loss = per_example("cross_entropy", logits, criterion, joint=joint)
-    return for_batch(share, joint), loss
+    return mean_if_joint(share, joint), loss
 
 
-def _broken(problem: Problem, kept: Worst, joint: bool) -> int:
-    """Returns the number of images without a right pixel; images of a joint batch are asked."""
+def _broken(problem: Problem, worst: WorstInputs, joint: bool) -> int:
+    """Returns the number of images whose labelled pixels are all wrong.
+
+    If the batch is kept as a whole, ``worst`` has no shares per image, so it is evaluated again.
+    """
     if not joint:
-        return len(kept.share) - len(kept.standing)
-    logits = predict(problem.model, placed_like(kept.x, problem.x))
-    return int(jnp.sum(share_reached(logits, problem.criterion) >= 1))
+        return len(worst.share) - len(worst.unbroken)
+    logits = predict(problem.model, place_like(worst.x, problem.x))
+    return int(jnp.sum(success_share(logits, problem.criterion) >= 1))
 
 
-def _usable(losses: Sequence[str], problem: Problem) -> list[str]:
+def _usable_losses(losses: Sequence[str], problem: Problem) -> list[str]:
     for loss in losses:
         check_loss(loss, problem.classes, problem.label_axes, targeted=False)
     single = problem.classes == 2 and not np.asarray(problem.logits)[..., 0].any()
     chosen = [loss for loss in losses if not (single and loss == "masked_spherical")]
     if not chosen:
-        raise ValueError(f"losses must name at least one loss of use here; got {list(losses)}")
+        raise ValueError(
+            f"losses must name at least one loss that is usable here; got {list(losses)}"
+        )
     return chosen

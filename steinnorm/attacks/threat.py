@@ -1,4 +1,4 @@
-"""What an attacker may do."""
+"""The threat model: norm, radius and valid inputs."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from steinnorm.attacks.errors import ShortReachWarning
 NORMS = ("linf", "l2")
 
 Number = Any
-"""A float, or an array with one for each channel (whatever broadcasts to an example)."""
+"""A float, or an array that broadcasts to an example, such as one number per channel."""
 
 
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class Threat:
-    """A ball around each input, cut by the box of valid inputs.
+    """A ball around each input, intersected with the box of valid inputs.
 
-    A pytree: radius and bounds are traced where it is an argument of a compiled function, so that
-    a curve over many radii compiles once; the norm is static.
+    It is a pytree. As an argument of a compiled function its radius and bounds are traced, so that
+    a curve over many radii is compiled once; the norm is static.
 
     Attributes:
-      norm: ``"linf"`` (largest change of any value) or ``"l2"`` (Euclidean length of the change
-        of one example, over all its values).
-      epsilon: the ball's radius, in the units of the inputs; with ``"linf"`` also an array that
-        broadcasts to an example, such as one radius for each channel. 0 means no change.
-      bounds: the smallest and the largest valid value of an input, numbers or arrays that
-        broadcast to an example; None where every value is valid.
+      norm: ``"linf"`` (largest absolute change of a value) or ``"l2"`` (Euclidean length of the
+        change of an example, over all its values).
+      epsilon: radius of the ball, in the units of the inputs; with ``"linf"`` also an array that
+        broadcasts to an example, such as one radius per channel. 0 means no change.
+      bounds: smallest and largest valid value of an input, as numbers or as arrays that broadcast
+        to an example; None if every value is valid.
 
     Raises:
-      ValueError: an unknown norm, a negative or non-finite epsilon, or bounds not in order.
+      ValueError: the norm is unknown, epsilon is negative or not finite, or the bounds are not
+        (low, high) with low < high.
 
     Example:
       >>> Threat("linf", 8 / 255).bounds
@@ -62,24 +63,24 @@ class Threat:
         set_field(self, "bounds", (low, high))
         if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
             raise ValueError(
-                "bounds must be finite, (low, high) with low < high, or None where every value is "
+                "bounds must be finite, (low, high) with low < high, or None if every value is "
                 f"valid; got {self.bounds}"
             )
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], str]:
-        """Splits it into its numbers and its norm."""
+        """Returns the traced numbers and the static norm."""
         return (self.epsilon, self.bounds), self.norm
 
     @classmethod
     def tree_unflatten(cls, norm: str, numbers: tuple[Any, Any]) -> Threat:
-        """Puts together what :meth:`tree_flatten` took apart, without looking at the numbers."""
+        """Returns the threat that :meth:`tree_flatten` split, without checking the numbers."""
         threat = object.__new__(cls)
         for name, value in zip(("norm", "epsilon", "bounds"), (norm, *numbers), strict=True):
             object.__setattr__(threat, name, value)
         return threat
 
     def scaled(self, factor: float) -> Threat:
-        """Returns the threat with ``factor`` times the radius."""
+        """Returns the threat with the radius multiplied by ``factor``."""
         return dataclasses.replace(self, epsilon=factor * self.epsilon)
 
     @property
@@ -89,30 +90,30 @@ class Threat:
 
     @property
     def radius(self) -> float:
-        """The largest distance that is allowed, in the units of ``distance``."""
+        """The largest allowed distance, in the units of ``distance``."""
         return 1.0 if self.per_channel else float(self.epsilon)
 
     def distance(self, x_adv: jax.Array, x: jax.Array) -> jax.Array:
         """Returns the distance of each example (B, ...) from its original, (B,).
 
-        With a radius per channel: in multiples of the radius.
+        With a radius per channel, the distance is in multiples of the radius.
         """
         return _geometry.distance(x_adv, x, self.norm, self.epsilon if self.per_channel else None)
 
     def project(self, x_adv: jax.Array, x: jax.Array) -> jax.Array:
-        """Returns ``x_adv``, moved into the ball around ``x`` and into the box; both (B, ...)."""
+        """Moves ``x_adv`` into the ball around ``x`` and into the box; both are (B, ...)."""
         return _geometry.project(x_adv, x, self.norm, self.epsilon, self.bounds)
 
     def step(self, x_adv: jax.Array, x: jax.Array, direction: jax.Array, size: Any) -> jax.Array:
-        """Returns the point ``size`` away from ``x_adv`` in the steepest direction, projected.
+        """Takes a step of length ``size`` in the steepest direction and projects the result.
 
         Args:
-          x_adv: where the step begins, (B, ...).
+          x_adv: points before the step, (B, ...).
           x: centres of the balls, (B, ...).
-          direction: of ascent, such as a gradient, (B, ...); scaled to unit size in the norm.
-          size: of the step, in the units of the inputs; broadcasts to (B, ...).
+          direction: gradient of the loss, (B, ...); it is scaled to unit size in the norm.
+          size: length of the step, in the units of the inputs; broadcasts to (B, ...).
         """
-        return self.project(x_adv + size * _geometry.ascent(direction, self.norm), x)
+        return self.project(x_adv + size * _geometry.steepest_direction(direction, self.norm), x)
 
     def random_start(self, key: jax.Array, x: jax.Array) -> jax.Array:
         """Returns uniform draws from the balls around ``x`` (B, ...), moved into the box."""
@@ -120,42 +121,44 @@ class Threat:
         return self.project(x + noise, x)
 
     def random_on_surface(self, key: jax.Array, x: jax.Array) -> jax.Array:
-        """Returns draws from the surfaces of the balls around ``x``, moved into the box."""
+        """Returns draws from the balls' surfaces around ``x`` (B, ...), moved into the box."""
         noise = _geometry.random_on_sphere(key, x, self.norm, self.epsilon)
         return self.project(x + noise, x)
 
     def box_tolerance(self) -> float:
-        """Returns by how much rounding may take a value out of the box.
+        """Returns by how much rounding may move a value out of the box.
 
-        1e-6, or four times the distance of float32 numbers at the bounds where that is more.
+        It is 1e-6, or four times the spacing of float32 numbers at the bounds if that is larger.
         """
         if self.bounds is None:
             return 0.0
         return max(1e-6, 4 * _spacing(*self.bounds))
 
     def ball_tolerance(self, largest: float, values: int) -> float:
-        """Returns by how much rounding may take an example out of the ball.
+        """Returns by how much rounding may move an example out of the ball.
 
         Args:
-          largest: magnitude of the examples' values.
-          values: in one example.
+          largest: largest magnitude of a value.
+          values: number of values in an example.
         """
         rounding = 4 * _spacing(largest + float(np.max(self.epsilon)))
         if self.norm == "l2":
-            rounding *= max(1.0, math.sqrt(values) / 4)  # of each value, at most half a spacing
+            rounding *= max(
+                1.0, math.sqrt(values) / 4
+            )  # each value is off by half a spacing at most
         if self.per_channel:
-            some = np.asarray(self.epsilon)[np.asarray(self.epsilon) > 0]
-            return rounding / float(some.min()) if some.size else 0.0
+            positive = np.asarray(self.epsilon)[np.asarray(self.epsilon) > 0]
+            return rounding / float(positive.min()) if positive.size else 0.0
         return rounding
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuses numbers per channel that do not broadcast to an example.
+        """Refuses radius and bounds that do not broadcast to an example.
 
         Args:
-          shape: of a batch (B, ...).
+          shape: shape of a batch, (B, ...).
 
         Raises:
-          ValueError: saying which.
+          ValueError: one of them does not; the message names it.
         """
         numbers = {"epsilon": self.epsilon}
         if self.bounds is not None:
@@ -172,10 +175,10 @@ class Threat:
                 )
 
     def holds_box(self, shape: tuple[int, ...]) -> bool:
-        """Returns whether the ball around any input of the box holds all of the box.
+        """Returns whether the ball around any valid input contains the whole box.
 
         Args:
-          shape: of a batch (B, ...).
+          shape: shape of a batch, (B, ...).
         """
         if self.bounds is None:
             return False
@@ -186,10 +189,10 @@ class Threat:
 
 
 def check_threat(threat: Any) -> None:
-    """Refuses what is no threat.
+    """Refuses anything but a ``Threat``.
 
     Raises:
-      ValueError: saying what to write.
+      ValueError: ``threat`` is something else; for a number the message shows the correct call.
     """
     if not isinstance(threat, Threat):
         hint = f": write Threat('linf', {threat!r})" if isinstance(threat, int | float) else ""
@@ -197,28 +200,30 @@ def check_threat(threat: Any) -> None:
 
 
 def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
-    """Warns where steps of these sizes cannot cross the ball.
+    """Warns if the sum of the step sizes is smaller than the radius.
 
     Args:
-      sizes: of the steps, in the threat's units; none at all where the caller did not choose them.
-      threat: whose ball.
+      sizes: size of each step, in the threat's units; empty if the sizes are the default ones,
+        which always suffice.
+      threat: the threat whose radius is to be reached.
 
     Warns:
-      ShortReachWarning: saying so.
+      ShortReachWarning: the sum is smaller.
     """
     if not sizes:
         return
     reach = np.sum(np.stack([np.asarray(size, np.float64) for size in sizes]), axis=0)
     if np.any(reach < np.asarray(threat.epsilon) * (1 - 1e-6)):
         warn(
-            f"{len(sizes)} steps of {float(np.min(reach)) / len(sizes):g} cannot cross a ball of "
-            f"radius {float(np.max(threat.epsilon)):g}: the attack is weaker than its radius says",
+            f"{len(sizes)} steps of {float(np.min(reach)) / len(sizes):g} cannot reach the "
+            f"edge of a ball of radius {float(np.max(threat.epsilon)):g}: use more or "
+            "larger steps, or the attack is weaker than its radius suggests",
             ShortReachWarning,
         )
 
 
 def radius_text(threat: Threat) -> str:
-    """Returns what ``RadiusWarning`` says of a threat whose ball holds the whole box."""
+    """Returns the message of ``RadiusWarning`` for a threat whose ball contains the whole box."""
     return (
         f"a radius of {float(np.max(threat.epsilon)):g} lets any input of the box {threat.bounds} "
         "become any other. Radius and bounds are in the units of x: 8/255 for images in [0, 1], 8 "
@@ -227,7 +232,7 @@ def radius_text(threat: Threat) -> str:
 
 
 def _number(name: str, value: Any) -> Any:
-    """Returns a Python float, or an array; Python floats leave the dtype of the inputs alone."""
+    """Returns a Python float or an array; Python floats do not change the dtype of the inputs."""
     if isinstance(value, jax.core.Tracer):
         return value
     if isinstance(value, bool | str) or not isinstance(
@@ -247,11 +252,11 @@ def _check_epsilon(norm: str, epsilon: Any) -> None:
         raise ValueError(f"epsilon must be finite and not negative; got {epsilon}")
     if np.ndim(epsilon) and norm != "linf":
         raise ValueError(
-            f"a radius per channel needs the norm linf; {norm} measures one length of an example"
+            f"a radius per channel needs the norm linf; {norm} has one length for the whole example"
         )
 
 
 def _spacing(*values: Any) -> float:
-    """Returns the distance of float32 numbers at the largest magnitude among the values."""
+    """Returns the spacing of float32 numbers at the largest magnitude among the values."""
     largest = max(float(np.max(np.abs(np.asarray(value)))) for value in values)
     return float(np.spacing(np.float32(largest)))

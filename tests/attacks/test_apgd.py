@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import Threat, apgd, pgd, predict
-from steinnorm.attacks._survivors import Worst, bucket, padded
+from steinnorm.attacks._survivors import WorstInputs, pad_indices, padded_size
 from steinnorm.attacks.apgd import _checkpoints
 from tests.attacks.problems import KEY, companions, draws, problem
 
@@ -183,7 +183,7 @@ def test_apgd_refuses(change, message):
 
 
 def test_buckets():
-    assert [bucket(n, 128) for n in (128, 65, 64, 33, 9, 8, 1, 0)] == [
+    assert [padded_size(n, 128) for n in (128, 65, 64, 33, 9, 8, 1, 0)] == [
         128,
         128,
         64,
@@ -193,15 +193,23 @@ def test_buckets():
         8,
         8,
     ]
-    assert [bucket(n, 100) for n in (100, 51, 50, 26, 25, 13, 1)] == [100, 100, 50, 50, 25, 13, 13]
-    assert [bucket(n, 5) for n in (5, 1)] == [5, 5]
-    np.testing.assert_array_equal(padded(np.array([4, 7]), 4), [4, 7, 4, 4])
+    assert [padded_size(n, 100) for n in (100, 51, 50, 26, 25, 13, 1)] == [
+        100,
+        100,
+        50,
+        50,
+        25,
+        13,
+        13,
+    ]
+    assert [padded_size(n, 5) for n in (5, 1)] == [5, 5]
+    np.testing.assert_array_equal(pad_indices(np.array([4, 7]), 4), [4, 7, 4, 4])
 
 
 def test_the_worst_is_kept():
-    kept = Worst(jnp.zeros((3, 2)), jnp.zeros(3))
-    kept.offer(np.array([0, 2]), jnp.ones((4, 2)), jnp.array([0.5, 1.0, 9, 9]))
+    kept = WorstInputs(jnp.zeros((3, 2)), jnp.zeros(3))
+    kept.update(np.array([0, 2]), jnp.ones((4, 2)), jnp.array([0.5, 1.0, 9, 9]))
     np.testing.assert_array_equal(kept.share, [0.5, 0, 1])
-    kept.offer(np.array([0, 1]), 2 * jnp.ones((2, 2)), jnp.array([0.4, 0.0]), jnp.array([5.0, 5]))
+    kept.update(np.array([0, 1]), 2 * jnp.ones((2, 2)), jnp.array([0.4, 0.0]), jnp.array([5.0, 5]))
     np.testing.assert_array_equal(kept.x[:, 0], [1, 2, 1])
-    np.testing.assert_array_equal(kept.standing, [0, 1])
+    np.testing.assert_array_equal(kept.unbroken, [0, 1])

@@ -106,7 +106,7 @@ def test_a_batch_that_hangs_together_keeps_its_worst_batch():
 
 def test_autoattack_refuses():
     model, x, y = _examples(4)
-    with pytest.raises(ValueError, match="take sea"):
+    with pytest.raises(ValueError, match="use sea"):
         autoattack(lambda x: jnp.concatenate([x, 3 - x], -1), x, jnp.zeros((4, 5, 5), int), **SHORT)
     with pytest.raises(ValueError, match="batch_size"):
         autoattack(model, x, y, **SHORT, batch_size=0)

@@ -38,7 +38,7 @@ THREAT = Threat("linf", 0.1)
 def test_soft_labels_are_refused_with_a_way_out():
     model, _, x, y = problem()
     for soft in (jax.nn.one_hot(y, CLASSES), jax.nn.one_hot(y, CLASSES, dtype=jnp.int32)):
-        with pytest.raises(ValueError, match=r"soft and one-hot labels are not taken.*argmax"):
+        with pytest.raises(ValueError, match=r"soft and one-hot labels are not supported.*argmax"):
             fgsm(model, x, soft, threat=THREAT)
 
 
@@ -281,7 +281,7 @@ def test_labels_that_32_bits_cannot_hold_are_refused():
 def test_the_right_label_is_no_target():
     x, y = draws(3, 4), np.array([0, 1, 2])
     weights = draws(4, 3)
-    with pytest.raises(ValueError, match="1 of 3 targets are the right label"):
+    with pytest.raises(ValueError, match="1 of 3 targets are the true label"):
         fgsm(lambda x: x @ weights, x, y, threat=THREAT, target=np.array([0, 2, 1]))
 
 

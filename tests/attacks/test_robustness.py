@@ -24,7 +24,7 @@ from steinnorm.attacks import (
 )
 from steinnorm.attacks.checks import NAMES, CheckSettings
 from steinnorm.attacks.per_example import PerExample, Values, worst_of
-from steinnorm.attacks.robustness.said import said_once
+from steinnorm.attacks.robustness.warn_once import warn_once
 
 SMOKE = CheckSettings(steps=2, restarts=2, square_queries=4, directions=1, difference_steps=(1e-3,))
 
@@ -245,7 +245,9 @@ def test_label_maps():
     worst = found.per_example["worst", 0.05].summary
     assert found.row("worst", 0.05).value == worst["right_pixels"].sum() / pixels
     assert found.row("worst", 0.05).value <= found.row("sea", 0.05).value < row.value
-    with pytest.raises(ValueError, match="autoattack is for one label per example; label maps"):
+    with pytest.raises(
+        ValueError, match="autoattack is for one label per example; for label maps use"
+    ):
         evaluate_robustness(per_pixel, X, y, **QUIET)
 
 
@@ -268,7 +270,7 @@ def test_a_model_whose_logits_depend_on_the_batch_is_measured_by_whole_batches()
         fewest = min(results.summary["right"][members].sum() for results in each)
         worst = found.per_example["worst", 0.05].summary["right"][members].sum()
         assert worst == fewest
-    assert "the attacker owns it" in str(found)
+    assert "the attacker changes it" in str(found)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         known = evaluate_robustness(
@@ -338,15 +340,15 @@ def test_silence(capsys):
 
 
 BAD = [
-    ({"attacks": "pdg"}, "unknown attack 'pdg'; there are gaussian, .*autoattack"),
-    ({"attacks": ("fgsm", 3)}, "an attack is a name, an AttackSettings or a function; got int"),
+    ({"attacks": "pdg"}, "unknown attack 'pdg'; expected one of gaussian, .*autoattack"),
+    ({"attacks": ("fgsm", 3)}, "attacks must be names, AttackSettings or functions; got int"),
     ({"attacks": ("fgsm", "fgsm")}, "needs a name of its own"),
-    ({"attacks": "segpgd"}, "segpgd is for a label per pixel; take"),
+    ({"attacks": "segpgd"}, "segpgd is for a label per pixel; for one per example use"),
     ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
     ({"batch_size": 2.5}, r"batch_size must be an integer; got 2\.5"),
     ({"norm": "l3"}, "norm must be one of linf, l2"),
     ({"epsilons": -0.1}, "epsilon must be finite and not negative"),
-    ({"epsilons": ()}, "epsilons must name at least one radius"),
+    ({"epsilons": ()}, "epsilons must contain at least one radius"),
     ({"x": X[:0], "y": Y[:0]}, "x must be a non-empty batch"),
     ({"x": [], "y": None}, "x has no batch"),
     ({"y": None}, r"without y, x must be an iterable of \(x, y\) batches; got an array of shape"),
@@ -377,7 +379,7 @@ def test_a_warning_is_given_once_and_errors_stay_errors():
 
     def twice():
         for _ in range(2):
-            with said_once(said):
+            with warn_once(said):
                 warnings.warn("twice", stacklevel=1)
 
     with pytest.warns(UserWarning, match="twice") as seen:
@@ -385,7 +387,7 @@ def test_a_warning_is_given_once_and_errors_stay_errors():
     assert len(seen) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="new"), said_once(said):
+        with pytest.raises(UserWarning, match="new"), warn_once(said):
             warnings.warn("new", stacklevel=1)
 
 

@@ -13,7 +13,7 @@ from steinnorm.attacks import AttackSettings, catalogue, evaluate_robustness, fg
 from steinnorm.attacks.checks import FAIL, NAMES, CheckSettings
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness import Row, call, checks, identity
-from steinnorm.attacks.robustness.names import stem
+from steinnorm.attacks.robustness.names import file_stem
 from steinnorm.attacks.robustness.tables import markdown_table, radius_text
 
 SMOKE = CheckSettings(steps=2, restarts=2, square_queries=4, directions=1, difference_steps=(1e-3,))
@@ -80,10 +80,10 @@ def mine(monkeypatch):
 
 def test_an_attack_of_ones_own_is_told_by_the_globals_it_reads(mine):
     module, helpers = mine
-    first = identity.settings_of(module.attack)
+    first = identity.describe_attack(module.attack)
     assert first is not None
     module.OTHER = 1  # which nothing reads
-    assert identity.settings_of(module.attack) == first
+    assert identity.describe_attack(module.attack) == first
     for where, name, other in (
         (module, "STEPS", 4),
         (module, "TABLE", {"a": [1, 3]}),
@@ -94,14 +94,14 @@ def test_an_attack_of_ones_own_is_told_by_the_globals_it_reads(mine):
     ):
         before = getattr(where, name)
         setattr(where, name, other)
-        found = identity.settings_of(module.attack)
+        found = identity.describe_attack(module.attack)
         # The function that was compiled is the old one, whatever has its name now.
         assert (found == first) == (name == "moved"), name
         setattr(where, name, before)
-        assert identity.settings_of(module.attack) == first
+        assert identity.describe_attack(module.attack) == first
     for unknown in (object(), np.random.default_rng(0), helpers):
         module.TABLE = unknown
-        assert identity.settings_of(module.attack) is None
+        assert identity.describe_attack(module.attack) is None
 
 
 LENGTH = 0.01
@@ -188,10 +188,13 @@ BAD = [
     ({"check_examples": 2.5}, r"check_examples must be an integer; got 2\.5"),
     ({"checks": CheckSettings(steps=0)}, r"CheckSettings\.steps must be at least 1; got 0"),
     ({"checks": CheckSettings(difference_steps=())}, r"difference_steps must be a tuple"),
-    ({"checks": CheckSettings(tolerance=float("nan"))}, r"tolerance must be a number, not neg"),
+    (
+        {"checks": CheckSettings(tolerance=float("nan"))},
+        r"tolerance must be a finite number, not neg",
+    ),
     ({"seed": None}, "seed must be an integer; got None"),
     ({"batch_dependent": "no"}, "batch_dependent must be True, False or None; got 'no'"),
-    ({"epsilons": None}, "epsilons must be a radius or several; got None"),
+    ({"epsilons": None}, "epsilons must be a number or an iterable of numbers; got None"),
     ({"epsilons": [np.ones(3)]}, r"epsilons must be numbers; got one of shape \(3,\)"),
 ]
 
@@ -300,7 +303,7 @@ def test_damaged_files_are_measured_anew(tmp_path):
     whole = model.read_bytes()
     for damage in _damages(model):
         model.write_bytes(damage)
-        name, _ = identity.recognised(fingerprint, model)
+        name, _ = identity.recognise_model(fingerprint, model)
         assert name == fingerprint.digest()
         model.write_bytes(whole)
     for damage in _damages(cell):
@@ -327,8 +330,8 @@ def test_settings_are_those_of_their_kind():
 
 def test_names_that_differ_in_replaced_characters_alone(tmp_path):
     names = ("a b", "a_b", "a/b")
-    assert len({stem(name, 0.1) for name in names}) == 3
-    assert stem("pgd-margin", 8 / 255) == "pgd-margin-0.031372549"
+    assert len({file_stem(name, 0.1) for name in names}) == 3
+    assert file_stem("pgd-margin", 8 / 255) == "pgd-margin-0.031372549"
     attacks = [AttackSettings(name, "pgd", 1 + place) for place, name in enumerate(names)]
     measure(tmp_path, attacks=attacks)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "per_example").iterdir()}
@@ -390,5 +393,5 @@ def test_boolean_labels():
 def test_intervals_of_batches_are_said_to_be_too_narrow(tmp_path):
     found = measure(tmp_path, batch_dependent=True)
     for text in (str(found), (tmp_path / "table.md").read_text()):
-        assert "intervals take examples to be independent" in text
+        assert "they assume independent examples" in text
     assert "independent" not in str(measure())

@@ -226,7 +226,7 @@ def test_the_digest_of_code(tmp_path):
     assert digest("# A comment.\ndef f(x):\n    'Says more.'\n    return x + 1\n") == first
     assert digest("def f(x):\n    return x + 2\n") != first
     assert digest('def f(x="a"):\n    return x + 1\n') != first
-    ast.parse((ROOT / "steinnorm" / "attacks" / "_code.py").read_text())
+    ast.parse((ROOT / "steinnorm" / "attacks" / "code_digest.py").read_text())
 
 
 def test_functions_of_ones_own_are_told_by_what_they_close_over():
@@ -236,11 +236,11 @@ def test_functions_of_ones_own_are_told_by_what_they_close_over():
 
         return attack
 
-    described = identity.settings_of
-    assert described(made(3)) == described(made(3)) is not None
-    assert described(made(3)) != described(made(4))
-    assert described(made(np.ones(3))) != described(made(np.zeros(3)))
-    assert described(made(object())) is None  # nobody can tell: never taken from a file
+    describe = identity.describe_attack
+    assert describe(made(3)) == describe(made(3)) is not None
+    assert describe(made(3)) != describe(made(4))
+    assert describe(made(np.ones(3))) != describe(made(np.zeros(3)))
+    assert describe(made(object())) is None  # nobody can tell: never taken from a file
 
 
 CHILD = """

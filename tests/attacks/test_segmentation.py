@@ -11,7 +11,7 @@ from steinnorm.attacks import BatchDependenceWarning, Threat, pgd, predict
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks.apgd import run_apgd
 from steinnorm.attacks.losses import per_example, per_label
-from steinnorm.attacks.segmentation import SEA_LOSSES, _plan, sea, segpgd
+from steinnorm.attacks.segmentation import SEA_LOSSES, _radius_schedule, sea, segpgd
 from tests.attacks.problems import KEY
 
 VOID = 255
@@ -43,10 +43,10 @@ def np_js(logits, y):
     return 0.5 * (p * np.log(p / m) + from_q).sum(axis=-1)
 
 
-def np_weights(name, right, progress):
+def np_weights(name, right, step_fraction):
     if name == "js":
         return np.ones(right.shape)
-    late = progress / 2 if name == "segpgd" else 0.0
+    late = step_fraction / 2 if name == "segpgd" else 0.0
     return np.where(right, 1 - late, late)
 
 
@@ -69,33 +69,35 @@ def logits_and_labels(seed=0):
     return logits, y
 
 
-def gradient(name, logits, y, progress):
+def gradient(name, logits, y, step_fraction):
     def total(logits):
         return jnp.sum(
-            per_label(name, logits, Criterion(jnp.asarray(y, jnp.int32), progress=progress))
+            per_label(
+                name, logits, Criterion(jnp.asarray(y, jnp.int32), step_fraction=step_fraction)
+            )
         )
 
     return jax.jit(jax.grad(total))(jnp.asarray(logits, jnp.float32))
 
 
 @pytest.mark.parametrize("name", SEA_LOSSES)
-@pytest.mark.parametrize("progress", [0.0, 0.6])
-def test_losses_are_those_of_numpy(name, progress):
+@pytest.mark.parametrize("step_fraction", [0.0, 0.6])
+def test_losses_are_those_of_numpy(name, step_fraction):
     logits, y = logits_and_labels()
     right = logits.argmax(axis=-1) == y
     assert 0 < right.sum() < right.size
-    criterion = Criterion(jnp.asarray(y, jnp.int32), progress=progress)
+    criterion = Criterion(jnp.asarray(y, jnp.int32), step_fraction=step_fraction)
     got = per_label(name, jnp.asarray(logits, jnp.float32), criterion)
     np.testing.assert_allclose(got, PLAIN[name](logits, y), atol=2e-6)
     # the weights of the gradient are constants: differences are taken with the mask as it was
-    weights = np_weights(name, right, progress)
+    weights = np_weights(name, right, step_fraction)
     expected = np.empty(SHAPE)
     for k in range(SHAPE[-1]):
         step = np.zeros(SHAPE)
         step[..., k] = 1e-6
         expected[..., k] = PLAIN[name](logits + step, y) - PLAIN[name](logits - step, y)
     expected *= weights[..., None] / 2e-6
-    same_direction(gradient(name, logits, y, progress), expected, atol=5e-6)
+    same_direction(gradient(name, logits, y, step_fraction), expected, atol=5e-6)
 
 
 def same_direction(slope, expected, atol):
@@ -110,9 +112,11 @@ def test_weights_go_from_the_right_pixels_to_all():
     logits, y = logits_and_labels()
     right = logits.argmax(axis=-1) == y
     p = softmax(logits) - np.eye(SHAPE[-1])[y]
-    for progress in (0.0, 0.5, 1.0):  # one half everywhere in the end
-        weight = np.where(right, 1 - 0.5 * progress, 0.5 * progress)
-        same_direction(gradient("segpgd", logits, y, progress), weight[..., None] * p, atol=1e-6)
+    for step_fraction in (0.0, 0.5, 1.0):  # one half everywhere in the end
+        weight = np.where(right, 1 - 0.5 * step_fraction, 0.5 * step_fraction)
+        same_direction(
+            gradient("segpgd", logits, y, step_fraction), weight[..., None] * p, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", SEA_LOSSES)
@@ -122,7 +126,7 @@ def test_void_pixels_have_no_part_in_any_loss(name):
     y[1] = VOID  # a whole image without labels
     void = y == VOID
     other = np.where(void[..., None], 100 * np.random.default_rng(1).normal(size=SHAPE), logits)
-    criterion = Criterion(jnp.asarray(y, jnp.int32), progress=0.6)
+    criterion = Criterion(jnp.asarray(y, jnp.int32), step_fraction=0.6)
 
     def total(logits):
         losses = per_example(name, logits, criterion)
@@ -235,7 +239,7 @@ def test_larger_balls_on_the_way_leave_the_result_in_its_own(norm):
         key=KEY,
         steps=10,
         losses=["js"],
-        on_progress=lambda *progress: seen.append(progress),
+        on_progress=lambda *step_fraction: seen.append(step_fraction),
     )
     found.check(threat)
     delta = np.asarray(found.x_adv - x, np.float64).reshape(3, -1)
@@ -256,16 +260,16 @@ def test_larger_balls_on_the_way_leave_the_result_in_its_own(norm):
     ],
 )
 def test_steps_of_the_shrinking_ball(steps, expected):
-    assert _plan(steps) == expected
+    assert _radius_schedule(steps) == expected
 
 
 def test_each_ball_begins_where_the_larger_one_ended(monkeypatch):
     calls = []
 
     def spy(problem, key, *, steps, start, **settings):
-        x_adv, vanished = run_apgd(problem, key, steps=steps, start=start, **settings)
+        x_adv, zero_gradients = run_apgd(problem, key, steps=steps, start=start, **settings)
         calls.append((problem.threat.epsilon, steps, start, x_adv))
-        return x_adv, vanished
+        return x_adv, zero_gradients
 
     monkeypatch.setattr("steinnorm.attacks.segmentation.run_apgd", spy)
     model, x, y = image_problem()

@@ -7,7 +7,7 @@ import pytest
 
 from steinnorm.attacks import Threat, predict
 from steinnorm.attacks._square_proposals import sides_of
-from steinnorm.attacks.square import _factor, square
+from steinnorm.attacks.square import _size_factor, square
 from tests.attacks.problems import (
     CLASSES,
     EXAMPLES,
@@ -147,8 +147,8 @@ def test_sizes_follow_the_published_schedule():
     halvings = [(0, 0), (10, 0), (11, 1), (51, 2), (201, 3), (501, 4), (1001, 5), (2001, 6)]
     halvings += [(4001, 7), (6001, 8), (8000, 8), (8001, 9)]
     for query, times in halvings:
-        assert _factor(query, 10_000) == 0.5**times
-    assert _factor(10, 500) == _factor(200, 10_000) == 0.25  # rescaled to fewer queries
+        assert _size_factor(query, 10_000) == 0.5**times
+    assert _size_factor(10, 500) == _size_factor(200, 10_000) == 0.25  # rescaled to fewer queries
     # sqrt(0.8 * 32 * 32) = 28.6; bumps are odd and at least three wide; cubes; intervals
     assert sides_of(0.8, (32, 32), "linf") == (29, 29)
     assert sides_of(0.4, (32, 32), "l2") == (21, 21)

@@ -1,6 +1,7 @@
-"""Tests of the evaluation itself, run with every evaluation (after Carlini et al. 2019).
+"""Checks of a robustness evaluation itself (after Carlini et al. 2019).
 
-None of them proves that a model is robust; each of them, where it fails, disproves a number.
+No check proves that a model is robust, but a failed check shows that a measured robustness is not
+to be trusted.
 """
 
 from steinnorm.attacks.checks.findings import FAIL as FAIL

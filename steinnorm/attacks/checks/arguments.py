@@ -1,4 +1,4 @@
-"""Clear words for arguments that no check can be made with."""
+"""Checks of the arguments of ``run_checks``."""
 
 from typing import Any
 
@@ -13,25 +13,28 @@ from steinnorm.attacks.threat import Threat
 def check_arguments(
     logits_fn: Any, x: Any, y: Any, *, threat: Any, settings: Any, twin: Any
 ) -> None:
-    """Refuses what is not of the kind that ``run_checks`` takes.
+    """Refuses arguments of the wrong kind.
 
     Raises:
-      ValueError: saying which argument it is, what it must be and what was given.
+      ValueError: the message names the argument, what it must be and what was given.
     """
     if not callable(logits_fn):
-        raise ValueError(f"logits_fn must be a function of a batch; got {_named(logits_fn)}")
+        raise ValueError(f"logits_fn must be a function of a batch; got {_short_text(logits_fn)}")
     if twin is not None and not callable(twin):
-        raise ValueError(f"twin must be a function of a batch, or None; got {_named(twin)}")
+        raise ValueError(f"twin must be a function of a batch, or None; got {_short_text(twin)}")
     _check_array("x", x, "an array of inputs (B, ...)")
     _check_array("y", y, "an array of labels (B,) or (B, H, W)")
     if not isinstance(threat, Threat):
         raise ValueError(
-            f"threat must be a Threat; got {_named(threat)}: write Threat('linf', 8 / 255)"
+            f"threat must be a Threat; got {_short_text(threat)}: write Threat('linf', 8 / 255)"
         )
     if not np.any(np.asarray(threat.epsilon) > 0):
-        raise ValueError("the threat's epsilon must be above 0: at radius 0 there is no attack")
+        raise ValueError(
+            "the threat's epsilon must be above 0, because there is no attack at radius 0; got "
+            f"{threat.epsilon}"
+        )
     if not isinstance(settings, CheckSettings):
-        raise ValueError(f"settings must be CheckSettings, or None; got {_named(settings)}")
+        raise ValueError(f"settings must be CheckSettings, or None; got {_short_text(settings)}")
 
 
 def _check_array(name: str, given: Any, expected: str) -> None:
@@ -40,11 +43,11 @@ def _check_array(name: str, given: Any, expected: str) -> None:
     except ValueError:  # rows of unequal length
         dtype = np.dtype(object)
     if not jnp.issubdtype(dtype, jnp.number):
-        raise ValueError(f"{name} must be {expected}; got {_named(given)}")
+        raise ValueError(f"{name} must be {expected}; got {_short_text(given)}")
 
 
-def _named(value: Any) -> str:
-    """Returns small things as they are written, and of all else the type."""
+def _short_text(value: Any) -> str:
+    """Returns the value if its text is short, else its type."""
     if value is None or isinstance(value, bool | int | float | str):
         return repr(value)
     return type(value).__name__

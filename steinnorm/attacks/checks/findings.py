@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The result of a check."""
 
 import math
 from typing import NamedTuple
@@ -7,17 +7,17 @@ PASS = "PASS"
 FAIL = "FAIL"
 NOT_APPLICABLE = "not applicable"
 
-_ROUNDING = 1e-9  # of differences between shares, so that one point is one point
+_ROUNDING = 1e-9  # tolerance for rounding in differences of shares
 
 
 class Finding(NamedTuple):
     """The verdict of one check.
 
     Attributes:
-      name: of the check.
+      name: name of the check.
       verdict: ``PASS``, ``FAIL`` or ``not applicable``.
-      value: the number that was looked at; None where there is none.
-      detail: what the number is, its interval and limit, and on how much it was measured.
+      value: the measured value; None if there is none or it is not finite.
+      detail: the meaning of the value, its interval and limit, and the number of examples.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Finding(NamedTuple):
         return f"{self.verdict:{len(NOT_APPLICABLE)}}  {self.name}: {self.detail}"
 
 
-def judged(name: str, passed: bool, value: float, detail: str) -> Finding:
+def finding_of(name: str, passed: bool, value: float, detail: str) -> Finding:
     """Returns the finding of a check that was made.
 
-    A number that is not finite is no value, because JSON has none such.
+    A value that is not finite becomes None, because JSON has no such numbers.
     """
     verdict = PASS if passed else FAIL
     return Finding(name, verdict, float(value) if math.isfinite(value) else None, detail)
@@ -45,15 +45,15 @@ def not_applicable(name: str, reason: str) -> Finding:
 
 
 def at_most(value: float, limit: float) -> bool:
-    """Returns whether a difference of shares is no larger than its limit."""
+    """Returns whether a difference of shares is at most its limit, up to rounding."""
     return value <= limit + _ROUNDING
 
 
 def percent(share: float) -> str:
-    """Returns a share in words."""
+    """Returns a share as text, in per cent."""
     return f"{100 * share:.1f} %"
 
 
 def points(difference: float) -> str:
-    """Returns a difference of two shares in words."""
+    """Returns a difference of two shares as text, in percentage points."""
     return f"{100 * difference:+.1f} points"

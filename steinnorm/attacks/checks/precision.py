@@ -1,4 +1,4 @@
-"""How exactly a model computes, where a check would take rounding for a finding."""
+"""The numerical precision of a model, so that checks do not mistake rounding for a failure."""
 
 import contextlib
 import re
@@ -10,17 +10,18 @@ from steinnorm.attacks._model import LogitsFn, traced_logits
 _COARSE = re.compile(r"\b(bf16|f16|f8\w*)\[")
 
 
-def exact_products() -> contextlib.AbstractContextManager:
-    """Products in full float32: accelerators round their factors to 11 bits unless they are told.
+def full_precision_products() -> contextlib.AbstractContextManager:
+    """Returns a context in which matrix products use full float32 precision.
 
-    On a CPU nothing is to be told, and what is compiled serves inside and outside.
+    By default accelerators round the factors to fewer bits. On a CPU the context does nothing, so
+    that functions are not compiled again.
     """
     if jax.default_backend() == "cpu":
         return contextlib.nullcontext()
     return jax.default_matmul_precision("highest")
 
 
-def coarse_dtype(model: LogitsFn, x: jax.Array) -> str | None:
-    """The floating type below float32 in which the model computes something; None if in none."""
-    found = _COARSE.search(str(jax.make_jaxpr(traced_logits)(model, x)))
-    return found[1] if found else None
+def low_precision_dtype(model: LogitsFn, x: jax.Array) -> str | None:
+    """Returns a floating dtype below float32 in which the model computes; None if there is none."""
+    match = _COARSE.search(str(jax.make_jaxpr(traced_logits)(model, x)))
+    return match[1] if match else None

@@ -1,4 +1,4 @@
-"""All checks, in order, and accuracy against the number of steps."""
+"""All checks in order, and the accuracy against the number of steps."""
 
 import dataclasses
 from collections import Counter
@@ -21,14 +21,14 @@ from steinnorm.attacks.checks.attack_strength import (
 from steinnorm.attacks.checks.batches import independent_of_the_batch
 from steinnorm.attacks.checks.findings import FAIL, NOT_APPLICABLE, PASS, Finding
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
-from steinnorm.attacks.checks.runs import NO_TWIN, Runs, Twin
+from steinnorm.attacks.checks.runs import NO_TWIN, AttackRuns, Twin
 from steinnorm.attacks.checks.settings import CheckSettings
 from steinnorm.attacks.threat import Threat
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with the name of what is done, how much is done, and of how much."""
+"""Called with the name of the last check, the number of completed checks, and of all."""
 
-_CHECKS: dict[str, Callable[[Runs], Finding]] = {
+_CHECKS: dict[str, Callable[[AttackRuns], Finding]] = {
     "iterative_not_weaker": iterative_not_weaker,
     "larger_radius_not_weaker": larger_radius_not_weaker,
     "huge_radius_reaches_chance": huge_radius_reaches_chance,
@@ -42,27 +42,27 @@ _CHECKS: dict[str, Callable[[Runs], Finding]] = {
 }
 
 NAMES = tuple(_CHECKS)
-"""The names of all checks, in the order in which they are made and reported."""
+"""The names of all checks, in the order of their execution."""
 
 CURVE = "accuracy_against_steps"
-"""What progress calls the curve."""
+"""Name of the curve in progress reports."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-    """What the checks of one model found; ``print`` gives a short list.
+    """The findings of all checks of one model; ``print`` shows a short list.
 
     Attributes:
-      findings: one for each of ``NAMES``, in that order.
-      curve: PGD's steps -> share of the known labels that it leaves right, by rising steps; each
-        point is a run of its own, with steps of 2.5 * epsilon / steps.
+      findings: one finding for each of ``NAMES``, in that order.
+      curve: accuracy by the number of PGD's steps, in increasing order; each point is a separate
+        run, with a step size of 2.5 * epsilon / steps.
     """
 
     findings: list[Finding]
     curve: dict[int, float]
 
     def __str__(self) -> str:
-        """Returns a line of counts, and one for each check; why, where it did not pass."""
+        """Returns a line of counts and a line per check, with the detail if it did not pass."""
         counts = Counter(finding.verdict for finding in self.findings)
         lines = [", ".join(f"{counts[v]} {v}" for v in (PASS, FAIL, NOT_APPLICABLE) if counts[v])]
         for finding in self.findings:
@@ -84,27 +84,28 @@ def run_checks(
     batch_dependent: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> Checks:
-    """Makes all checks on one batch, which is never divided.
+    """Checks an evaluation of robustness on one batch, which is never divided.
 
     Args:
       logits_fn: the model, exactly as it is evaluated; as in ``fgsm``.
-      x: inputs (B, ...) within ``threat.bounds``, one batch as the evaluation has them.  About a
-        hundred examples are needed to tell a lead of 5 points from chance.
-      y: the right labels: (B,), or (B, H, W) with 255 where there is none.
-      threat: the ball and the box.
-      key: randomness of starts, of Square, of directions and of companions; None is a fixed one.
-      settings: None is ``CheckSettings()``.
+      x: inputs (B, ...) within ``threat.bounds``, a batch like those of the evaluation. About a
+        hundred examples are needed to distinguish a lead of 5 points from chance.
+      y: true labels: (B,), or (B, H, W) with 255 for unlabelled pixels.
+      threat: ball and box.
+      key: random key of starts, Square, directions and companions; None means
+        ``jax.random.key(0)``.
+      settings: settings of the checks; None means ``CheckSettings()``.
       twin: the same network without the defence.
-      twin_reason: why there is no twin, where there is none.
-      batch_dependent: whether an example's logits change with its companions; None to find out.
+      twin_reason: the reason if there is no twin.
+      batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
       on_progress: called after each check and after the curve.
 
     Returns:
-      A finding for every check, also for those that cannot be made; and the curve.
+      A finding for every check, including those that are not applicable, and the curve.
 
     Raises:
-      ValueError: an argument is of the wrong kind, or the batch is empty, does not fit the model
-        or has no known label; ``NotFiniteError`` where logits are NaN or infinite.
+      ValueError: an argument is of the wrong kind, or the batch is empty, does not fit the model or
+        has no label; its subclass ``NotFiniteError`` if logits are NaN or infinite.
       LeftThreatError: an attack left its ball or box.
 
     Example:
@@ -123,7 +124,7 @@ def run_checks(
     settings = CheckSettings() if settings is None else settings
     check_key(key)
     check_arguments(logits_fn, x, y, threat=threat, settings=settings, twin=twin)
-    runs = Runs(
+    runs = AttackRuns(
         logits_fn,
         x,
         y,
@@ -145,7 +146,7 @@ def run_checks(
 
 
 def curve_steps(steps: int) -> list[int]:
-    """Returns 1, 2, 5, 10, 20, 50, ... below twice the steps; the steps, and twice the steps."""
+    """Returns 1, 2, 5, 10, 20, 50, ... below twice the steps, and the steps and twice the steps."""
     marks = {steps, 2 * steps}
     decade = 1
     while decade < 2 * steps:

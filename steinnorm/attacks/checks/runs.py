@@ -1,4 +1,4 @@
-"""The attacks that the checks look at; each is run once, when it is first asked for."""
+"""The attacks that the checks compare; each is run once, when it is first needed."""
 
 import contextlib
 import dataclasses
@@ -13,9 +13,9 @@ import numpy as np
 from steinnorm.attacks._criterion import VOID
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
-from steinnorm.attacks.checks.box import factor_of_the_whole_box
-from steinnorm.attacks.checks.paired import Broken
-from steinnorm.attacks.checks.precision import exact_products
+from steinnorm.attacks.checks.box import whole_box_factor
+from steinnorm.attacks.checks.paired import BrokenLabels
+from steinnorm.attacks.checks.precision import full_precision_products
 from steinnorm.attacks.checks.settings import CheckSettings
 from steinnorm.attacks.dependence import Dependence, batch_dependence
 from steinnorm.attacks.pgd import fgsm, pgd
@@ -26,33 +26,33 @@ NO_TWIN = "no twin was given: the same network without the defence, of the same 
 
 
 class Twin(NamedTuple):
-    """A model without the defence, whose attacked inputs may break the target too.
+    """The same network without the defence, whose attacked inputs may break the attacked model too.
 
     Attributes:
-      logits_fn: of the model; None where there is none.
-      reason: then, why not.
+      logits_fn: maps a batch to logits; None if there is no twin.
+      reason: the reason if there is no twin.
     """
 
     logits_fn: LogitsFn | None = None
     reason: str = NO_TWIN
 
 
-class Runs:
-    """One batch, and every attack on it that a check has asked for so far.
+class AttackRuns:
+    """One batch, and the results of all attacks on it so far.
 
     Attributes:
       problem: model, batch and threat.
-      x: the inputs, (B, ...).
-      y: the labels, (B, *S).
-      logits: of the clean inputs, (B, *S, K).
-      known: where there is a label, (B, *S).
-      settings: of the checks.
-      key: for the randomness of checks that do not attack.
+      x: inputs, (B, ...).
+      y: true labels, (B, *S).
+      logits: logits of the clean inputs, (B, *S, K).
+      known: which labels are not void, (B, *S) bool.
+      settings: settings of the checks.
+      key: random key of the checks that do not attack.
       twin: the model without the defence.
       joint: whether logits depend on the batch, which is then attacked and kept as a whole.
 
     Raises:
-      ValueError: the batch does not fit the model, as in ``fgsm``, or has no known label.
+      ValueError: the batch does not fit the model, as in ``fgsm``, or has no label.
     """
 
     def __init__(
@@ -69,55 +69,55 @@ class Runs:
     ):
         self.problem = Problem.of(logits_fn, x, y, threat)
         self.logits = np.asarray(self.problem.logits)
-        # NumPy arrays: inputs may be spread over devices, where eager slices of them are refused.
+        # NumPy arrays, because inputs may be divided among devices, where slicing can fail.
         self.x = np.asarray(self.problem.x)
         self.y = np.asarray(self.problem.criterion.y)
         self.known = self.y != VOID if self.y.ndim > 1 else np.ones(self.y.shape, bool)
         if not self.known.any():
-            raise ValueError("no label of this batch is known: there is nothing to attack")
+            raise ValueError("y has no label except void: there is nothing to attack")
         self.settings = settings
         self.twin = Twin() if twin is None else twin
         self._starts, self._square, self.key = (jax.random.fold_in(key, n) for n in range(3))
-        self._kept: dict[tuple[str, float, int, int], Broken] = {}
+        self._results: dict[tuple[str, float, int, int], BrokenLabels] = {}
         if batch_dependent is None:
             batch_dependent = self.dependence is not None and self.dependence.found
         self.joint = batch_dependent
 
     @functools.cached_property
     def dependence(self) -> Dependence | None:
-        """What other companions change; None for a batch of one, which has none."""
+        """The dependence of logits on the batch; None for a batch of one example."""
         if len(self.x) < 2:
             return None
-        with exact_products():
+        with full_precision_products():
             return batch_dependence(self.problem.model, self.problem.x, key=self.key)
 
     @property
     def size(self) -> str:
-        """On how much the checks are made, in words."""
+        """The number of examples of the checks, as text."""
         examples = f"{len(self.x)} examples"
         if not self.problem.label_axes:
             return examples
         return f"{self.known.sum()} pixels of {examples}"
 
     @property
-    def labelled(self) -> int:
-        """How many examples have a known label."""
+    def labelled_examples(self) -> int:
+        """The number of examples with a label."""
         return int(np.sum(_per_example(self.known) > 0))
 
     @property
     def clean_right(self) -> np.ndarray:
-        """Where the label of the clean input is known and found, (B, *S) bool."""
+        """Which labels of the clean inputs are predicted right, (B, *S) bool."""
         return (np.argmax(self.logits, axis=-1) == self.y) & self.known
 
     @property
     def widest(self) -> float | None:
-        """The radius, in multiples of epsilon, at which the ball holds the box; None without."""
-        return factor_of_the_whole_box(self.problem.threat, self.x.shape[1:])
+        """The factor of the radius at which the ball contains the box; None without bounds."""
+        return whole_box_factor(self.problem.threat, self.x.shape[1:])
 
-    def fgsm(self) -> Broken:
-        """Returns what one step of the whole radius breaks."""
+    def fgsm(self) -> BrokenLabels:
+        """Returns the labels that FGSM breaks."""
         problem = self.problem
-        return self._once(
+        return self._cached(
             ("fgsm", 1.0, 1, 1),
             lambda: fgsm(
                 problem.model,
@@ -129,19 +129,19 @@ class Runs:
             problem.threat,
         )
 
-    def pgd(self, steps: int, *, radius: float = 1.0, restarts: int = 1) -> Broken:
-        """Returns what PGD breaks, from a random start that is the same for every call.
+    def pgd(self, steps: int, *, radius: float = 1.0, restarts: int = 1) -> BrokenLabels:
+        """Returns the labels that PGD breaks, from a random start that is the same in all calls.
 
         Args:
-          steps: of each run, each of 2.5 * epsilon / steps.
-          radius: in multiples of the threat's.
-          restarts: runs; the first is that of one restart.
+          steps: steps per run, of size 2.5 * epsilon / steps.
+          radius: factor of the threat's radius.
+          restarts: number of runs; the first is the same for any number.
         """
         problem = self.problem
         threat = problem.threat
         if radius != 1:
             threat = dataclasses.replace(threat, epsilon=radius * threat.epsilon)
-        return self._once(
+        return self._cached(
             ("pgd", radius, steps, restarts),
             lambda: pgd(
                 problem.model,
@@ -156,10 +156,10 @@ class Runs:
             threat,
         )
 
-    def square(self) -> Broken:
-        """Returns what a random search breaks, which takes no gradient."""
+    def square(self) -> BrokenLabels:
+        """Returns the labels that Square breaks, which uses no gradient."""
         problem = self.problem
-        return self._once(
+        return self._cached(
             ("square", 1.0, 0, 1),
             lambda: square(
                 problem.model,
@@ -173,10 +173,10 @@ class Runs:
             problem.threat,
         )
 
-    def transferred(self, twin: LogitsFn) -> Broken:
-        """Returns what inputs that were made against the twin break of the target."""
+    def transferred(self, twin: LogitsFn) -> BrokenLabels:
+        """Returns the labels of the attacked model that inputs attacked on the twin break."""
         problem = self.problem
-        with _warned_already():
+        with _ignored_warnings():
             result = pgd(
                 twin,
                 problem.x,
@@ -186,11 +186,11 @@ class Runs:
                 steps=self.settings.steps,
             )
         result.check(problem.threat, "pgd on the twin")
-        answers = np.argmax(np.asarray(predict(problem.model, result.x_adv)), axis=-1)
-        return self._broken((answers != self.y) & self.known)
+        predictions = np.argmax(np.asarray(predict(problem.model, result.x_adv)), axis=-1)
+        return self._broken((predictions != self.y) & self.known)
 
-    def white_box(self) -> list[Broken]:
-        """Returns what each attack at epsilon breaks that sees the gradient, at full strength."""
+    def white_box(self) -> list[BrokenLabels]:
+        """Returns the labels that each gradient attack at the whole radius breaks."""
         steps = self.settings.steps
         return [
             self.fgsm(),
@@ -199,33 +199,33 @@ class Runs:
             self.pgd(steps, restarts=self.settings.restarts),
         ]
 
-    def _once(
+    def _cached(
         self,
         name: tuple[str, float, int, int],
         attack: Callable[[], Any],
         threat: Threat,
-    ) -> Broken:
-        if name not in self._kept:
-            with _warned_already():
+    ) -> BrokenLabels:
+        if name not in self._results:
+            with _ignored_warnings():
                 result = attack()
             result.check(threat, name[0])
-            self._kept[name] = self._broken(np.asarray(result.success))
-        return self._kept[name]
+            self._results[name] = self._broken(np.asarray(result.success))
+        return self._results[name]
 
-    def _broken(self, wrong: np.ndarray) -> Broken:
-        return Broken(_per_example(wrong & self.known), _per_example(self.known))
+    def _broken(self, wrong: np.ndarray) -> BrokenLabels:
+        return BrokenLabels(_per_example(wrong & self.known), _per_example(self.known))
 
 
 def _per_example(labels: np.ndarray) -> np.ndarray:
-    """Returns how many labels of each example are marked, (B,)."""
+    """Returns the number of true values in each example, (B,)."""
     return labels.reshape(len(labels), -1).sum(axis=1)
 
 
 @contextlib.contextmanager
-def _warned_already() -> Iterator[None]:
-    """Ignores what an attack warns of, for model, inputs and threat were looked at once.
+def _ignored_warnings() -> Iterator[None]:
+    """Ignores warnings of an attack, which were given when the batch was checked.
 
-    A ball beyond the box, which a check makes on purpose, is no news either.
+    One of the checks also makes the ball larger than the box on purpose.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -5,21 +5,21 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class CheckSettings:
-    """How the evaluation is tested itself, on one batch (``steinnorm.attacks.checks``).
+    """Settings of the checks of an evaluation (``steinnorm.attacks.checks``).
 
-    A smoke run has few steps and queries, and one direction and difference step.
+    For a quick test use few steps and queries, one direction and one difference step.
 
     Attributes:
-      steps: of PGD, each of 2.5 * epsilon / steps; it is also run with twice as many.
-      restarts: of PGD, against a single one; with 1 this check is not applicable.
-      square_queries: looks of Square at the model; with 0 this check is not applicable.
-      tolerance: share of the labels by which one attack may be ahead of another.  A check fails
-        where the lower end of a one-sided 95 % interval of the lead is above it.
-      zero_gradient_share: largest share of the examples whose gradient may be zero or rounding.
-      gradient_error: largest median relative error of the gradient against differences.
-      directions: random directions of these differences; there are three fixed ones besides.
-      difference_steps: largest changes of an input value, in widths of the box; the most
-        favourable one decides, because curvature spoils long steps and rounding short ones.
+      steps: steps of PGD, of size 2.5 * epsilon / steps; PGD is also run with twice as many.
+      restarts: restarts of PGD, compared with a single run; with 1 the check is not applicable.
+      square_queries: forward passes of Square; with 0 the check is not applicable.
+      tolerance: share of the labels by which one attack may be ahead of another. A check fails if
+        the lower end of a one-sided 95 % interval of the lead is above it.
+      zero_gradient_share: allowed share of examples whose gradient is zero or rounding.
+      gradient_error: allowed median relative error of the gradient against finite differences.
+      directions: number of random directions of these differences, besides three fixed ones.
+      difference_steps: step sizes of the differences, as the largest change of a value in widths of
+        the box. The best one decides, because curvature affects long steps and rounding short ones.
     """
 
     steps: int = 20

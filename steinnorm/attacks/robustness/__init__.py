@@ -1,8 +1,9 @@
-"""Robustness of a model of one's own in one call: attacks, their worst case, checks and files.
+"""Evaluation of a model's robustness in one call: attacks, their worst case, checks and files.
 
-``call`` has the function; ``data`` the batches, ``measure`` one attack on one batch, ``loop`` all
-of them, ``store`` and ``identity`` what is kept and for which model, ``rows`` the numbers,
-``result``, ``tables``, ``plots`` and ``pictures`` the files.
+``call`` has the public function. ``data`` provides the batches, ``evaluator`` runs one attack on
+one batch, and ``loop`` runs all attacks on all batches. ``store`` keeps results in files,
+``identity`` decides whether stored results may be used again, and ``rows`` computes the reported
+values. ``result``, ``tables``, ``plots`` and ``pictures`` write the files.
 """
 
 from steinnorm.attacks.robustness.call import evaluate_robustness as evaluate_robustness

@@ -1,8 +1,8 @@
-"""Robustness of a model of one's own in one call: attacks, their worst case, checks and files.
+"""Evaluation of a model's robustness in one call: attacks, their worst case, checks and files.
 
-An evaluation goes through its batches once, attacks each of them in every way that is asked for,
-and keeps a few numbers of each example.  So it needs the memory of one batch, whatever the number
-of examples, and it may be stopped and gone on with at any time.
+An evaluation reads its batches once, runs all attacks on each of them, and keeps a few values per
+example. So its memory is that of one batch, for any number of examples, and it can be interrupted
+and continued at any time.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import CheckSettings
 from steinnorm.attacks.robustness.arguments import (
-    Wanted,
-    checked_attacks,
-    checked_dependence,
-    checked_radii,
-    checked_wanted,
-    whole,
+    CheckRequest,
+    parse_attacks,
+    parse_batch_dependent,
+    parse_checks,
+    parse_integer,
+    parse_radii,
 )
-from steinnorm.attacks.robustness.bar import Bar
-from steinnorm.attacks.robustness.checks import checked
+from steinnorm.attacks.robustness.checks import make_checks
 from steinnorm.attacks.robustness.data import Data
-from steinnorm.attacks.robustness.loop import Loop
-from steinnorm.attacks.robustness.measure import Attack, Measure
+from steinnorm.attacks.robustness.evaluator import Attack, BatchEvaluator
+from steinnorm.attacks.robustness.loop import EvaluationLoop
 from steinnorm.attacks.robustness.names import CHECKS
+from steinnorm.attacks.robustness.progress_bar import ProgressBar
 from steinnorm.attacks.robustness.result import Robustness, write_figures, write_tables
-from steinnorm.attacks.robustness.rows import WORST, row_of, with_worst
+from steinnorm.attacks.robustness.rows import WORST, add_worst, make_row
 from steinnorm.attacks.robustness.store import Store
 
 _STOPPED = "stopped before every attack was made on every batch"
@@ -54,62 +54,62 @@ def evaluate_robustness(
     class_names: Sequence[str] = (),
     progress: bool = True,
 ) -> Robustness:
-    """Measures a model clean and under attacks, and tests the measurement itself.
+    """Measures a model's accuracy without and under attacks, and checks the measurement itself.
 
-    Of each example the worst of all attacks of a radius counts in the rows called ``worst``.
-    Their loss is the mean of each example's largest, and never below that of one attack.
+    The rows named ``worst`` take, for each example, the worst of all attacks at a radius. Their
+    loss is the mean of each example's largest loss, so that no attack has a larger one.
 
-    With ``out`` the folder has ``results.json`` (the rows), ``checks.json``, ``table.csv``,
-    ``table.md``, ``accuracy.png``, ``pictures/`` (clean, attacked and difference of the first few
-    examples, where these are images) and ``per_example/`` (a file for each attack and radius,
-    written after every batch).  A call that was stopped goes on where it was when it is made again
-    with the same model, data and settings.  Models are told by their arrays, where they have any to
-    be seen, and by their logits and gradients on the first batch; files of another model, of other
-    data or settings, or of another version of this code are replaced or removed.  An attack of
-    one's own is told by its code and the globals that it reads; where these cannot be described, it
-    is measured anew.
+    The folder ``out`` gets ``results.json`` (the rows), ``checks.json``, ``settings.json``,
+    ``table.csv``, ``table.md``, ``accuracy.png``, ``pictures/`` (clean, attacked and difference of
+    the first few examples if they are images) and ``per_example/`` (a file for each attack and
+    radius, rewritten after every batch). An interrupted evaluation continues if the call is
+    repeated with the same model, data and settings. Models are identified by their arrays, if these
+    are accessible, and by their logits and gradients on the first batch. Results of another model,
+    of other data or settings, or of another version of this code are replaced or removed. Attacks
+    that are functions are identified by their code and the globals that they read; if these cannot
+    be described, the attack is measured again.
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), ready for
-        inference: a function, a ``jax.tree_util.Partial`` over the model's state, or an NNX model.
-        What the model does to its inputs first, such as normalisation, belongs into it.
-      x: inputs (N, ...), floating, within ``bounds``; or an iterable of (x, y) batches.  An
-        iterator that can be gone through only once will do: every attack is made on a batch before
-        the next is asked for.
-      y: the right labels, integers (N,), or (N, H, W) with 255 where there is none; None where
-        ``x`` is an iterable of batches.
-      norm: of the balls, ``linf`` or ``l2``.
-      epsilons: their radii, in the units of the inputs; of noises the root mean square.
-      attacks: names of ``steinnorm.attacks.catalogue``, ``AttackSettings`` with a budget of one's
-        own, or functions with the signature of an attack; nothing but the clean row for ``()``.
-      batch_size: examples per batch of arrays; an iterable's batches are taken as they are.
-      seed: of all randomness.
+      logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), in evaluation mode
+        and including all preprocessing such as normalisation: a function, a
+        ``jax.tree_util.Partial`` over the model's state, or an NNX model.
+      x: inputs (N, ...), floating, within ``bounds``; or an iterable of (x, y) batches. An iterator
+        is enough, because all attacks are run on a batch before the next one is read.
+      y: true labels, integers (N,), or (N, H, W) with 255 for unlabelled pixels; None if ``x`` is
+        an iterable of batches.
+      norm: norm of the balls, ``linf`` or ``l2``.
+      epsilons: radii of the balls, in the units of the inputs; for noises the root mean square.
+      attacks: names in ``steinnorm.attacks.catalogue``, ``AttackSettings`` with another budget, or
+        functions with the signature of an attack; ``()`` measures the clean accuracy only.
+      batch_size: examples per batch if ``x`` is an array; batches of an iterable are used as given.
+      seed: seed of all randomness.
       out: folder for files; None for none.
-      bounds: the smallest and the largest valid value of an input.
-      batch_dependent: whether an example's logits change with its companions (statistics of the
-        test batch); None to find out on the first batch.  If so the attacker owns each batch as a
-        whole, and intervals, which take examples to be independent, are too narrow.
-      checks: whether the checks of ``steinnorm.attacks.checks`` are made, on the first batch with a
-        known label at the largest radius; or their settings; None means no.
-      check_examples: on how many examples, at most those of a batch; on the whole of it where
-        logits depend on the batch.
+      bounds: smallest and largest valid value of an input; None if every value is valid.
+      batch_dependent: whether an example's logits depend on the rest of the batch, as with
+        statistics of the test batch; None to test it on the first batch. If they do, the attacker
+        changes each batch as a whole, and the intervals are too narrow, because they assume
+        independent examples.
+      checks: whether to make the checks of ``steinnorm.attacks.checks``, on the first batch with a
+        label at the largest radius; or their settings. None means no.
+      check_examples: number of examples for the checks, at most a batch; the whole batch if logits
+        depend on it.
       twin: the same model without its defence, for the check of transfer.
-      class_names: for the pictures.
-      progress: whether progress, and the checks' verdicts, are printed.
+      class_names: names of the classes for the pictures.
+      progress: whether progress and the checks' verdicts are printed.
 
     Returns:
       Rows, checks and results per example.
 
     Raises:
-      ValueError: an argument is not as described, an attack does not exist or not for such labels,
-        or model and data do not fit together.
+      ValueError: an argument is not as described, an attack is unknown or does not support the
+        labels, or model and data do not fit together.
       LeftThreatError: an attack left its ball or box.
 
     Warns:
-      RadiusWarning: a ball holds all of the box.
-      BatchDependenceWarning: logits depend on the batch, and nobody said so.
-      UserWarning: results of another model are replaced, the checks could not be made, or there is
-        no matplotlib for figures.
+      RadiusWarning: a ball contains the whole box.
+      BatchDependenceWarning: logits depend on the batch, and ``batch_dependent`` is None.
+      UserWarning: results of another model are replaced, the checks could not be made, or
+        matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,19 +122,21 @@ def evaluate_robustness(
       >>> [(row.attack, row.epsilon, row.value) for row in found.rows]
       [('none', 0.0, 1.0), ('pgd', 0.1, 0.5), ('worst', 0.1, 0.5)]
     """
-    chosen, radii = checked_attacks(attacks), checked_radii(epsilons, norm, bounds)
-    wanted = checked_wanted(checks, check_examples, twin)
+    chosen, radii = parse_attacks(attacks), parse_radii(epsilons, norm, bounds)
+    check_request = parse_checks(checks, check_examples, twin)
     data, folder = Data(x, y, batch_size), None if out is None else Path(out)
     batches = data.batches
     per_batch = 1 + len(chosen) * len(radii)
-    with Bar(progress, None if batches is None else batches * per_batch) as bar:
-        loop = Loop(
-            Measure(logits_fn, norm, bounds, whole("seed", seed), folder is not None, bar.note),
+    with ProgressBar(progress, None if batches is None else batches * per_batch) as bar:
+        loop = EvaluationLoop(
+            BatchEvaluator(
+                logits_fn, norm, bounds, parse_integer("seed", seed), folder is not None, bar.note
+            ),
             chosen,
             radii,
             Store(folder),
             bar.advance,
-            checked_dependence(batch_dependent),
+            parse_batch_dependent(batch_dependent),
         )
         try:
             loop.run(data)
@@ -142,55 +144,68 @@ def evaluate_robustness(
             if folder is not None and loop.results:
                 _write(loop, folder, _STOPPED)
             raise
-        # Whatever becomes of the checks, what is measured is written.
-        result = _write(loop, folder, _UNCHECKED if _to_check(loop, wanted) else "")
+        # Written before the checks, so that their failure loses no results.
+        result = _write(loop, folder, _UNCHECKED if _checked_radii(loop, check_request) else "")
         if folder is not None:
             write_figures(result, class_names)
-        if _to_check(loop, wanted):
-            result = _with_checks(result, loop, wanted, bar)
+        if _checked_radii(loop, check_request):
+            result = _with_checks(result, loop, check_request, bar)
         if folder is not None:
-            bar.say(f"written: {folder}")
+            bar.print_line(f"written: {folder}")
     return result
 
 
-def _to_check(loop: Loop, wanted: Wanted) -> list[float]:
-    """The radii of which the largest is checked; none where no checks are made."""
-    return [] if wanted.settings is None else [epsilon for _, epsilon in loop.balls if epsilon > 0]
+def _checked_radii(loop: EvaluationLoop, check_request: CheckRequest) -> list[float]:
+    """Returns the radii of which the largest is checked; empty if no checks are made."""
+    return (
+        []
+        if check_request.settings is None
+        else [epsilon for _, epsilon in loop.ball_attacks if epsilon > 0]
+    )
 
 
-def _write(loop: Loop, folder: Path | None, missing: str) -> Robustness:
-    """Writes the tables, and removes what lies beside them of another evaluation."""
+def _write(loop: EvaluationLoop, folder: Path | None, missing: str) -> Robustness:
+    """Writes the tables, and removes outdated files of other evaluations."""
     result = _result(loop, folder, missing)
     if folder is not None:
         complete = missing != _STOPPED
-        loop.store.tidy(loop.results, loop.identity, loop.digests, complete=complete)
+        loop.store.remove_outdated(loop.results, loop.identity, loop.digests, complete=complete)
         write_tables(result)
     return result
 
 
-def _with_checks(result: Robustness, loop: Loop, wanted: Wanted, bar: Bar) -> Robustness:
+def _with_checks(
+    result: Robustness, loop: EvaluationLoop, check_request: CheckRequest, bar: ProgressBar
+) -> Robustness:
     path = None if result.out is None else result.out / CHECKS
-    radius = max(_to_check(loop, wanted))
-    made = checked(loop.measure, loop.labelled, radius, wanted, identity=loop.identity, path=path)
-    for finding in made.findings:
-        bar.say(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
-    checks = {"checks": made.findings, "curve": made.curve}
+    radius = max(_checked_radii(loop, check_request))
+    check_results = make_checks(
+        loop.evaluator,
+        loop.first_labelled_batch,
+        radius,
+        check_request,
+        identity=loop.identity,
+        path=path,
+    )
+    for finding in check_results.findings:
+        bar.print_line(f"check: {finding.verdict:14} {finding.name}: {finding.detail}")
+    checks = {"checks": check_results.findings, "curve": check_results.curve}
     result = dataclasses.replace(result, **checks, missing="")  # type: ignore[arg-type]
     if result.out is not None:
         write_tables(result)
-    if made.error:
-        warn(made.error)
+    if check_results.error:
+        warn(check_results.error)
     return result
 
 
-def _result(loop: Loop, folder: Path | None, missing: str) -> Robustness:
-    balls = loop.balls
-    results, over = with_worst(loop.results, balls, joint=loop.measure.batch_dependent)
+def _result(loop: EvaluationLoop, folder: Path | None, missing: str) -> Robustness:
+    ball_attacks = loop.ball_attacks
+    results, over = add_worst(loop.results, ball_attacks, joint=loop.evaluator.batch_dependent)
     rows = []
-    for key, found in results.items():
-        has_ball = key in balls or key[0] == WORST
-        norm_order = loop.measure.norm if has_ball else ""
-        rows.append(row_of(key, found, norm_order, over[key[1]] if key[0] == WORST else ""))
+    for key, per_example in results.items():
+        has_ball = key in ball_attacks or key[0] == WORST
+        norm_order = loop.evaluator.norm if has_ball else ""
+        rows.append(make_row(key, per_example, norm_order, over[key[1]] if key[0] == WORST else ""))
     names = ("norm", "bounds", "seed", "batch_dependent")
     settings = {name: loop.identity[name] for name in names}
     return Robustness(

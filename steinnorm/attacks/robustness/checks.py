@@ -1,4 +1,4 @@
-"""The checks of an evaluation, made once, on its first batch with a known label."""
+"""The checks of an evaluation, made once, on its first batch with a label."""
 
 import dataclasses
 import json
@@ -8,26 +8,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from steinnorm.attacks._model import LogitsFn, as_argument
+from steinnorm.attacks._model import LogitsFn, as_partial
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, CheckSettings, Finding, run_checks
 from steinnorm.attacks.files import write_json
-from steinnorm.attacks.robustness.arguments import Wanted
+from steinnorm.attacks.robustness.arguments import CheckRequest
 from steinnorm.attacks.robustness.data import Batch
-from steinnorm.attacks.robustness.described import arrays_digest
-from steinnorm.attacks.robustness.measure import Measure
+from steinnorm.attacks.robustness.describe import arrays_digest
+from steinnorm.attacks.robustness.evaluator import BatchEvaluator
 from steinnorm.attacks.robustness.tables import CHECKS_MADE
 from steinnorm.attacks.threat import Threat
 
 
-class Checked(NamedTuple):
-    """What the checks of one ball found.
+class CheckResults(NamedTuple):
+    """The results of all checks at one radius.
 
     Attributes:
       epsilon: radius of the ball.
-      examples: on how many.
-      findings: one for each check, in the order in which they are made.
-      curve: steps of PGD -> share of the labels that are left.
-      error: why they could not be made; empty where they were.
+      examples: number of examples.
+      findings: one finding per check, in the order of execution.
+      curve: accuracy by the number of PGD's steps.
+      error: why the checks could not be made; empty if they were.
     """
 
     epsilon: float
@@ -37,40 +37,39 @@ class Checked(NamedTuple):
     error: str = ""
 
 
-def checked(
-    measure: Measure,
+def make_checks(
+    evaluator: BatchEvaluator,
     batch: Batch | None,
     epsilon: float,
-    wanted: Wanted,
+    check_request: CheckRequest,
     *,
     identity: dict[str, Any],
     path: Path | None,
-) -> Checked:
-    """Makes the checks, or takes them from a file where they were made of just this.
+) -> CheckResults:
+    """Makes the checks, or reads them from a file if they were made with the same inputs.
 
-    Where they cannot be made, a single finding says so, and why.
+    If they cannot be made, the result is a single finding with the reason.
 
     Args:
-      measure: the model and its ball.
-      batch: the first batch with a known label, whose first examples they are made on; None where
-        there is none.
+      evaluator: the model and its threat.
+      batch: first batch with a label, whose first examples are used; None if there is none.
       epsilon: radius of the ball.
-      wanted: how they are made.
-      identity: what all results of the evaluation depend on.
-      path: of the file; None for none.
+      check_request: settings, number of examples and twin.
+      identity: everything that all results of the evaluation depend on.
+      path: file of the results; None for none.
     """
     if batch is None:
         detail = "checks could not be made: no label is known"
-        return Checked(epsilon, 0, (Finding(CHECKS_MADE, NOT_APPLICABLE, None, detail),), {})
+        return CheckResults(epsilon, 0, (Finding(CHECKS_MADE, NOT_APPLICABLE, None, detail),), {})
     identity = {**identity, "first": batch.digest()}
-    if not measure.batch_dependent:  # else a part of it would be another model
-        index = batch.with_label()[: wanted.examples]
-        batch = Batch(batch.place, batch.x[index], batch.y[index])
+    if not evaluator.batch_dependent:  # a part of it would be another model
+        index = batch.with_label()[: check_request.examples]
+        batch = Batch(batch.number, batch.x[index], batch.y[index])
     try:
-        return _found(measure, batch, epsilon, wanted, identity, path)
-    except Exception as error:  # whatever it is, hours of measurements must not be lost by it
+        return _load_or_run(evaluator, batch, epsilon, check_request, identity, path)
+    except Exception as error:  # no failure of a check may lose hours of measurements
         detail = f"checks could not be made: {type(error).__name__}: {error}"
-        failed = Checked(
+        failed = CheckResults(
             epsilon, len(batch.x), (Finding(CHECKS_MADE, FAIL, None, detail),), {}, detail
         )
         if path is not None:
@@ -78,77 +77,77 @@ def checked(
         return failed
 
 
-def _found(  # noqa: PLR0917
-    measure: Measure,
+def _load_or_run(  # noqa: PLR0917
+    evaluator: BatchEvaluator,
     batch: Batch,
     epsilon: float,
-    wanted: Wanted,
+    check_request: CheckRequest,
     identity: dict[str, Any],
     path: Path | None,
-) -> Checked:
-    settings, twin = wanted.settings, wanted.twin
+) -> CheckResults:
+    settings, twin = check_request.settings, check_request.twin
     assert settings is not None
-    theirs = None if twin is None else arrays_digest(as_argument(twin))
+    twin_digest = None if twin is None else arrays_digest(as_partial(twin))
     depends_on = {
         **identity,
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         "epsilon": epsilon,
         "examples": len(batch.x),
-        "twin": theirs,
+        "twin": twin_digest,
     }
-    # A twin that is a plain function has nothing to be told by.
-    found = _read(path, depends_on) if path is not None and theirs != "" else None
-    if found is None:
-        found = _made(measure, batch, epsilon, settings, twin)
+    # A twin that is a plain function cannot be identified.
+    results = _read(path, depends_on) if path is not None and twin_digest != "" else None
+    if results is None:
+        results = _run(evaluator, batch, epsilon, settings, twin)
         if path is not None:
-            _write(path, found, depends_on)
-    return found
+            _write(path, results, depends_on)
+    return results
 
 
-def _made(
-    measure: Measure,
+def _run(
+    evaluator: BatchEvaluator,
     batch: Batch,
     epsilon: float,
     settings: CheckSettings,
     twin: LogitsFn | None,
-) -> Checked:
-    """Makes the checks; the only place that calls ``run_checks``."""
+) -> CheckResults:
+    """Makes the checks."""
 
-    def tell(name: str, done: int, total: int) -> None:
-        measure.on_progress(f"check {done} of {total}, {name}")
+    def report(name: str, done: int, total: int) -> None:
+        evaluator.on_progress(f"check {done} of {total}, {name}")
 
-    threat = Threat(measure.norm, epsilon, measure.bounds)
-    made = run_checks(
-        measure.model,
+    threat = Threat(evaluator.norm, epsilon, evaluator.bounds)
+    checks = run_checks(
+        evaluator.model,
         jnp.asarray(batch.x),
         jnp.asarray(batch.y),
         threat=threat,
-        key=jax.random.key(measure.seed),
+        key=jax.random.key(evaluator.seed),
         settings=settings,
         twin=twin,
-        batch_dependent=measure.batch_dependent,
-        on_progress=tell,
+        batch_dependent=evaluator.batch_dependent,
+        on_progress=report,
     )
-    return Checked(epsilon, len(batch.x), tuple(made.findings), dict(made.curve))
+    return CheckResults(epsilon, len(batch.x), tuple(checks.findings), dict(checks.curve))
 
 
-def _write(path: Path, found: Checked, identity: dict[str, Any]) -> None:
+def _write(path: Path, results: CheckResults, identity: dict[str, Any]) -> None:
     content = {
         "identity": identity,
-        "epsilon": found.epsilon,
-        "examples": found.examples,
-        "findings": [finding._asdict() for finding in found.findings],
-        "curve": {str(steps): share for steps, share in found.curve.items()},
+        "epsilon": results.epsilon,
+        "examples": results.examples,
+        "findings": [finding._asdict() for finding in results.findings],
+        "curve": {str(steps): share for steps, share in results.curve.items()},
     }
-    write_json(path, content | ({"error": found.error} if found.error else {}))
+    write_json(path, content | ({"error": results.error} if results.error else {}))
 
 
-def _read(path: Path, identity: dict[str, Any]) -> Checked | None:
+def _read(path: Path, identity: dict[str, Any]) -> CheckResults | None:
     try:
         content = json.loads(path.read_text())
         if content["identity"] != identity or "error" in content:
             return None
-        return Checked(
+        return CheckResults(
             content["epsilon"],
             content["examples"],
             tuple(Finding(**finding) for finding in content["findings"]),

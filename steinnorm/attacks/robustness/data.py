@@ -1,4 +1,4 @@
-"""Inputs and labels of an evaluation, batch after batch, as arrays or as an iterable of batches."""
+"""Inputs and labels of an evaluation, as batches from arrays or from an iterable."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,52 +14,53 @@ _PAIRS = "an iterable of (x, y) batches"
 
 
 class Batch(NamedTuple):
-    """One batch on the host.
+    """One batch as NumPy arrays.
 
     Attributes:
-      place: its number, from 0.
+      number: number of the batch, from 0.
       x: inputs (B, ...), floating.
       y: labels (B,) or (B, H, W), integers.
     """
 
-    place: int
+    number: int
     x: np.ndarray
     y: np.ndarray
 
     def with_label(self) -> np.ndarray:
-        """Returns the positions of the examples that have a known label."""
-        there = self.y.reshape(len(self.y), -1) != VOID
-        return np.flatnonzero(there.any(axis=1) | (self.y.ndim == 1))
+        """Returns the positions of the examples that have a label."""
+        labelled = self.y.reshape(len(self.y), -1) != VOID
+        return np.flatnonzero(labelled.any(axis=1) | (self.y.ndim == 1))
 
     def digest(self) -> str:
         """Returns a hash of inputs and labels."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for values in (self.x, self.y):
-            found.update(f"{values.shape} {values.dtype}".encode())
-            found.update(np.ascontiguousarray(values).tobytes())
-        return found.hexdigest()
+            digest.update(f"{values.shape} {values.dtype}".encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
-    def filled(self, size: int) -> "Batch":
-        """Returns the batch with copies of its first examples behind it, up to ``size``.
+    def padded(self, size: int) -> "Batch":
+        """Returns the batch padded to ``size`` with copies of its first examples.
 
-        One size is one compilation.  Only for models whose logits do not depend on the batch.
+        A constant size avoids further compilations. It must not be used for models whose logits
+        depend on the batch.
 
         Args:
-          size: examples that the batch shall have; a larger batch stays as it is.
+          size: number of examples; a larger batch is returned unchanged.
         """
         if len(self.x) >= size:
             return self
         index = np.arange(size) % len(self.x)
-        return Batch(self.place, self.x[index], self.y[index])
+        return Batch(self.number, self.x[index], self.y[index])
 
 
 class Data:
-    """What is evaluated; iterate over it for its batches.
+    """The evaluated inputs and labels; iterating over it yields batches.
 
     Args:
-      x: inputs (N, ...), or an iterable of (x, y) batches where ``y`` is None.
-      y: labels of all inputs.
-      batch_size: of arrays; an iterable's batches are taken as they are.
+      x: inputs (N, ...), or an iterable of (x, y) batches if ``y`` is None.
+      y: labels of all inputs, or None.
+      batch_size: examples per batch if ``x`` is an array.
 
     Raises:
       ValueError: the arguments do not fit together, or there is nothing to evaluate.
@@ -73,9 +74,9 @@ class Data:
         self._size = int(batch_size)
         self._y = None if y is None else np.asarray(y)
         if self._y is not None:
-            # On several devices a part of it could not be taken without saying where it goes.
-            many = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
-            self._x = x if hasattr(x, "shape") and not many else np.asarray(x)
+            # Slicing an array on several devices would need a sharding for the slice.
+            on_several_devices = isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+            self._x = x if hasattr(x, "shape") and not on_several_devices else np.asarray(x)
             _check_pair(self._x, self._y)
         elif hasattr(x, "shape") or not hasattr(x, "__iter__"):
             got = f"an array of shape {x.shape}" if hasattr(x, "shape") else type(x).__name__
@@ -85,40 +86,40 @@ class Data:
 
     @property
     def batches(self) -> int | None:
-        """How many there are; None where nobody knows."""
+        """The number of batches; None if it is unknown."""
         if self._y is not None:
             return -(-len(self._y) // self._size)
         return len(self._x) if hasattr(self._x, "__len__") else None
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the batches may be gone through again."""
+        """Whether the batches can be iterated over again."""
         return self._y is not None or iter(self._x) is not self._x
 
     def __iter__(self) -> Iterator[Batch]:
         if self._y is None:
-            yield from self._given()
+            yield from self._from_iterable()
             return
-        for place, start in enumerate(range(0, len(self._y), self._size)):
+        for number, start in enumerate(range(0, len(self._y), self._size)):
             part = slice(start, start + self._size)
-            # One batch at a time on the host, wherever the arrays lie.
-            yield Batch(place, np.asarray(self._x[part]), self._y[part])
+            # Only one batch at a time is copied from the devices.
+            yield Batch(number, np.asarray(self._x[part]), self._y[part])
 
-    def _given(self) -> Iterator[Batch]:
-        place = -1
-        for place, pair in enumerate(self._x):
+    def _from_iterable(self) -> Iterator[Batch]:
+        number = -1
+        for number, pair in enumerate(self._x):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(
-                    f"x must be {_PAIRS}; item {place} is a {type(pair).__name__}"
+                    f"x must be {_PAIRS}; item {number} is a {type(pair).__name__}"
                     + (f" of {len(pair)}" if isinstance(pair, tuple | list) else "")
                 )
             x, y = np.asarray(pair[0]), np.asarray(pair[1])
-            _check_pair(x, y, f" of batch {place}")
-            yield Batch(place, x, y)
-        if place < 0:
+            _check_pair(x, y, f" of batch {number}")
+            yield Batch(number, x, y)
+        if number < 0:
             raise ValueError(
-                "x has no batch: there is nothing to evaluate.  An iterator can be gone through "
-                "only once"
+                "x has no batch, so there is nothing to evaluate; if it is an iterator, it may be "
+                "exhausted: pass a new one"
             )
 
 
@@ -127,7 +128,7 @@ def _check_pair(x: Any, y: np.ndarray, where: str = "") -> None:
         raise ValueError(f"x{where} must be a non-empty batch (B, ...); got shape {x.shape}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
-            f"x{where} must be floating; got dtype {x.dtype}.  Scale images to [0, 1] first"
+            f"x{where} must be floating; got dtype {x.dtype}. Scale images to [0, 1] first"
         )
     if y.ndim < 1 or len(y) != len(x):
         raise ValueError(

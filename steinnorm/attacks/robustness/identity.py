@@ -1,4 +1,4 @@
-"""What results depend on, so that those of another model, data or code are not taken for ours."""
+"""What results depend on: stored results of another model, data or code must not be used."""
 
 import dataclasses
 import hashlib
@@ -18,23 +18,24 @@ from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.code_digest import code_digest
 from steinnorm.attacks.files import write_bytes
 from steinnorm.attacks.losses import per_example
-from steinnorm.attacks.robustness.described import arrays_digest, described
+from steinnorm.attacks.robustness.describe import arrays_digest, describe
 
-_MOST = 2**20  # values of logits and of gradients that are kept
+_MOST_VALUES = 2**20  # largest number of logits, and of gradient values, that are kept
 
-# Far above what the same program gives on the same machine, which is no difference at all, and
-# below what a step of training does.  Where another machine rounds more, results are made again.
+# Largest relative differences that still count as the same model. The same program on the same
+# machine has no difference at all, and a training step makes a larger one. If another machine
+# differs by more, results are measured again.
 _LOGITS, _GRADIENT = 1e-5, 1e-4
 
 
 class Fingerprint(NamedTuple):
-    """A model by what it answers: a plain function has no weights that could be compared.
+    """Identifies a model by its answers, because a plain function has no accessible weights.
 
     Attributes:
-      arrays: a hash of the model's arrays, where it is a pytree with arrays; else empty.
-      logits: of the first batch, flat, at most 2^20 evenly spaced ones.
-      gradient: of the summed margin with respect to that batch, the same of it.  Two models may
-        have the same logits and other gradients, such as one that hides them.
+      arrays: hash of the model's arrays; empty if it is not a pytree with arrays.
+      logits: logits of the first batch, flattened, at most 2^20 evenly spaced values.
+      gradient: gradient of the summed margin with respect to that batch, likewise. Two models may
+        have the same logits but different gradients, if one of them masks its gradients.
     """
 
     arrays: str
@@ -43,12 +44,12 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, problem: Problem) -> "Fingerprint":
-        """Returns that of the model of a problem, on its batch."""
+        """Returns the fingerprint of a problem's model on its batch."""
         gradient = _gradient(problem.model, problem.x, problem.criterion.y)
-        return cls(arrays_digest(problem.model), _some(problem.logits), _some(gradient))
+        return cls(arrays_digest(problem.model), _subsample(problem.logits), _subsample(gradient))
 
     def is_like(self, other: "Fingerprint") -> bool:
-        """Returns whether both are of one model, but for rounding."""
+        """Returns whether both belong to the same model, up to rounding."""
         return (
             self.arrays == other.arrays
             and _differ(self.logits, other.logits) <= _LOGITS
@@ -57,38 +58,38 @@ class Fingerprint(NamedTuple):
 
     def digest(self) -> str:
         """Returns a name for the model."""
-        found = hashlib.sha256(self.arrays.encode())
-        found.update(self.logits.tobytes() + self.gradient.tobytes())
-        return found.hexdigest()
+        digest = hashlib.sha256(self.arrays.encode())
+        digest.update(self.logits.tobytes() + self.gradient.tobytes())
+        return digest.hexdigest()
 
 
-def recognised(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
-    """Returns the name of the model, and whether another one was there before.
+def recognise_model(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
+    """Returns the name of the model, and whether the file belonged to another model before.
 
     Args:
-      fingerprint: of the model.
-      path: of the file that holds the last one's; it is written anew where it is of another.
+      fingerprint: fingerprint of the model.
+      path: file with the last model's fingerprint; it is replaced if the model is another one.
     """
-    found = None
+    stored_name = None
     try:
-        # From memory: of a damaged file np.load leaves the handle open.
+        # From memory, because np.load leaves the handle of a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as file:
-            before = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
-            found = str(file["name"])
-    except Exception:  # a damaged file fails in many ways, zlib.error among them
-        before = None
-    if before is not None and found and fingerprint.is_like(before):
-        return found, False
+            stored = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
+            stored_name = str(file["name"])
+    except Exception:  # damaged files raise many errors, zlib.error among them
+        stored = None
+    if stored is not None and stored_name and fingerprint.is_like(stored):
+        return stored_name, False
     buffer, name = io.BytesIO(), fingerprint.digest()
     kept = {**fingerprint._asdict(), "name": name}
     arrays: dict[str, Any] = {key: np.asarray(value) for key, value in kept.items()}
     np.savez_compressed(buffer, **arrays)
     write_bytes(path, buffer.getvalue())
-    return name, before is not None
+    return name, stored is not None
 
 
 def code_identity() -> dict[str, Any]:
-    """Returns what all results depend on besides model, data and settings; as JSON."""
+    """Returns what all results depend on besides model, data and settings, as JSON."""
     return {
         "code": code_digest(Path(__file__).parents[1]),
         "jax": jax.__version__,
@@ -96,16 +97,19 @@ def code_identity() -> dict[str, Any]:
     }
 
 
-def settings_of(attack: AttackSettings | Callable[..., Any]) -> dict[str, Any] | None:
-    """Returns what an attack's results depend on, as JSON; None where nobody can tell.
+def describe_attack(attack: AttackSettings | Callable[..., Any]) -> dict[str, Any] | None:
+    """Returns what an attack's results depend on, as JSON; None if that cannot be determined.
 
-    A function of one's own is told by its code, its defaults, what it closes over and what globals
-    it reads.
+    A function is identified by its code, defaults, closure and the globals that it reads.
     """
     if isinstance(attack, AttackSettings):
         return dataclasses.asdict(attack)
-    words = described(attack)
-    return None if words is None else {"function": hashlib.sha256(words.encode()).hexdigest()}
+    description = describe(attack)
+    return (
+        None
+        if description is None
+        else {"function": hashlib.sha256(description.encode()).hexdigest()}
+    )
 
 
 @jax.jit
@@ -116,17 +120,17 @@ def _gradient(model: jax.tree_util.Partial, x: jax.Array, y: jax.Array) -> jax.A
     return jax.grad(total)(x)
 
 
-def _some(values: jax.Array) -> np.ndarray:
+def _subsample(values: jax.Array) -> np.ndarray:
     flat = np.asarray(values).ravel()
-    return flat[:: max(1, -(-flat.size // _MOST))].astype(np.float32)
+    return flat[:: max(1, -(-flat.size // _MOST_VALUES))].astype(np.float32)
 
 
 def _differ(a: np.ndarray, b: np.ndarray) -> float:
-    """Length of the difference as a share of the longer one; infinite where they do not compare."""
+    """Returns |a - b| / max(|a|, |b|); infinite for different shapes or non-finite values."""
     if a.shape != b.shape:
         return np.inf
-    here, there = a.astype(np.float64), b.astype(np.float64)
-    longer = max(np.linalg.norm(here), np.linalg.norm(there))
+    first, second = a.astype(np.float64), b.astype(np.float64)
+    longer = max(np.linalg.norm(first), np.linalg.norm(second))
     if not np.isfinite(longer):
-        return 0.0 if np.array_equal(here, there, equal_nan=True) else np.inf
-    return float(np.linalg.norm(here - there) / longer) if longer else 0.0
+        return 0.0 if np.array_equal(first, second, equal_nan=True) else np.inf
+    return float(np.linalg.norm(first - second) / longer) if longer else 0.0

@@ -1,4 +1,4 @@
-"""The loop of an evaluation: batches outside, attacks inside, so that data pass by once."""
+"""The loop of an evaluation: over batches, then over attacks, so that data are read once."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -10,19 +10,25 @@ from steinnorm.attacks.catalogue import AttackSettings, check_fits
 from steinnorm.attacks.errors import RadiusWarning
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.data import Batch, Data
-from steinnorm.attacks.robustness.identity import Fingerprint, code_identity, settings_of
-from steinnorm.attacks.robustness.measure import Attack, Measure, Ready, has_ball, name_of
+from steinnorm.attacks.robustness.evaluator import (
+    Attack,
+    BatchEvaluator,
+    PreparedBatch,
+    attack_name,
+    has_ball,
+)
+from steinnorm.attacks.robustness.identity import Fingerprint, code_identity, describe_attack
 from steinnorm.attacks.robustness.rows import NONE, Key
-from steinnorm.attacks.robustness.said import said_once
 from steinnorm.attacks.robustness.store import Store
+from steinnorm.attacks.robustness.warn_once import warn_once
 from steinnorm.attacks.threat import Threat, radius_text
 
 
-class _OtherDataError(Exception):
-    """What is in the folder was measured on other data, and batches have passed by already.
+class _DataMismatchError(Exception):
+    """Results in the folder were measured on other data, which was noticed after the first batch.
 
     Attributes:
-      results: which.
+      results: attacks and radii of these results.
     """
 
     def __init__(self, results: set[Key]):
@@ -31,176 +37,180 @@ class _OtherDataError(Exception):
 
 
 @dataclasses.dataclass
-class Loop:
+class EvaluationLoop:
     """Measures every attack at every radius on every batch.
 
     Attributes:
-      measure: the model and how it is attacked; what the first batch shows is noted in it.
-      attacks: besides the clean inputs.
-      epsilons: of every attack.
-      store: where results are kept.
-      on_batch: called after each attack on each batch with what it was.
-      given_dependence: whether logits depend on the batch; None to find out.
-      results: so far.
-      first: the first batch, once it is there.
-      labelled: the first batch that has a known label.
-      identity: what all results depend on.
-      digests: of the batches that were gone through.
-      stale: what lies in the folder of other data.
+      evaluator: the model and how it is attacked; its batch dependence is set by the first batch.
+      attacks: the attacks, besides the clean inputs.
+      epsilons: the radii of each attack.
+      store: the files of the results.
+      on_batch: called after each attack on each batch with the name of the attack and the radius.
+      batch_dependent: whether logits depend on the batch; None to test it.
+      results: results so far.
+      first_batch: the first batch; None before it is read.
+      first_labelled_batch: the first batch with a label.
+      identity: everything that all results depend on.
+      digests: hashes of the batches that have been read.
+      stale: stored results of other data, which must not be used.
     """
 
-    measure: Measure
+    evaluator: BatchEvaluator
     attacks: Sequence[Attack]
     epsilons: Sequence[float]
     store: Store
     on_batch: Callable[[str], None]
-    given_dependence: bool | None
+    batch_dependent: bool | None
     results: dict[Key, PerExample] = dataclasses.field(default_factory=dict)
-    first: Batch | None = None
-    labelled: Batch | None = None
+    first_batch: Batch | None = None
+    first_labelled_batch: Batch | None = None
     identity: dict[str, Any] = dataclasses.field(default_factory=dict)
     digests: tuple[str, ...] = ()
     stale: set[Key] = dataclasses.field(default_factory=set)
 
     def run(self, data: Data) -> None:
-        """Goes through all batches.
+        """Runs all attacks on all batches.
 
         Args:
           data: inputs and labels.
 
         Raises:
-          ValueError: the data do not fit the model or the attacks, or are others than those in the
-            folder and cannot be gone through again.
+          ValueError: the data do not fit the model or the attacks, or differ from those of the
+            results in the folder and cannot be read again.
         """
         while True:
             try:
-                self._through(data)
+                self._pass_through(data)
                 return
-            except _OtherDataError as error:
+            except _DataMismatchError as error:
                 if not data.is_repeatable:
                     raise ValueError(
-                        "the results in this folder are of other data, which x, an iterator, "
-                        "showed too late to begin anew: name another folder, or make x repeatable"
+                        "the results in this folder are of other data, and x is an iterator, which "
+                        "cannot be read again: name another folder, or make x repeatable"
                     ) from error
-                # Never taken from the files again, so that this ends.
+                # Stale results are not loaded again, so that this loop ends.
                 self.stale |= error.results
-                self.results, self.first, self.labelled = {}, None, None
+                self.results, self.first_batch, self.first_labelled_batch = {}, None, None
 
     @property
     def steps(self) -> int:
-        """How many times ``on_batch`` is called for one batch."""
+        """Number of calls of ``on_batch`` per batch."""
         return 1 + len(self.attacks) * len(self.epsilons)
 
     @property
-    def balls(self) -> list[Key]:
-        """Attacks and radii, noises left out."""
-        return [(name_of(a), e) for a in self.attacks if has_ball(a) for e in self.epsilons]
+    def ball_attacks(self) -> list[Key]:
+        """Attacks and radii, without noises."""
+        return [(attack_name(a), e) for a in self.attacks if has_ball(a) for e in self.epsilons]
 
-    def _through(self, data: Data) -> None:
+    def _pass_through(self, data: Data) -> None:
         self.digests = ()
         for batch in data:
-            ready = self._begin(batch) if self.first is None else None
-            if self.labelled is None and len(batch.with_label()):
-                self.labelled = batch
+            prepared = self._start_with(batch) if self.first_batch is None else None
+            if self.first_labelled_batch is None and len(batch.with_label()):
+                self.first_labelled_batch = batch
             self.digests += (batch.digest(),)
-            for cell in self._cells():
-                ready = self._cell(cell, batch, ready)
+            for measurement in self._measurements():
+                prepared = self._measure(measurement, batch, prepared)
         longer = {k for k, results in self.results.items() if results.batches > len(self.digests)}
         if longer:
-            raise _OtherDataError(longer)
+            raise _DataMismatchError(longer)
 
-    def _cells(self) -> Iterator[tuple[Attack | None, float]]:
+    def _measurements(self) -> Iterator[tuple[Attack | None, float]]:
         yield None, 0.0
         for attack in self.attacks:
             for epsilon in self.epsilons:
                 yield attack, epsilon
 
-    def _begin(self, batch: Batch) -> Ready:
-        """Looks at the first batch: does all fit, what is the model, what is measured already?"""
-        self.first, size = batch, len(batch.x)
-        ready = self.measure.ready(batch, size)
+    def _start_with(self, batch: Batch) -> PreparedBatch:
+        """Checks the first batch, identifies the model, and loads stored results."""
+        self.first_batch, size = batch, len(batch.x)
+        prepared = self.evaluator.prepare(batch, size)
         for attack in self.attacks:
             if isinstance(attack, AttackSettings):
-                check_fits(attack, ready.problem.classes, ready.problem.label_axes)
+                check_fits(attack, prepared.problem.classes, prepared.problem.label_axes)
         self._warn_of_radii(batch)
-        with said_once(self.measure.said):
-            dependent = resolve_batch_dependence(ready.problem, self.given_dependence)
-        self.measure = dataclasses.replace(self.measure, batch_dependent=dependent)
+        with warn_once(self.evaluator.given_warnings):
+            dependent = resolve_batch_dependence(prepared.problem, self.batch_dependent)
+        self.evaluator = dataclasses.replace(self.evaluator, batch_dependent=dependent)
         self.identity = {
             **code_identity(),
-            "norm": self.measure.norm,
-            "bounds": _plain(self.measure.bounds),
-            "seed": self.measure.seed,
+            "norm": self.evaluator.norm,
+            "bounds": _as_json(self.evaluator.bounds),
+            "seed": self.evaluator.seed,
             "batch_dependent": dependent,
         }
-        if self.store.is_kept:
-            name, other = self.store.model(Fingerprint.of(ready.problem))
+        if self.store.has_folder:
+            name, is_other = self.store.model(Fingerprint.of(prepared.problem))
             self.identity["model"] = name
-            if other:
+            if is_other:
                 warn(
                     "the results in this folder are of another model or of other data, and are "
                     "replaced"
                 )
-        for cell in self._cells():
-            found = self.store.load(self._about(*cell))
-            if found is not None and _key(*cell) not in self.stale:
-                self.results[_key(*cell)] = found
-        return ready
+        for measurement in self._measurements():
+            stored = self.store.load(self._describe(*measurement))
+            if stored is not None and _key(*measurement) not in self.stale:
+                self.results[_key(*measurement)] = stored
+        return prepared
 
     def _warn_of_radii(self, batch: Batch) -> None:
-        for epsilon in self.epsilons if self.balls else ():
-            threat = Threat(self.measure.norm, epsilon, self.measure.bounds)
+        for epsilon in self.epsilons if self.ball_attacks else ():
+            threat = Threat(self.evaluator.norm, epsilon, self.evaluator.bounds)
             if threat.holds_box(batch.x.shape):
                 warn(radius_text(threat), RadiusWarning)
 
-    def _cell(
-        self, cell: tuple[Attack | None, float], batch: Batch, ready: Ready | None
-    ) -> Ready | None:
-        """One attack on one batch; the batch as it lies on the device now, if it does."""
-        (attack, epsilon), key, digest = cell, _key(*cell), self.digests[-1]
-        have = self.results.get(key)
-        if have is not None and have.batches > batch.place:
-            if have.digests[batch.place] == digest:
+    def _measure(
+        self, measurement: tuple[Attack | None, float], batch: Batch, prepared: PreparedBatch | None
+    ) -> PreparedBatch | None:
+        """Runs one attack on one batch, if not stored; returns the batch if it is on the device."""
+        (attack, epsilon), key, digest = measurement, _key(*measurement), self.digests[-1]
+        previous = self.results.get(key)
+        if previous is not None and previous.batches > batch.number:
+            if previous.digests[batch.number] == digest:
                 self.on_batch(f"{key[0]} {epsilon:.4g}")
-                return ready
-            if batch.place:
-                raise _OtherDataError(self._of_other_data())
-            have = None
-        assert self.first is not None
-        ready = ready or self.measure.ready(batch, len(self.first.x))
-        more = (
-            self.measure.clean(ready)
+                return prepared
+            if batch.number:
+                raise _DataMismatchError(self._of_other_data())
+            previous = None
+        assert self.first_batch is not None
+        prepared = prepared or self.evaluator.prepare(batch, len(self.first_batch.x))
+        new_results = (
+            self.evaluator.evaluate_clean(prepared)
             if attack is None
-            else self.measure.attacked(attack, epsilon, ready)
+            else self.evaluator.evaluate_attack(attack, epsilon, prepared)
         )
-        more = dataclasses.replace(more, about=self._about(*cell), digests=(digest,))
-        self.results[key] = more if have is None else have.extended(more)
+        new_results = dataclasses.replace(
+            new_results, about=self._describe(*measurement), digests=(digest,)
+        )
+        self.results[key] = new_results if previous is None else previous.extended(new_results)
         self.store.save(self.results[key])
         self.on_batch(f"{key[0]} {epsilon:.4g}")
-        return ready
+        return prepared
 
     def _of_other_data(self) -> set[Key]:
-        """Results of which a batch is not the one that was gone through at its place."""
-        seen = self.digests
-        return {k for k, r in self.results.items() if r.digests[: len(seen)] != seen[: r.batches]}
+        """Returns the results of which a batch differs from the one that was read."""
+        digests = self.digests
+        return {
+            k for k, r in self.results.items() if r.digests[: len(digests)] != digests[: r.batches]
+        }
 
-    def _about(self, attack: Attack | None, epsilon: float) -> dict[str, Any]:
+    def _describe(self, attack: Attack | None, epsilon: float) -> dict[str, Any]:
         return {
             "attack": _key(attack, epsilon)[0],
             "epsilon": epsilon,
-            "attack_settings": {} if attack is None else settings_of(attack),
+            "attack_settings": {} if attack is None else describe_attack(attack),
             "identity": self.identity,
         }
 
 
 def _key(attack: Attack | None, epsilon: float) -> Key:
-    return (NONE if attack is None else name_of(attack)), epsilon
+    return (NONE if attack is None else attack_name(attack)), epsilon
 
 
-def _plain(bounds: Any) -> Any:
-    """Numbers and arrays as JSON has them."""
+def _as_json(bounds: Any) -> Any:
+    """Returns numbers and arrays in a form that can be written as JSON."""
     if bounds is None or isinstance(bounds, int | float):
         return bounds
     if isinstance(bounds, tuple | list):
-        return [_plain(part) for part in bounds]
+        return [_as_json(part) for part in bounds]
     return bounds.tolist() if hasattr(bounds, "tolist") else repr(bounds)

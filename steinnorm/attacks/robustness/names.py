@@ -1,4 +1,4 @@
-"""Names of files, of which no two attacks share one."""
+"""Names of the files of an evaluation, which differ for all attacks and radii."""
 
 import hashlib
 import re
@@ -7,23 +7,23 @@ from pathlib import Path
 PER_EXAMPLE, PICTURES, PLOT, CHECKS = "per_example", "pictures", "accuracy.png", "checks.json"
 
 WRITER = "steinnorm evaluate_robustness"
-"""What figures say of who wrote them."""
+"""Marks figures as written by an evaluation, in their metadata."""
 
 
-def is_ours(path: Path) -> bool:
+def is_written_here(path: Path) -> bool:
     """Returns whether a figure was written by an evaluation.
 
     Args:
-      path: of a PNG.
+      path: a PNG file.
     """
     return path.is_file() and WRITER.encode() in path.read_bytes()
 
 
-def stem(attack: str, epsilon: float) -> str:
-    """Returns the name, without its ending, of the files of one attack at one radius.
+def file_stem(attack: str, epsilon: float) -> str:
+    """Returns the file name, without suffix, of one attack at one radius.
 
     Args:
-      attack: its name.  Where characters of it are replaced, a hash tells it from other ones.
+      attack: name of the attack. If it has characters that are replaced, a hash of it is appended.
       epsilon: the radius.
     """
     name = re.sub(r"[^\w.+-]", "_", attack)

@@ -1,4 +1,4 @@
-"""The first examples: clean, attacked and the difference, as PNG; needs matplotlib."""
+"""Pictures of the first examples: clean, attacked and the difference; needs matplotlib."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,14 @@ from steinnorm.attacks.robustness.plots import png
 from steinnorm.attacks.robustness.tables import radius_text
 
 _COLUMNS = 6
-_RIGHT, _WRONG = "#00795A", "#C44601"  # Okabe & Ito's green and vermilion; signs differ too
+_RIGHT, _WRONG = (
+    "#00795A",
+    "#C44601",
+)  # dark green and vermilion after Okabe & Ito; the titles' signs differ too
 
 
 def are_images(results: PerExample) -> bool:
-    """Returns whether the kept examples are pictures: (k, H, W, C), C being 1 or 3."""
+    """Returns whether the kept examples are images: (k, H, W, C) with C = 1 or 3."""
     x = results.shown.get("x")
     return x is not None and len(x) > 0 and x.ndim == 4 and x.shape[-1] in (1, 3)
 
@@ -28,14 +31,14 @@ def picture(
     class_names: Sequence[str] = (),
     norm_order: str = "",
 ) -> bytes:
-    """Returns three rows of pictures, with what the model says of them.
+    """Returns three rows of images with the model's predictions, as PNG.
 
     Args:
-      attacked: results of an attack; ``are_images`` holds.
+      attacked: results of an attack for which ``are_images`` holds.
       clean: results of the clean inputs.
-      bounds: the box, which is black and white; None for the values that occur.
-      class_names: may be empty.
-      norm_order: of the ball; empty where there is none.
+      bounds: values shown as black and white; None for the smallest and largest values.
+      class_names: names of the classes; may be empty.
+      norm_order: norm of the ball; empty if there is none.
     """
     shown = {name: values[:_COLUMNS] for name, values in attacked.shown.items()}
     x, x_adv, y = shown["x"], shown["x_adv"], shown["y"]
@@ -47,10 +50,10 @@ def picture(
         ("attacked", (x_adv - low) / (high - low)),
         (f"difference\n(white: +{largest:.3g})", change),
     )
-    answers = (clean.shown["prediction"][: len(x)], shown["prediction"], None)
+    predictions_of_rows = (clean.shown["prediction"][: len(x)], shown["prediction"], None)
     figure = Figure(figsize=(1.8 * max(len(x), 3) + 0.8, 6.2), layout="constrained")
     axes = figure.subplots(3, len(x), squeeze=False)
-    for line, (label, images), said in zip(axes, rows, answers, strict=True):
+    for line, (label, images), predictions in zip(axes, rows, predictions_of_rows, strict=True):
         line[0].set_ylabel(label)
         for place, axis in enumerate(line):
             axis.imshow(
@@ -64,19 +67,19 @@ def picture(
             )
             axis.set_xticks([])
             axis.set_yticks([])
-            if said is not None:
-                text, right = _said(y[place], said[place], class_names)
+            if predictions is not None:
+                text, right = _title(y[place], predictions[place], class_names)
                 axis.set_title(text, fontsize=9, color=_RIGHT if right else _WRONG)
     about = attacked.about
     figure.suptitle(f"{about['attack']} {radius_text(about['epsilon'], norm_order)}")
     return png(figure)
 
 
-def _said(y: np.ndarray, answer: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
+def _title(y: np.ndarray, prediction: np.ndarray, names: Sequence[str]) -> tuple[str, bool]:
     if y.ndim:
         labelled = y != VOID
-        share = float(np.mean(answer[labelled] == y[labelled])) if labelled.any() else 0.0
+        share = float(np.mean(prediction[labelled] == y[labelled])) if labelled.any() else 0.0
         return f"{100 * share:.0f} % of pixels right", share == 1.0
-    right, label = bool(y == answer), int(answer)
+    right, label = bool(y == prediction), int(prediction)
     name = names[label] if label < len(names) else str(label)
     return f"{'✓' if right else '✗'} says {name}", right

@@ -1,4 +1,4 @@
-"""Accuracy against radius, as PNG; importing this needs matplotlib."""
+"""A plot of accuracy against radius; importing this module needs matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from matplotlib.figure import Figure
 from steinnorm.attacks.robustness.names import WRITER
 from steinnorm.attacks.robustness.rows import NONE, WORST, Row
 
-# Okabe & Ito's colours, told apart by colour-blind readers too.
+# Okabe & Ito's colours, which colour-blind readers can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vPX*"
 
 
 def accuracy_plot(rows: Sequence[Row]) -> bytes:
-    """Returns a line for each attack, from the clean accuracy on, with its intervals.
+    """Returns a plot as PNG: a line with intervals for each attack, starting at radius 0.
 
     Args:
-      rows: of an evaluation; noises, whose strength is no radius, are left out.
+      rows: rows of an evaluation; noises are left out, because their strength is no radius.
     """
     clean = next(row for row in rows if row.attack == NONE)
     names = list(dict.fromkeys(row.attack for row in rows if row.norm_order))
@@ -37,7 +37,7 @@ def accuracy_plot(rows: Sequence[Row]) -> bytes:
             color="#000000" if worst else _COLOURS[place % len(_COLOURS)],
             marker=_MARKERS[place % len(_MARKERS)],
             linewidth=2.6 if worst else 1.4,
-            zorder=2 if worst else 3,  # lines that lie on it stay visible
+            zorder=2 if worst else 3,  # lines on top of it stay visible
             capsize=3,
         )
     if not names:

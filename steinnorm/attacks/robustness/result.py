@@ -1,4 +1,4 @@
-"""The files of an evaluation, made from its results."""
+"""The result of an evaluation, and the files made from it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import Finding
 from steinnorm.attacks.files import write_bytes, write_json, write_text
 from steinnorm.attacks.per_example import PerExample
-from steinnorm.attacks.robustness.names import PICTURES, PLOT, stem
+from steinnorm.attacks.robustness.names import PICTURES, PLOT, file_stem
 from steinnorm.attacks.robustness.rows import NONE, WORST, Key, Row
 from steinnorm.attacks.robustness.tables import (
     as_json,
@@ -22,18 +22,18 @@ from steinnorm.attacks.robustness.tables import (
 
 @dataclasses.dataclass(frozen=True)
 class Robustness:
-    """What an evaluation found; ``print`` shows it as a table.
+    """The result of an evaluation; ``print`` shows it as a table.
 
     Attributes:
-      rows: clean (attack ``none``), every attack at every radius, and ``worst`` for every radius:
-        of each example the worst of all attacks, of a model whose logits depend on the batch the
-        worst of each batch as a whole.
-      checks: what the checks of the evaluation itself found; empty where none were made.
-      curve: PGD's steps -> share of the labels that it leaves right, on the checks' examples.
-      per_example: results of each example by attack and radius, ``worst`` included.
+      rows: the clean accuracy (attack ``none``), every attack at every radius, and ``worst`` for
+        every radius: the worst of all attacks for each example, or for each batch as a whole if
+        logits depend on the batch.
+      checks: findings of the checks; empty if none were made.
+      curve: accuracy by the number of PGD's steps, on the examples of the checks.
+      per_example: per-example results by attack and radius, including ``worst``.
       settings: norm, bounds, seed and batch dependence.
-      out: where the files lie; None where there are none.
-      missing: what is not done, in words; empty where nothing is.
+      out: folder of the files; None if there are none.
+      missing: what is not finished, as text; empty if everything is.
     """
 
     rows: list[Row]
@@ -48,11 +48,11 @@ class Robustness:
         """Returns the row of an attack at a radius.
 
         Args:
-          attack: its name; ``none`` for clean inputs.
-          epsilon: the radius, exactly as it was asked for.
+          attack: name of the attack; ``none`` for clean inputs.
+          epsilon: the radius, exactly as given to ``evaluate_robustness``.
 
         Raises:
-          KeyError: there is none; the message lists those there are.
+          KeyError: there is no such row; the message lists the existing ones.
         """
         for row in self.rows:
             if (row.attack, row.epsilon) == (attack, epsilon):
@@ -72,17 +72,17 @@ class Robustness:
 
     @property
     def notes(self) -> list[str]:
-        """What has to be known of the table: what is missing, and what intervals leave out."""
+        """Remarks about the table: unfinished parts, and intervals that are too narrow."""
         notes = [f"incomplete: {self.missing}"] if self.missing else []
         if self.settings["batch_dependent"]:
             notes.append(
-                "logits depend on the batch: the attacker owns it as a whole, and intervals take "
-                "examples to be independent, so they are too narrow"
+                "logits depend on the batch: the attacker changes it as a whole, and the intervals "
+                "are too narrow, because they assume independent examples"
             )
         return notes
 
     def __repr__(self) -> str:
-        """Returns the same: never a pixel."""
+        """Returns the same table, without any pixels."""
         return str(self)
 
 
@@ -90,7 +90,7 @@ def write_tables(result: Robustness) -> None:
     """Writes ``results.json``, ``table.csv``, ``table.md`` and ``settings.json``.
 
     Args:
-      result: with a folder.
+      result: a result with a folder.
     """
     out = result.out
     assert out is not None
@@ -104,29 +104,29 @@ def write_figures(result: Robustness, class_names: Sequence[str]) -> None:
     """Writes ``accuracy.png``, and pictures of the first examples into ``pictures``.
 
     Args:
-      result: with a folder.
-      class_names: for the pictures; may be empty.
+      result: a result with a folder.
+      class_names: names of the classes for the pictures; may be empty.
 
     Warns:
-      UserWarning: matplotlib is missing, and so are the figures.
+      UserWarning: matplotlib is not installed, so no figures are written.
     """
     out = result.out
     assert out is not None
     try:
-        # Here and not above, so that only those need it who want figures.
+        # Imported here, so that evaluations without figures do not need it.
         from steinnorm.attacks.robustness import pictures, plots  # noqa: PLC0415
     except ImportError as error:
         warn(
             f"no plot and no pictures were written, because matplotlib is missing ({error}): "
-            'pip install "steinnorm[plots]" and call again with the same folder, which takes '
-            "what is measured from there"
+            'pip install "steinnorm[plots]" and repeat the call with the same folder, which uses '
+            "the results there"
         )
         return
     write_bytes(out / PLOT, plots.accuracy_plot(result.rows))
     clean = result.per_example[NONE, 0.0]
-    for (name, epsilon), found in result.per_example.items():
-        if name in (NONE, WORST) or not pictures.are_images(found):
+    for (name, epsilon), results in result.per_example.items():
+        if name in (NONE, WORST) or not pictures.are_images(results):
             continue
         norm_order = result.row(name, epsilon).norm_order
-        png = pictures.picture(found, clean, result.settings["bounds"], class_names, norm_order)
-        write_bytes(out / PICTURES / (stem(name, epsilon) + ".png"), png)
+        png = pictures.picture(results, clean, result.settings["bounds"], class_names, norm_order)
+        write_bytes(out / PICTURES / (file_stem(name, epsilon) + ".png"), png)

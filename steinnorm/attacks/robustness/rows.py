@@ -1,4 +1,4 @@
-"""Rows of an evaluation: shares with their intervals, and the worst of several attacks."""
+"""Rows of an evaluation: accuracies with intervals, and the worst case of several attacks."""
 
 import dataclasses
 import math
@@ -8,33 +8,34 @@ import numpy as np
 
 from steinnorm.attacks.intervals import Tally, bootstrap_intervals, wilson_interval
 from steinnorm.attacks.per_example import PerExample, worst_of
-from steinnorm.attacks.robustness.measure import share_wrong
+from steinnorm.attacks.robustness.evaluator import share_wrong
 
 NONE = "none"
-"""Name of the attack of the row of clean inputs."""
+"""Attack name in the row of clean inputs."""
 
 WORST = "worst"
-"""Name of the attack of the rows that take, per example, the worst of all attacks of a radius."""
+"""Attack name in rows that take, per example, the worst of all attacks at a radius."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measured number.
+    """One measured accuracy.
 
     Attributes:
-      attack: its name; ``none`` for clean inputs, ``worst`` for the worst of all of one radius.
+      attack: name of the attack; ``none`` for clean inputs, ``worst`` for the worst of all attacks
+        at a radius.
       epsilon: radius of the ball; 0 for clean inputs, the root mean square for noise.
-      value: the share of labels that are right: of examples, or of known pixels in label maps.
-      n: over how many examples.
+      value: share of right predictions, among examples, or among labelled pixels of label maps.
+      n: number of examples.
       ci_low: lower end of the 95 % interval: Wilson's over examples; for label maps, whose pixels
-        fall together, the bootstrap's over images.
-      ci_high: its upper end.
+        are not independent, the bootstrap's over images.
+      ci_high: upper end of the interval.
       metric: ``accuracy`` or ``pixel_accuracy``.
-      norm_order: of the ball, ``linf`` or ``l2``; empty where there is no ball.
-      loss: mean cross-entropy in nats; of ``worst`` the mean of the largest of each example.
-      max_norm: the largest change of an example, in ``norm_order``.
-      zero_gradients: examples whose gradient was all zero in the last step.
-      over: of ``worst``, the attacks it was taken over, separated by commas.
+      norm_order: norm of the ball, ``linf`` or ``l2``; empty if there is no ball.
+      loss: mean cross-entropy in nats; for ``worst`` the mean of each example's largest.
+      max_norm: largest change of an example, in ``norm_order``.
+      zero_gradients: number of examples with an all-zero gradient in the last step.
+      over: for ``worst``, the attacks it was taken over, separated by commas.
     """
 
     attack: str
@@ -55,42 +56,42 @@ Key = tuple[str, float]
 """Attack and radius."""
 
 
-def with_worst(
-    found: Mapping[Key, PerExample], balls: Sequence[Key], *, joint: bool
+def add_worst(
+    measured: Mapping[Key, PerExample], balls: Sequence[Key], *, joint: bool
 ) -> tuple[dict[Key, PerExample], dict[float, str]]:
-    """Returns the results with the worst cases behind them, and over which attacks these are.
+    """Returns the results with the worst cases appended, and the attacks of each worst case.
 
     Args:
-      found: results by attack and radius.
-      balls: those of ``found`` that have a ball.
-      joint: whether the model's logits depend on the batch, which then falls as a whole.
+      measured: results by attack and radius.
+      balls: attacks and radii in ``measured`` that have a ball.
+      joint: whether logits depend on the batch, for which one attack is then chosen as a whole.
     """
     over: dict[float, list[str]] = {}
     for name, epsilon in balls:
-        if (name, epsilon) in found:
+        if (name, epsilon) in measured:
             over.setdefault(epsilon, []).append(name)
-    results = dict(found)
+    results = dict(measured)
     for epsilon, attacks in over.items():
-        # The clean point lies in every ball. An evaluation that was stopped may have measured one
-        # attack on a batch more.
-        members = [found[name, epsilon] for name in attacks] + [found[NONE, 0.0]]
+        # The clean inputs lie in every ball. After an interruption, some attacks may have been
+        # measured on one batch more than others.
+        members = [measured[name, epsilon] for name in attacks] + [measured[NONE, 0.0]]
         batches = min(member.batches for member in members)
-        same = [_first(member, batches) for member in members]
-        wrong = [share_wrong(results.summary) for results in same]
-        results[WORST, epsilon] = worst_of(same, wrong, joint=joint)
+        common = [_first_batches(member, batches) for member in members]
+        wrong = [share_wrong(results.summary) for results in common]
+        results[WORST, epsilon] = worst_of(common, wrong, joint=joint)
     return results, {epsilon: ", ".join(sorted(attacks)) for epsilon, attacks in over.items()}
 
 
-def row_of(key: Key, results: PerExample, norm_order: str, over: str = "") -> Row:
+def make_row(key: Key, results: PerExample, norm_order: str, over: str = "") -> Row:
     """Returns the row of one attack at one radius.
 
     Args:
       key: attack and radius.
-      results: of its examples.
-      norm_order: of the ball; empty where there is none.
-      over: of a worst case, the attacks.
+      results: its per-example results.
+      norm_order: norm of the ball; empty if there is none.
+      over: for a worst case, the attacks.
     """
-    value, (low, high) = _value(results.summary)
+    value, (low, high) = _accuracy(results.summary)
     return Row(
         attack=key[0],
         epsilon=key[1],
@@ -107,7 +108,7 @@ def row_of(key: Key, results: PerExample, norm_order: str, over: str = "") -> Ro
     )
 
 
-def _value(summary: Mapping[str, np.ndarray]) -> tuple[float, tuple[float, float]]:
+def _accuracy(summary: Mapping[str, np.ndarray]) -> tuple[float, tuple[float, float]]:
     if "right" in summary:
         tally = Tally.of(summary["right"])
         return tally.share, wilson_interval(tally)
@@ -118,11 +119,11 @@ def _value(summary: Mapping[str, np.ndarray]) -> tuple[float, tuple[float, float
         count = int(labelled[index].sum())
         return {"share": int(right[index].sum()) / count if count else math.nan}
 
-    everything = share(np.arange(len(right)))["share"]
-    return everything, bootstrap_intervals(share, len(right))["share"]
+    accuracy = share(np.arange(len(right)))["share"]
+    return accuracy, bootstrap_intervals(share, len(right))["share"]
 
 
-def _first(results: PerExample, batches: int) -> PerExample:
+def _first_batches(results: PerExample, batches: int) -> PerExample:
     kept = results.batch < batches
     return dataclasses.replace(
         results,

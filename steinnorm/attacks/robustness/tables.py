@@ -1,4 +1,4 @@
-"""Rows as text, CSV and Markdown."""
+"""Tables of rows as text, CSV and Markdown."""
 
 import csv
 import dataclasses
@@ -12,15 +12,15 @@ from steinnorm.attacks.robustness.rows import Row
 _HEAD = ("attack", "radius", "accuracy", "95 % interval", "n")
 
 CHECKS_MADE = "checks_made"
-"""Name of the only finding where the checks as a whole failed, or there was nothing to check."""
+"""Name of the single finding if the checks could not be made."""
 
 
 def radius_text(epsilon: float, norm_order: str) -> str:
-    """Returns a radius as people write it: ``8/255`` in a linf ball, ``0.5`` elsewhere.
+    """Returns a radius in the usual notation: ``8/255`` for linf, ``0.5`` otherwise.
 
     Args:
-      epsilon: the radius; of noise its root mean square.
-      norm_order: of the ball; empty where there is none.
+      epsilon: the radius; for noise the root mean square.
+      norm_order: norm of the ball; empty if there is none.
     """
     multiple = 255 * epsilon
     small = norm_order == "linf" and 0 < multiple < 64.5
@@ -51,9 +51,9 @@ def markdown_table(
     """Returns the table and the checks in Markdown.
 
     Args:
-      rows: of the evaluation.
-      findings: of its checks; may be empty.
-      notes: what has to be known of the table, which stands above it.
+      rows: rows of the evaluation.
+      findings: findings of its checks; may be empty.
+      notes: remarks above the table.
     """
     lines = [f"**{_cell(note)}**\n" for note in notes]
     lines += [_line(_HEAD), "|---|---:|---:|---:|---:|"]
@@ -67,7 +67,7 @@ def markdown_table(
 
 
 def csv_table(rows: Sequence[Row]) -> str:
-    """Returns all fields of all rows."""
+    """Returns all fields of all rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n"
@@ -78,7 +78,7 @@ def csv_table(rows: Sequence[Row]) -> str:
 
 
 def as_json(row: Row) -> dict[str, object]:
-    """Returns the fields of a row; what does not exist is None, for JSON has no NaN."""
+    """Returns the fields of a row; NaN becomes None, because JSON has no NaN."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in dataclasses.asdict(row).items()
@@ -86,7 +86,7 @@ def as_json(row: Row) -> dict[str, object]:
 
 
 def checks_text(findings: Sequence[Finding]) -> str:
-    """Returns how many checks failed, and which, in words."""
+    """Returns the number and the names of the failed checks as text."""
     if not findings:
         return "no checks were made"
     if findings[0].name == CHECKS_MADE:

@@ -6,7 +6,7 @@ import numpy as np
 
 from steinnorm.attacks import Threat
 from steinnorm.attacks.checks import CheckSettings
-from steinnorm.attacks.checks.runs import Runs, Twin
+from steinnorm.attacks.checks.runs import AttackRuns, Twin
 
 KEY = jax.random.key(5)
 EXAMPLES, VALUES, CLASSES = 40, 6, 3
@@ -48,7 +48,7 @@ def linear_problem(scale=1.0, last=None):
 def runs_of(
     model, x, y, settings=SMALL, *, twin=None, reason="no twin in this test", threat=THREAT, **known
 ):
-    return Runs(
+    return AttackRuns(
         model, x, y, threat=threat, settings=settings, key=KEY, twin=Twin(twin, reason), **known
     )
 

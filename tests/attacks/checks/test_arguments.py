@@ -18,7 +18,7 @@ from steinnorm.attacks.checks import (
     attack_strength,
     run_checks,
 )
-from steinnorm.attacks.checks.box import factor_of_the_whole_box, limits
+from steinnorm.attacks.checks.box import box_limits, whole_box_factor
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
 from tests.attacks.checks.models import EXAMPLES, THREAT, linear_problem, network, runs_of
 
@@ -73,21 +73,21 @@ def test_keys_of_both_forms_and_none():
 def test_box_without_bounds():
     x = np.array([[-3.0, 5.0], [1.0, 2.0]], np.float32)
     free = SimpleNamespace(norm="linf", epsilon=0.25, bounds=None)
-    low, high, width = limits(free, x)
+    low, high, width = box_limits(free, x)
     assert (low, high, width) == (-np.inf, np.inf, 8.0)
-    assert limits(free, np.ones((2, 2)))[2] == 0.5  # all values the same: what the ball spans
-    assert factor_of_the_whole_box(free, (2,)) is None
+    assert box_limits(free, np.ones((2, 2)))[2] == 0.5  # all values the same: what the ball spans
+    assert whole_box_factor(free, (2,)) is None
 
 
 def test_box_of_several_channels():
     bounds = (np.array([0.0, -1.0]), np.array([1.0, 3.0]))
     wide = SimpleNamespace(norm="linf", epsilon=np.array([0.5, 0.25]), bounds=bounds)
-    np.testing.assert_array_equal(limits(wide, np.zeros((1, 3, 2)))[2], [1.0, 4.0])
-    assert factor_of_the_whole_box(wide, (3, 2)) == 16
+    np.testing.assert_array_equal(box_limits(wide, np.zeros((1, 3, 2)))[2], [1.0, 4.0])
+    assert whole_box_factor(wide, (3, 2)) == 16
     fixed = SimpleNamespace(norm="linf", epsilon=np.array([0.5, 0.0]), bounds=bounds)
-    assert factor_of_the_whole_box(fixed, (3, 2)) == 2  # the other channel cannot be changed
+    assert whole_box_factor(fixed, (3, 2)) == 2  # the other channel cannot be changed
     ball = SimpleNamespace(norm="l2", epsilon=0.5, bounds=bounds)
-    assert factor_of_the_whole_box(ball, (3, 2)) == pytest.approx(np.sqrt(3 * (1 + 16)) / 0.5)
+    assert whole_box_factor(ball, (3, 2)) == pytest.approx(np.sqrt(3 * (1 + 16)) / 0.5)
 
 
 def test_checks_without_bounds():

@@ -10,7 +10,7 @@ from scipy import stats
 
 from steinnorm.attacks import LeftThreatError, Threat
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS, attack_strength, runs
-from steinnorm.attacks.checks.paired import Broken
+from steinnorm.attacks.checks.paired import BrokenLabels
 from tests.attacks.checks.models import (
     EXAMPLES,
     SMALL,
@@ -122,13 +122,13 @@ def with_broken(**broken):
 
     class Fake:
         settings, size = SMALL, "100 examples"
-        labelled, joint = broken.pop("labelled", 100), broken.pop("joint", False)
+        labelled_examples, joint = broken.pop("labelled_examples", 100), broken.pop("joint", False)
         problem = SimpleNamespace(label_axes=0, threat=THREAT)
 
         def _of(self, name):
             wrong = np.zeros(100, int)
             wrong[list(broken.get(name, ()))] = 1
-            return Broken(wrong, np.ones(100, int))
+            return BrokenLabels(wrong, np.ones(100, int))
 
         def fgsm(self):
             return self._of("fgsm")
@@ -292,7 +292,7 @@ def test_batch_that_hangs_together_is_attacked_and_kept_as_a_whole(monkeypatch):
 
 @pytest.mark.parametrize("check", dict.fromkeys(row[0] for row in COMPARED))
 def test_a_single_example_has_no_interval(check):
-    finding = check(with_broken(labelled=1))
+    finding = check(with_broken(labelled_examples=1))
     assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
     assert "single example" in finding.detail
 

@@ -11,7 +11,7 @@ from steinnorm.attacks.checks.paired import lead, ratio, student_quantile
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 99, 127, 500, 501, 5000])
 def test_quantiles_are_students(confidence, freedom):
     expected = stats.t.ppf(confidence, freedom)
-    assert student_quantile(confidence, freedom) == pytest.approx(expected, rel=1e-5)
+    assert student_quantile(confidence, freedom) == pytest.approx(expected, rel=1e-12)
 
 
 def labels(more, fewer, examples=100):
@@ -34,7 +34,7 @@ def test_with_one_label_each_it_is_students_interval_of_the_mean(more, fewer):
 def test_an_attack_that_holds_the_other_has_the_exact_interval_of_a_share(more, examples):
     found = lead(*labels(more, 0, examples), limit=0.01, nested=True)
     exact = stats.binomtest(more, examples, alternative="greater").proportion_ci(0.95)
-    assert found.low == pytest.approx(exact.low, abs=1e-9)
+    assert found.low == pytest.approx(exact.low, abs=1e-12)
 
 
 def test_where_something_is_lost_after_all_the_interval_is_students():

@@ -1,4 +1,4 @@
-"""Functions in words that another function does not share: code, and all values that it reads."""
+"""Descriptions that identify a function: its code and all values that it reads."""
 
 import builtins
 import dataclasses
@@ -16,56 +16,64 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# What these hold is told by their names and versions; our own code is hashed elsewhere.
+# Members of these are identified by name and version; this package's code is hashed elsewhere.
 _LIBRARIES = ("jax", "jaxlib", "numpy", "scipy", "flax", "optax", "chex", "ml_dtypes")
 _OURS = "steinnorm.attacks"
-_HIDING = ("eval", "exec", "globals", "locals", "vars", "__import__")  # nobody sees what they read
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
+_INTROSPECTION = (
+    "eval",
+    "exec",
+    "globals",
+    "locals",
+    "vars",
+    "__import__",
+)  # read names that cannot be found in the code
+_LITERALS = (type(None), bool, int, float, complex, str, bytes, type(...), range, slice)
 _JITTED = type(jax.jit(abs))
 
 
-def described(value: Any) -> str | None:
-    """Returns a value in words that another value does not share; None where there are none.
+def describe(value: Any) -> str | None:
+    """Returns a text that identifies a value, and changes with it; None if that is impossible.
 
-    Of a function these are its code, its defaults, what it closes over, and every global that it
-    or a function within it reads, functions in the same way.  Modules and objects of JAX, NumPy and
-    other libraries are told by name and version; of other modules the attributes that are read.
+    For a function it covers the code, the defaults, the closure, and every global that it or an
+    inner function reads; functions among these are described in the same way. Members of JAX, NumPy
+    and other libraries are identified by name and version, other modules by the attributes that are
+    read.
 
     Args:
       value: a function, or anything that functions read.
     """
     try:
-        return _Words().of(value)
+        return _Describer().of(value)
     except (_UnknownError, RecursionError):
         return None
 
 
 def arrays_digest(model: Any) -> str:
-    """Returns a hash of the arrays of a pytree, and of where they stand; empty without any."""
-    digest, some = hashlib.sha256(), False
+    """Returns a hash of the arrays of a pytree and of their paths; empty if there are none."""
+    digest, has_arrays = hashlib.sha256(), False
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)  # noqa: PLW2901
         if isinstance(leaf, jax.Array | np.ndarray):
-            values, some = np.asarray(leaf), True
+            values, has_arrays = np.asarray(leaf), True
             digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
             digest.update(values.tobytes())
-    return digest.hexdigest() if some else ""
+    return digest.hexdigest() if has_arrays else ""
 
 
 class _UnknownError(Exception):
-    """Nobody can tell this value from another one."""
+    """The value cannot be identified."""
 
 
-class _Words:
-    """One description.  A function that was described already is told by its number."""
+class _Describer:
+    """Makes one description; functions that occur again are replaced by their number."""
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
 
     def of(self, value: Any) -> str:
         kind = type(value)
-        if kind in _PLAIN or isinstance(value, np.dtype | np.generic):
+        if kind in _LITERALS or isinstance(value, np.dtype | np.generic):
             return f"{kind.__name__} {value!r}"
         if isinstance(value, jax.Array | np.ndarray):
             return _array(value)
@@ -74,27 +82,27 @@ class _Words:
 
     def _of_parts(self, value: Any) -> str:
         kind, name = type(value), type(value).__name__
-        words = None
+        text = None
         if kind in (tuple, list):
-            words = self._joined(name, *value)
+            text = self._joined(name, *value)
         elif kind in (set, frozenset):
-            words = _hashed([name, *sorted(self.of(part) for part in value)])
+            text = _hashed([name, *sorted(self.of(part) for part in value)])
         elif kind is dict:
-            words = self._joined("dict", *(part for item in value.items() for part in item))
+            text = self._joined("dict", *(part for item in value.items() for part in item))
         elif kind in (functools.partial, jax.tree_util.Partial):
-            words = self._joined("partial", value.func, value.args, value.keywords)
+            text = self._joined("partial", value.func, value.args, value.keywords)
         elif isinstance(value, types.CodeType):
-            words = self._code(value)
+            text = self._code(value)
         elif isinstance(value, _JITTED):
-            words = self._joined("jit", inspect.unwrap(value, stop=inspect.isfunction))
+            text = self._joined("jit", inspect.unwrap(value, stop=inspect.isfunction))
         elif inspect.isfunction(value):
-            words = self._function(value)
+            text = self._function(value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type) and _by_name(kind):
             fields = [getattr(value, field.name) for field in dataclasses.fields(value)]
-            words = self._joined("dataclass", kind, *fields)
-        if words is None:
+            text = self._joined("dataclass", kind, *fields)
+        if text is None:
             raise _UnknownError
-        return words
+        return text
 
     def _joined(self, kind: str, *parts: Any) -> str:
         return _hashed([kind, *map(self.of, parts)])
@@ -110,29 +118,31 @@ class _Words:
             return f"function {self._numbers[id(function)]}"
         self._numbers[id(function)] = len(self._numbers)
         cells = [_content(cell) for cell in function.__closure__ or ()]
-        more = (function.__defaults__, function.__kwdefaults__, vars(function))
+        defaults_and_attributes = (function.__defaults__, function.__kwdefaults__, vars(function))
         parts: list[Any] = [
             function.__qualname__,
             function.__code__,
             [list(cell) for cell in cells],
-            *more,
+            *defaults_and_attributes,
         ]
-        where = function.__globals__
-        if _version(where.get("__name__", "")) is None:  # a library's globals have its version
-            read = _globals(function.__code__, where)
-            parts.append([[name, *values] for name, values in read])
+        global_values = function.__globals__
+        if (
+            _version(global_values.get("__name__", "")) is None
+        ):  # a library's globals are identified by its version
+            globals_read = _globals(function.__code__, global_values)
+            parts.append([[name, *values] for name, values in globals_read])
         return self._joined("function", *parts)
 
 
-def _hashed(words: list[str]) -> str:
-    # What is nested in texts of texts would grow without bounds.
-    return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+def _hashed(text: list[str]) -> str:
+    # Hashed, because nested texts would grow exponentially.
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()
 
 
 def _content(cell: types.CellType) -> tuple[Any, ...]:
     try:
         return (cell.cell_contents,)
-    except ValueError:  # not filled yet
+    except ValueError:  # an empty cell
         return ()
 
 
@@ -142,18 +152,20 @@ def _array(value: Any) -> str:
     return f"{type(value).__name__} {arrays_digest(value)}"
 
 
-def _globals(code: types.CodeType, where: dict[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The globals that code reads, by name, those of functions and classes within it included."""
+def _globals(
+    code: types.CodeType, global_values: dict[str, Any]
+) -> Iterator[tuple[str, list[Any]]]:
+    """Yields the globals that code reads, including inner functions and classes, by name."""
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
         if step.opname == "IMPORT_NAME" and _version(step.argval) is None:
-            raise _UnknownError  # what is read of that module is not followed
+            raise _UnknownError  # the attributes read from that module are unknown
         if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME"):
             continue
         name = step.argval
-        if name in where:
-            yield _followed(name, where[name], steps[place + 1 :])
-        elif name in _HIDING:
+        if name in global_values:
+            yield _resolved(name, global_values[name], steps[place + 1 :])
+        elif name in _INTROSPECTION:
             raise _UnknownError
         elif hasattr(builtins, name):
             yield name, []
@@ -161,12 +173,12 @@ def _globals(code: types.CodeType, where: dict[str, Any]) -> Iterator[tuple[str,
             raise _UnknownError  # defined later, if ever
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _globals(constant, where)
+            yield from _globals(constant, global_values)
 
 
-def _followed(name: str, value: Any, behind: list[dis.Instruction]) -> tuple[str, list[Any]]:
-    """What is read of a global: of a module that is no library's, the attribute that is taken."""
-    for step in behind:
+def _resolved(name: str, value: Any, following: list[dis.Instruction]) -> tuple[str, list[Any]]:
+    """Returns name and value of a global; for modules of no library, those of the attribute."""
+    for step in following:
         if not inspect.ismodule(value) or _by_name(value) is not None:
             break
         if step.opname not in ("LOAD_ATTR", "LOAD_METHOD") or not hasattr(value, step.argval):
@@ -176,7 +188,7 @@ def _followed(name: str, value: Any, behind: list[dis.Instruction]) -> tuple[str
 
 
 def _by_name(value: Any) -> str | None:
-    """A library's module, function or class in words; None of all else."""
+    """Returns the text for a library's module, function or class; None for all other values."""
     if inspect.ismodule(value):
         version = _version(value.__name__)
         return None if version is None else f"module {value.__name__} {version}"
@@ -184,15 +196,15 @@ def _by_name(value: Any) -> str | None:
     if not isinstance(module, str) or not isinstance(name, str):
         return None
     version = _version(module)
-    # Only what is found there: a library's decorator gives its function the name of another one.
-    found: Any = sys.modules.get(module)
+    # The lookup must find the value itself, because decorators copy names of other functions.
+    resolved: Any = sys.modules.get(module)
     for part in getattr(value, "__qualname__", name).split("."):
-        found = getattr(found, part, None)
-    return f"{module}.{name} {version}" if version is not None and found is value else None
+        resolved = getattr(resolved, part, None)
+    return f"{module}.{name} {version}" if version is not None and resolved is value else None
 
 
 def _version(module: str) -> str | None:
-    """The version of a library; None of a module that is no library's."""
+    """Returns the version of a library; None for other modules."""
     top = module.partition(".")[0]
     if module == _OURS or module.startswith(_OURS + "."):
         return "ours"
