@@ -147,8 +147,8 @@ class Display:
         """Prints a line, or a table, that stays."""
         if self._is_inside:
             return
-        # soft_wrap: a path or a command that is broken over two lines cannot be copied.
-        soft_wrap = isinstance(what, str)
+        # Lines with a path or a command are not broken: they could not be copied.
+        soft_wrap = isinstance(what, str) and "\n" not in what
         self.console.print(what, markup=False, highlight=False, soft_wrap=soft_wrap)
         self._said = time.monotonic()
 

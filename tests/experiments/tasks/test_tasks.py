@@ -244,12 +244,12 @@ def test_no_examples_have_no_scores(task, outputs, targets):
 
 
 def test_tasks_by_name():
-    assert tasks.by_name("classification", K, 0.1) == Classification(K, 0.1)
-    assert tasks.by_name("segmentation", K, 0.1) == Segmentation(K, 0.1)
-    binary = tasks.by_name("binary", 2, 0.1)
+    assert tasks.create("classification", K, 0.1) == Classification(K, 0.1)
+    assert tasks.create("segmentation", K, 0.1) == Segmentation(K, 0.1)
+    binary = tasks.create("binary", 2, 0.1)
     assert binary == Binary(label_smoothing=0.1)
     assert binary.outputs == 1
     with pytest.raises(
         ValueError, match="unknown task 'regression'; expected classification, binary or segment"
     ):
-        tasks.by_name("regression", K)
+        tasks.create("regression", K)
