@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from experiments.data.examples import Dataset
@@ -52,5 +54,7 @@ def load_weights(
     assert step is not None  # there are some
     found, progress = checkpoints.load(devices.replicate(state, devices.mesh()), step)
     checkpoints.close()
-    local = jax.tree.map(lambda x: x.addressable_data(0), found)
+    # Arrays that are bound to no device, like the inputs that they will meet: bound to one they
+    # would make every attack compile twice, for inputs as they are and as they were attacked.
+    local = jax.tree.map(lambda x: jnp.asarray(np.asarray(x.addressable_data(0))), found)
     return nnx.merge(graphdef, local.params, local.rest), progress
