@@ -56,6 +56,7 @@ class _Folder(NamedTuple):
     root: Path
     settings: dict[str, Any]
     versions: dict[str, str]
+    made_on: str
     rows: list[Row]
     checks: list[Check]
 
@@ -107,7 +108,9 @@ def _read(root: Path) -> _Folder:
     has_checks = (root / "checks.json").exists()
     checks = _validated(_CHECKS, root / "checks.json") if has_checks else []
     _check_rows(root, settings["name"], rows)
-    return _Folder(root, settings, content.get("versions") or {}, rows, checks)
+    return _Folder(
+        root, settings, content.get("versions") or {}, content.get("machine") or "", rows, checks
+    )
 
 
 def _with_threat_model(row: Row) -> Row:
@@ -259,8 +262,14 @@ def _column(row: Row) -> Column:
 
 
 def _notes(folders: Sequence[_Folder]) -> list[str]:
+    packages = ("jax", "jaxlib", "flax")
+    made = {
+        ", ".join(f"{name} {folder.versions.get(name, 'unknown')}" for name in packages)
+        + f" on {folder.made_on or 'a machine that is not recorded'}"
+        for folder in folders
+    }
     names = dict.fromkeys(name for folder in folders for name in folder.versions)
-    notes = []
+    notes = [f"Trained with {'; and with '.join(sorted(made))}."]
     for name in names:
         found = sorted({str(folder.versions.get(name, "unknown")) for folder in folders})
         if len(found) > 1:

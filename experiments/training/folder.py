@@ -12,12 +12,15 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
+import platform
 import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import filelock
+import jax
 import pydantic
 
 from experiments.configs.overrides import check, explained, unknown_fields
@@ -129,6 +132,7 @@ class RunFolder:
         content = {
             **dataclasses.asdict(self._settings),
             "versions": versions(),
+            "machine": machine(),
             "git_commit": git_commit(),
         }
         if anew:
@@ -206,6 +210,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def machine() -> str:
+    """Returns what the numbers were made on, in words: the kind of devices, CPU and cores."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{devices}; {(names or [platform.machine()])[0]}, {os.cpu_count()} cores"
 
 
 def git_commit() -> str:

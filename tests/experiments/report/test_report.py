@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import math
 import random
 import re
@@ -337,6 +338,23 @@ def test_a_demo_is_read_as_the_folders_of_its_runs(tmp_path):
     (experiment,) = report.read([tmp_path])
     assert len(experiment.rows) == 2
     assert experiment.histories == [("batch", [LoggedStep(1, 0.5, 2.0, 0.1, {}, 0.1)])]
+
+
+def test_a_report_names_versions_and_machines(tmp_path):
+    """Numbers of another CPU or jaxlib can differ by examples."""
+    roots = []
+    for seed, machine in enumerate(("1 x cpu; A, 2 cores", "4 x gpu; B, 8 cores", None)):
+        root = _folder(tmp_path / str(seed), [_row("batch", seed, 0.9)], seed=seed)
+        content = json.loads((root / "config.json").read_text())
+        more = {"versions": {"jax": "1", "jaxlib": "2", "flax": "3"}, "machine": machine}
+        write_json(root / "config.json", content | (more if machine else {}))
+        roots.append(root)
+    (experiment,) = report.read(roots)
+    assert experiment.notes[0] == (
+        "Trained with jax 1, jaxlib 2, flax 3 on 1 x cpu; A, 2 cores; and with jax 1, jaxlib 2, "
+        "flax 3 on 4 x gpu; B, 8 cores; and with jax unknown, jaxlib unknown, flax unknown on a "
+        "machine that is not recorded."
+    )
 
 
 def test_folders_are_read_in_any_order_and_once(tmp_path):
