@@ -32,7 +32,7 @@ def demo(
         workdir: Folder for the results; finished runs in it are reused.
         norms: Norms to compare; all of them if none is named.
         seeds: Number of seeds.
-        smoke: Tiny network and few images: seconds instead of minutes.
+        smoke: Tiny network and few images, to see that all parts run; most of its time is compilation.
     """
     # Imported here, so that --help answers at once.
     from experiments.commands import demo as command  # noqa: PLC0415
@@ -69,7 +69,8 @@ class TrainOptions:
       epochs: Short for --train.epochs.
       train_examples: Short for --data.train-examples.
       set: Any setting in another spelling, as --set train.learning_rate=0.05 (may be repeated).
-      smoke: Tiny network and few examples: seconds instead of hours.
+      smoke: Tiny network and few examples: seconds instead of hours (attacks on it still compile
+        for a minute or more).
       checkpoint_every: Steps between checkpoints, besides one at the end of each epoch.
       log_every: Steps between two lines of metrics.jsonl.
       tensorboard: Write TensorBoard event files too.
