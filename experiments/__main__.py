@@ -32,7 +32,7 @@ def demo(
         workdir: Folder for the results; finished runs in it are reused.
         norms: Norms to compare; all of them if none is named.
         seeds: Number of seeds.
-        smoke: Tiny network and few images, to see that all parts run; most of its time is compilation.
+        smoke: Tiny network and few images, to see that all parts run.
     """
     # Imported here, so that --help answers at once.
     from experiments.commands import demo as command  # noqa: PLC0415
