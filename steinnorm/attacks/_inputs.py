@@ -92,6 +92,7 @@ class Problem:
         model, logits = as_partial(logits_fn), None
         if not has_traced_arrays(logits_fn, model):
             model, logits = up_to_date(logits_fn, x)
+        x = _on_device_of(model, x)
         shape = logits_shape(model, x)
         true_labels = _labels(y, shape, "y", void=True)
         target_on_devices = None
@@ -308,6 +309,23 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
             "threat's bounds (None if every value is valid)"
         )
     return geometry.clip_to_box(x, threat.bounds)
+
+
+def _on_device_of(model: jax.tree_util.Partial, x: jax.Array) -> jax.Array:
+    """Returns the inputs bound to the device that the model's arrays are bound to, if they are.
+
+    Whatever is computed with such arrays is bound to their device.  Inputs that are not would
+    compile every function twice: for the inputs as they are, and as they were attacked.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(model) if isinstance(leaf, jax.Array)]
+    bound = {d for leaf in leaves if _is_bound(leaf) for d in leaf.devices()}
+    if len(bound) != 1 or _is_bound(x) or isinstance(x, jax.core.Tracer):
+        return x
+    return jax.device_put(x, bound.pop())
+
+
+def _is_bound(array: jax.Array) -> bool:
+    return not isinstance(array, jax.core.Tracer) and array.committed
 
 
 def _check_target(target: np.ndarray, y: np.ndarray) -> None:
