@@ -128,12 +128,9 @@ def test_every_norm_on_volumes(norm, volumes_dir, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "preset", "norm", "n"),
     [
-        pytest.param("cifar10", "paper", "group", 16, marks=pytest.mark.slow),
-        ("cifar10", "strong", "stein", 16),
-        # Compiled much faster than with Stein norm, with which training/test_xla_options.py has
-        # gradients of such a network.
-        ("cityscapes", "strong", "group", 4),
-        pytest.param("cityscapes", "strong", "stein", 4, marks=pytest.mark.slow),
+        pytest.param("cifar10", "paper", "stein", 16, marks=pytest.mark.slow),
+        ("cifar10", "strong", "group", 16),
+        ("cityscapes", "strong", "stein", 4),
         pytest.param("cityscapes", "camvid", "batch", 3, marks=pytest.mark.slow),
         pytest.param("cityscapes", "paper", "jsnorm", 4, marks=pytest.mark.slow),
     ],
