@@ -41,8 +41,10 @@ def programs(page):
 
 @functools.cache
 def printed_by(page, devices):
-    """What the programs of a page print, run as its readers run them: nothing set but devices."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    """What the programs of a page print, in a process of their own with so many devices."""
+    # As in tests/conftest.py: nearly all of the time is compilation.
+    fast = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, **fast}
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],

@@ -33,6 +33,10 @@ print(steinnorm.__file__)
 """
 
 
+# What is installed is under test, not what the compiler makes of it.
+_FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def pip(*arguments, python=sys.executable):
     command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
@@ -45,7 +49,7 @@ def use(python, folder, **environment):
     done = subprocess.run(
         [python, str(script), str(folder / "out")],
         cwd=folder,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **_FAST, **environment},
         capture_output=True,
         text=True,
         check=False,

@@ -18,15 +18,22 @@ DEADLINE = 240  # seconds, for anything that a process is waited for
 
 
 def environment(cache, devices=1):
-    """A user's environment with so many host devices, and a cache of compiled programs."""
+    """A user's environment with so many host devices, and a cache of compiled programs.
+
+    Compiled as tests/conftest.py says, so that results are those of this process.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    count = "--xla_force_host_platform_device_count"
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(count)]
+    flags += [f"{count}={devices}"] if devices > 1 else []
     return {
         **inherited,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}" if devices > 1 else "",
+        "XLA_FLAGS": " ".join(flags),
         # Without it every start of a process compiles for seconds.
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "COLUMNS": "120",
     }

@@ -183,13 +183,14 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert f"best weights, of step {best['step']};" in capsys.readouterr().out
 
 
-def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
-    for norm in ("batch", "stein"):
-        arguments = [*DIGITS, "--epochs", "1", "--norm", norm]
-        assert main([*arguments, "--workdir", str(tmp_path / norm)]) == 0
+def test_threat_models_twin_budgets_and_a_second_command(trained, tmp_path, capsys):
+    cli.copied(trained, tmp_path / "stein")
+    arguments = [*DIGITS, "--epochs", "1", "--norm", "batch"]
+    assert main([*arguments, "--workdir", str(tmp_path / "batch")]) == 0
     capsys.readouterr()
     more = ["--attacks", "pgd,square-l2", "--steps", "2", "--queries", "5"]
-    more += ["--epsilon", "0.1", "--statistics", "running,batch", "--test-examples", "30"]
+    # One batch: the rest of a test set would be a program of its own for every attack.
+    more += ["--epsilon", "0.1", "--statistics", "running,batch", "--test-examples", "25"]
     more += ["--threat-models", "joint,companion,independent", "--victims", "3"]
     more += ["--twin", str(tmp_path / "batch")]
     assert _evaluate(tmp_path / "stein", *more) == 0
@@ -203,7 +204,7 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
         ("batch", "companion"),
     }
     n = {r["threat_model"]: r["n"] for r in rows if r["attack"] == "pgd"}
-    assert n == {"": 30, "joint": 30, "independent": 3, "companion": 3}
+    assert n == {"": 25, "joint": 25, "independent": 3, "companion": 3}
     assert {r["steps"] for r in rows if r["attack"] == "pgd"} == {2}
     assert {r["norm_order"] for r in rows if r["attack"] == "square-l2"} == {"l2"}
     transfer = [
@@ -228,14 +229,14 @@ def test_threat_models_twin_budgets_and_a_second_command(tmp_path, capsys):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
     # What other commands measured and checked stays, but for another batch size or other images.
-    few = ["--statistics", "running", "--check-examples", "0", "--test-examples", "30"]
+    few = ["--statistics", "running", "--check-examples", "0", "--test-examples", "25"]
     assert _evaluate(tmp_path / "stein", *few) == 0
     assert cli.results(tmp_path / "stein") == rows
     assert json.loads((tmp_path / "stein" / "checks.json").read_text()) == checks
     assert _evaluate(tmp_path / "stein", *few, "--batch-size", "10") == 0
     assert {r["attack"] for r in cli.results(tmp_path / "stein")} == {"clean"}
-    assert _evaluate(tmp_path / "stein", *few[:-1], "29") == 0
-    assert {r["n"] for r in cli.results(tmp_path / "stein")} == {29}
+    assert _evaluate(tmp_path / "stein", *few[:-1], "24") == 0
+    assert {r["n"] for r in cli.results(tmp_path / "stein")} == {24}
     assert _evaluate(tmp_path / "stein", *few) == 0
 
     wrong = ["--twin", str(tmp_path / "stein"), "--attacks", "fgsm"]

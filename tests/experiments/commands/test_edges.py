@@ -17,6 +17,15 @@ from tests.experiments import cli
 
 SMOKE = ["train", "digits", "--smoke", "--epochs", "1"]
 
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "COLUMNS": "120",
+    # A training asks git for its commit.  Where files may not be large, git would be killed as it
+    # writes what it found, and its lock would stay in this repository.
+    "GIT_OPTIONAL_LOCKS": "0",
+}
+
 
 def _runs(arguments, env=None, largest_file=None, **more):
     """A command as a process of its own: (status, standard output, standard error)."""
@@ -25,7 +34,7 @@ def _runs(arguments, env=None, largest_file=None, **more):
     done = subprocess.run(
         [*shell, sys.executable, "-m", "experiments", *map(str, arguments)],
         cwd=cli.ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **(env or {})},
+        env={**os.environ, **_ENVIRONMENT, **(env or {})},
         stderr=subprocess.PIPE,
         timeout=cli.DEADLINE,
         check=False,

@@ -260,6 +260,8 @@ def test_tensorflow_is_never_imported(prepared):
     subprocess.run([sys.executable, "-c", code, str(prepared[0])], check=True)
 
 
+# All that it goes through is fast on the small folder, which TFDS has written as well.
+@pytest.mark.slow
 def test_real(tmp_path):
     folder = real.folder("tfds")
     cached = os.environ.get("STEINNORM_TEST_CACHE")  # decoding takes half a minute

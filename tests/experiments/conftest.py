@@ -1,0 +1,29 @@
+"""Programs that several tests of the experiments compile alike are compiled once."""
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+_SETTINGS = {
+    # Smaller programs are compiled faster than they are read.
+    "jax_persistent_cache_min_compile_time_secs": 0.05,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _compiled_once(tmp_path_factory):
+    """Commands make their programs anew each time, which JAX then compiles anew.
+
+    In a folder of this process: JAX writes its files in place, so that another one might read half
+    of one.
+    """
+    settings = {**_SETTINGS, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX asks for the folder once, when it first compiles
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
