@@ -2,13 +2,19 @@
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Four devices on one machine, for the multi-device tests. The tests of a single device do not
 # mind; what depends on there being one (memory, the demo) runs in a process of its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's older code for fused loops compiles faster (tests/experiments/commands/test_commands.py took
+# 87 s of processor time with the new one, 58 s with this); another jaxlib may not know the flag.
+_KNOWN = version("jaxlib").startswith("0.10.")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=4"
+    + " --xla_cpu_use_fusion_emitters=false" * _KNOWN
 ).strip()
 
 import chex

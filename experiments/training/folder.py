@@ -233,7 +233,14 @@ def git_commit() -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", ".", "../steinnorm")
+        changed = git(
+            "--no-optional-locks",
+            "status",
+            "--porcelain",
+            "--untracked-files=no",
+            ".",
+            "../steinnorm",
+        )
     except OSError:  # there is no git
         return ""
     return f"{commit}-dirty" if commit and changed else commit
