@@ -75,7 +75,7 @@ def test_the_scale_of_the_logits_hides_nothing(case, name):
 def test_autoattack_leaves_exactly_the_robust_examples(case):
     weights, x, y, robust, threat = case
     for scale in SCALES:
-        found = autoattack(scaled(weights, scale), x, y, threat=threat, steps=30, queries=20)
+        found = autoattack(scaled(weights, scale), x, y, threat=threat, steps=30, queries=20, batch_size=24)
         np.testing.assert_array_equal(~np.asarray(found.success), robust)
 
 
