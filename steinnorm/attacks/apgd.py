@@ -384,9 +384,19 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start:
     if start is not None:
         if jnp.shape(start) != x.shape:
             raise ValueError(f"start must have the shape {x.shape} of x; got {jnp.shape(start)}")
-        return threat.project(jnp.asarray(start, x.dtype), x)
+        return _moved_into(threat, jnp.asarray(start, x.dtype), x)
     if key is None:
         return x
     for number in run:
         key = jax.random.fold_in(key, number)
+    return _random_on_surface(threat, key, x)
+
+
+@jax.jit
+def _moved_into(threat: Threat, points: jax.Array, x: jax.Array) -> jax.Array:
+    return threat.project(points, x)
+
+
+@jax.jit
+def _random_on_surface(threat: Threat, key: jax.Array, x: jax.Array) -> jax.Array:
     return threat.random_on_surface(key, x)
