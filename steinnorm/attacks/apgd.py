@@ -384,7 +384,7 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start:
     if start is not None:
         if jnp.shape(start) != x.shape:
             raise ValueError(f"start must have the shape {x.shape} of x; got {jnp.shape(start)}")
-        return _moved_into(threat, jnp.asarray(start, x.dtype), x)
+        return _project(threat, jnp.asarray(start, x.dtype), x)
     if key is None:
         return x
     for number in run:
@@ -392,11 +392,6 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start:
     return _random_on_surface(threat, key, x)
 
 
-@jax.jit
-def _moved_into(threat: Threat, points: jax.Array, x: jax.Array) -> jax.Array:
-    return threat.project(points, x)
-
-
-@jax.jit
-def _random_on_surface(threat: Threat, key: jax.Array, x: jax.Array) -> jax.Array:
-    return threat.random_on_surface(key, x)
+# Each compiled as a whole rather than operation by operation.
+_project = jax.jit(Threat.project)
+_random_on_surface = jax.jit(Threat.random_on_surface)
