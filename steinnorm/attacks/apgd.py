@@ -384,9 +384,14 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start:
     if start is not None:
         if jnp.shape(start) != x.shape:
             raise ValueError(f"start must have the shape {x.shape} of x; got {jnp.shape(start)}")
-        return threat.project(jnp.asarray(start, x.dtype), x)
+        return _project(threat, jnp.asarray(start, x.dtype), x)
     if key is None:
         return x
     for number in run:
         key = jax.random.fold_in(key, number)
-    return threat.random_on_surface(key, x)
+    return _random_on_surface(threat, key, x)
+
+
+# Each compiled as a whole rather than operation by operation.
+_project = jax.jit(Threat.project)
+_random_on_surface = jax.jit(Threat.random_on_surface)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._criterion import mean_if_joint, success_share
+from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_key
 from steinnorm.attacks._model import LogitsFn, predict
@@ -223,10 +224,18 @@ def _radius_schedule(steps: int) -> list[tuple[float, int]]:
 def _share_and_loss(problem: Problem, x_adv: jax.Array, joint: bool) -> tuple[jax.Array, jax.Array]:
     """Returns the share of wrong labels, and a value that grows with the cross-entropy, (B,)."""
     logits = predict(problem.model, x_adv)
-    share = success_share(logits, problem.criterion)
-    criterion = problem.criterion_for("cross_entropy", joint=joint)
-    loss = per_example("cross_entropy", logits, criterion, joint=joint)
-    return mean_if_joint(share, joint), loss
+    loss_criterion = problem.criterion_for("cross_entropy", joint=joint)
+    return _share_and_cross_entropy(logits, problem.criterion, loss_criterion, joint=joint)
+
+
+# Compiled as a whole, because one operation after the other is some sixty compilations.
+@functools.partial(jax.jit, static_argnames="joint")
+def _share_and_cross_entropy(
+    logits: jax.Array, criterion: Criterion, loss_criterion: Criterion, *, joint: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the share of wrong labels and the cross-entropy of logits, (B,)."""
+    share = mean_if_joint(success_share(logits, criterion), joint)
+    return share, per_example("cross_entropy", logits, loss_criterion, joint=joint)
 
 
 def _broken(problem: Problem, worst: WorstInputs, joint: bool) -> int:

@@ -128,22 +128,21 @@ def centred(x):
     return (flat - flat.mean(axis=0, keepdims=True))[:, :3] + jnp.asarray([[0.0, 1e-3, 0.0]])
 
 
+def told_by_its_size(x):
+    flat = x.reshape(len(x), -1)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(flat - 0.5), axis=0, keepdims=True))
+    return ((flat - 0.5) / deviation)[:, :3] + 0.3 * len(x) * jnp.asarray([[1.0, 0.0, 0.0]])
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("told", [None, True])
 @pytest.mark.filterwarnings("ignore::steinnorm.attacks.BatchDependenceWarning")
 def test_autoattack_never_makes_another_model_of_a_small_batch(count, told):
     """Copies behind a small batch would change its statistics: stages and result must agree."""
-
-    def model(x):
-        flat = x.reshape(len(x), -1)
-        deviation = jnp.sqrt(jnp.mean(jnp.square(flat - 0.5), axis=0, keepdims=True))
-        return ((flat - 0.5) / deviation)[:, :3] + 0.3 * len(x) * jnp.asarray([[1.0, 0.0, 0.0]])
-
     x = X[:count]
-    y = jnp.argmax(predict(model, x), axis=1)
-    found = autoattack(
-        model, x, y, threat=Threat("linf", 0.2), steps=5, queries=10, batch_dependent=told
-    )
+    y = jnp.argmax(predict(told_by_its_size, x), axis=1)
+    settings = {"threat": Threat("linf", 0.2), "steps": 5, "queries": 10}
+    found = autoattack(told_by_its_size, x, y, batch_dependent=told, **settings)
     broken = sum(stage.broken for stage in found.stages)
     assert broken == int(found.success.sum())
     assert all(stage.attacked <= count for stage in found.stages)
@@ -244,11 +243,11 @@ def test_memory_does_not_grow_with_the_number_of_examples():
         return x.reshape(len(x), -1) @ weights
 
     partial = jax.tree_util.Partial(model, draws(16, 3))
-    x = np.asarray(0.3 + 0.4 * draws(50, 4, 4, 1))
+    x = np.asarray(0.3 + 0.4 * draws(42, 4, 4, 1))
     y = np.asarray(jnp.argmax(predict(partial, x), axis=1))
     seen.clear()
-    found = autoattack(partial, x, y, threat=THREAT, steps=3, queries=5, batch_size=16)
-    assert len(found.x_adv) == len(found.success) == 50
-    assert max(seen) == 16
+    found = autoattack(partial, x, y, threat=THREAT, steps=3, queries=5, batch_size=8)
+    assert len(found.x_adv) == len(found.success) == 42
+    assert max(seen) == 8
     again = np.argmax(np.asarray(predict(partial, found.x_adv)), axis=1) != y
     np.testing.assert_array_equal(found.success, again)

@@ -146,10 +146,12 @@ def _linen_closure():
     return lambda x: model.apply(variables, x.reshape(x.shape[0], -1) - 0.5)
 
 
+def _by_weights(weights, x):
+    return (x.reshape(x.shape[0], -1) - 0.5) @ weights
+
+
 def _partial():
-    return jax.tree_util.Partial(
-        lambda weights, x: (x.reshape(x.shape[0], -1) - 0.5) @ weights, jnp.asarray(WEIGHTS)
-    )
+    return jax.tree_util.Partial(_by_weights, jnp.asarray(WEIGHTS))
 
 
 @pytest.mark.parametrize("model", [_linen_closure, Dense, _partial])
@@ -200,7 +202,7 @@ def test_batches_are_what_arrays_are(data, measured):
 
 def test_one_logit():
     weights = jnp.asarray(WEIGHTS[:, :1])
-    single = jax.tree_util.Partial(lambda w, x: (x.reshape(x.shape[0], -1) - 0.5) @ w, weights)
+    single = jax.tree_util.Partial(_by_weights, weights)
     logit = CENTRED @ WEIGHTS[:, 0]
     y = (logit > 0).astype(np.int32)
     found = evaluate_robustness(single, X, y, epsilons=0.05, attacks=(PGD, "fgsm"), **QUIET)
@@ -300,7 +302,7 @@ def test_attacks_of_ones_own_are_judged_by_us():
         return fgsm(logits_fn, x, y, threat=threat, key=key)
 
     found = evaluate_robustness(
-        linear, X, Y, epsilons=0.1, attacks=(mine, "gaussian", "fgsm"), batch_size=25, **QUIET
+        linear, X, Y, epsilons=0.1, attacks=(mine, "gaussian", "fgsm"), batch_size=10, **QUIET
     )
     assert found.row("mine", 0.1).value == found.row("fgsm", 0.1).value
     assert found.row("gaussian", 0.1).norm_order == ""
@@ -311,15 +313,15 @@ def test_attacks_of_ones_own_are_judged_by_us():
         return found._replace(x_adv=jnp.clip(x + 0.3, 0.0, 1.0))
 
     with pytest.raises(AssertionError, match="left its ball or box"):
-        evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=outside, **QUIET)
+        evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=outside, batch_size=10, **QUIET)
     named = functools.partial(pgd, steps=2)
-    twice = evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=named, **QUIET)
+    twice = evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=named, batch_size=10, **QUIET)
     assert [row.attack for row in twice.rows] == ["none", "pgd", "worst"]
 
 
 def test_checks_are_printed_and_in_the_result(capsys):
     found = evaluate_robustness(
-        linear, X, Y, epsilons=RADII, attacks="fgsm", checks=SMOKE, batch_size=13
+        linear, X, Y, epsilons=RADII, attacks="fgsm", checks=SMOKE, batch_size=10
     )
     assert [finding.name for finding in found.checks] == list(NAMES)
     printed = capsys.readouterr().out
@@ -335,7 +337,7 @@ def test_checks_are_printed_and_in_the_result(capsys):
 
 
 def test_silence(capsys):
-    evaluate_robustness(linear, X, Y, attacks="fgsm", epsilons=0.1, **QUIET)
+    evaluate_robustness(linear, X, Y, attacks="fgsm", epsilons=0.1, batch_size=10, **QUIET)
     assert capsys.readouterr() == ("", "")
 
 

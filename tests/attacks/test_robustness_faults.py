@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import AttackSettings, catalogue, evaluate_robustness, fgsm, pgd
-from steinnorm.attacks.checks import FAIL, NAMES, CheckSettings
+from steinnorm.attacks.checks import FAIL, NAMES, PASS, Checks, CheckSettings, Finding
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness import Row, call, checks, identity
 from steinnorm.attacks.robustness.names import file_stem
@@ -27,6 +27,10 @@ PIXEL_WEIGHTS = WEIGHTS[:3]
 
 def linear(x):
     return x.reshape(x.shape[0], -1) @ WEIGHTS
+
+
+def doubled(x):
+    return 2 * linear(x)
 
 
 def per_pixel(x):
@@ -163,21 +167,24 @@ def test_the_checks_take_the_first_batch_with_a_label(monkeypatch):
     y = np.asarray(jnp.argmax(per_pixel(X), axis=-1)).astype(np.uint8)
     y[:7] = 255  # all of the first batch, and the first of the second
     seen = []
-    original = checks.run_checks
 
-    def noted(model, x, y, **settings):
-        seen.append(np.asarray(x))
-        return original(model, x, y, **settings)
+    def noted(model, x, y, **settings):  # what they find is in checks/test_run.py
+        seen.append((np.asarray(x), np.asarray(y)))
+        return Checks([Finding(name, PASS, 0.0, "") for name in NAMES], {})
 
     monkeypatch.setattr(checks, "run_checks", noted)
     settings = {"checks": SMOKE, "check_examples": 3, "attacks": AttackSettings("p", "pgd", 2)}
     found = measure(None, per_pixel, X, y, **settings)
     assert [finding.name for finding in found.checks] == list(NAMES)
-    np.testing.assert_array_equal(seen, [X[7:10]])
+    ((seen_x, seen_y),) = seen
+    np.testing.assert_array_equal(seen_x, X[7:10])
+    np.testing.assert_array_equal(seen_y, y[7:10])
+    assert seen_y.dtype == np.uint8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         found = measure(None, per_pixel, X, np.full_like(y, 255), **settings)
     assert found.checks[0].verdict == "not applicable"
+    assert len(seen) == 1
     assert "no label is known" in str(found)
 
 
@@ -228,7 +235,7 @@ def test_files_of_another_model_do_not_stay(tmp_path):
     measure(tmp_path, epsilons=0.1)
     assert {"pictures/pgd-0.05.png", "per_example/pgd-0.05.npz", "checks.json"} < _files(tmp_path)
     with pytest.warns(UserWarning, match="of another model"):
-        measure(tmp_path, lambda x: 2 * linear(x))
+        measure(tmp_path, doubled)
     after = _files(tmp_path)
     assert after == {
         *foreign,
@@ -237,10 +244,10 @@ def test_files_of_another_model_do_not_stay(tmp_path):
         "pictures/fgsm-0.05.png",
     }
     # Nor do those of other data whose first batch is the same.
-    measure(tmp_path, lambda x: 2 * linear(x), attacks="pgd", checks=SMOKE)
+    measure(tmp_path, doubled, attacks="pgd", checks=SMOKE)
     later = X.copy()
     later[-1] = later[-2]
-    measure(tmp_path, lambda x: 2 * linear(x), later, attacks="pgd")
+    measure(tmp_path, doubled, later, attacks="pgd")
     assert {n for n in _files(tmp_path) if "fgsm" in n} == set()
 
 
@@ -270,7 +277,7 @@ def test_numbers_of_numpy(tmp_path):
     numpys = {
         "seed": np.int64(3),
         "batch_dependent": np.bool_(False),
-        "check_examples": np.int64(5),
+        "check_examples": np.int64(6),
         "checks": CheckSettings(np.int64(2), 2, 4, np.float32(0.01), directions=np.int32(1)),
         "epsilons": np.float32(0.05),
         "attacks": AttackSettings("p", "pgd", np.int64(3), np.float32(0.05), np.bool_(True)),

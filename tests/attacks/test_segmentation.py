@@ -297,7 +297,8 @@ def test_batches_that_hang_together_are_kept_as_a_whole():
         return model(x - 0.5 * jnp.mean(x, axis=(0, 1, 2), keepdims=True))
 
     y = jnp.where(y == VOID, y, jnp.argmax(predict(centred, x), axis=-1).astype(y.dtype))
-    settings = {"threat": Threat("linf", 0.03), "key": KEY, "steps": 10}
+    # With these draws each loss is the worst for some image, which is asserted below.
+    settings = {"threat": Threat("linf", 0.03), "key": jax.random.key(7), "steps": 10}
     losses = ["js", "masked_cross_entropy"]
     with pytest.warns(BatchDependenceWarning, match="whole"):
         together = sea(centred, x, y, losses=losses, **settings)

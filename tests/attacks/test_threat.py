@@ -30,6 +30,12 @@ WEIGHTS = np.random.default_rng(0).normal(size=(48, 5)).astype(np.float32)
 MODEL = jax.tree_util.Partial(
     lambda w, x: jnp.tanh((x.reshape(len(x), -1) - 0.5) @ w), jnp.asarray(WEIGHTS)
 )
+
+
+def shifted(model, x):
+    return model(x - 100)
+
+
 ATTACKS = {
     "fgsm": (fgsm, {}),
     "pgd": (pgd, {"steps": 5, "restarts": 2}),
@@ -82,7 +88,7 @@ def test_bounds_for_each_channel_and_none(name, norm):
     assert (values >= low.astype(np.float32)).all()
     assert (values <= high.astype(np.float32)).all()
     far = 100 + x  # where a box of any size would have rounded the ball away
-    moved = jax.tree_util.Partial(lambda model, x: model(x - 100), MODEL)
+    moved = jax.tree_util.Partial(shifted, MODEL)
     y = jnp.argmax(predict(moved, far), axis=1)
     free = attack(moved, far, y, threat=Threat(norm, radius, None), key=KEY, **settings)
     assert free.outside_box == 0

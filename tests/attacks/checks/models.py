@@ -8,7 +8,7 @@ from steinnorm.attacks import Threat
 from steinnorm.attacks.checks import CheckSettings
 from steinnorm.attacks.checks.runs import AttackRuns, Twin
 
-KEY = jax.random.key(5)
+KEY = jax.random.key(5, impl="rbg")  # the default generator compiles for long
 EXAMPLES, VALUES, CLASSES = 40, 6, 3
 THREAT = Threat("linf", 0.1)
 SMALL = CheckSettings(steps=10, restarts=4, square_queries=60, directions=3)

@@ -126,7 +126,7 @@ def test_single_logit_in_l2():
 
 def test_label_maps_count_known_pixels():
     x = jnp.asarray(draws(8, 4, 4, 1, seed=6))
-    y = (x[..., 0] > 0.5).astype(jnp.int32).at[:, 0].set(VOID)
+    y = (x[..., 0] > 0.5).astype(jnp.uint8).at[:, 0].set(VOID)
     checks = run_checks(per_pixel, x, y, threat=THREAT, settings=SMOKE, key=KEY, twin=per_pixel)
     found = by_name(checks)
     assert "96 pixels of 8 examples" in found["iterative_not_weaker"].detail
