@@ -10,11 +10,10 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's older code for fused loops compiles faster (tests/experiments/commands/test_commands.py took
 # 87 s of processor time with the new one, 58 s with this); another jaxlib may not know the flag.
-_KNOWN = version("jaxlib").startswith("0.10.")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
-    + " --xla_cpu_use_fusion_emitters=false" * _KNOWN
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 ).strip()
 
 import chex
