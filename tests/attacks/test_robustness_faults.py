@@ -188,6 +188,17 @@ def test_the_checks_take_the_first_batch_with_a_label(monkeypatch):
     assert "no label is known" in str(found)
 
 
+@pytest.mark.slow
+def test_checks_of_label_maps_are_made_for_real():
+    """The fast test replaces them; here they run on the first batch with a label."""
+    y = np.asarray(jnp.argmax(per_pixel(X), axis=-1)).astype(np.uint8)
+    y[:7] = 255
+    settings = {"checks": SMOKE, "check_examples": 3, "attacks": AttackSettings("p", "pgd", 2)}
+    found = measure(None, per_pixel, X, y, **settings)
+    assert [finding.name for finding in found.checks] == list(NAMES)
+    assert found.checks[0].verdict in ("PASS", "FAIL")
+
+
 BAD = [
     ({"twin": 3}, "twin must be a function of a batch, or None; got 3"),
     ({"checks": 1}, "checks must be True, False or CheckSettings; got 1"),
