@@ -16,7 +16,7 @@ from tests.experiments.data import test_volumes as volumes
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    return cli.environment(tmp_path_factory.mktemp("compiled"))
+    return cli.environment(tmp_path_factory.mktemp("compiled"), as_users_compile=True)
 
 
 @pytest.fixture(scope="module")
