@@ -84,9 +84,17 @@ def _one(
 
 
 def _make_of_this_code(folder: Path) -> None:
-    """Makes the folder of a run; one that other code has trained is begun anew."""
+    """Makes the folder of a run; one that a demo of other code has trained is begun anew.
+
+    Raises:
+      ConfigError: the folder holds a training that no demo has made.
+    """
     note = folder / "code.txt"
-    if folder.exists() and (not note.exists() or note.read_text() != code_version()):
+    if (folder / "config.json").exists() and not note.exists():
+        raise ConfigError(
+            f"{folder} holds a training that is not the demo's; choose another --workdir"
+        )
+    if note.exists() and note.read_text() != code_version():
         shutil.rmtree(folder)
     if not note.exists():
         write_text(note, code_version())

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pydantic
@@ -11,6 +11,7 @@ from experiments.configs import annotations, presets
 from experiments.configs.schema import GROUPS, AdversaryConfig, ExperimentConfig, ResNetModel
 from experiments.errors import ConfigError
 
+_DESCRIPTIONS = ("dataset", "size", "expected_time")
 _CONFIG = pydantic.TypeAdapter(ExperimentConfig)
 _WORDS = {"None": None, "True": True, "False": False}
 
@@ -104,6 +105,17 @@ def explained(error: pydantic.ValidationError, group: type = ExperimentConfig) -
         wanted = f"{finite}{annotations.range_of(annotation)}"
         return f"{path} must be {wanted}; got {first['input']}"
     return f"{path}: {first['msg']}; got {first['input']!r}"
+
+
+def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields path and both values where two nested settings differ; descriptions do not count."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in one | other:
+            if name not in _DESCRIPTIONS:
+                path = f"{where}.{name}".strip(".")
+                yield from differences(one.get(name), other.get(name), path)
+    elif one != other:
+        yield where, one, other
 
 
 def unknown_fields(content: Any, known: Any, where: str = "") -> list[str]:

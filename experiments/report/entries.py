@@ -97,7 +97,7 @@ def merge_seeds(rows: Iterable[Row], paired: Paired = lambda row, reference: Non
     groups: dict[_Key, dict[int, Row]] = {}
     for row in rows:
         groups.setdefault(_key(row), {})[row.seed] = row
-    return [_summary(key, by_seed, groups, paired) for key, by_seed in groups.items()]
+    return [_entry(key, by_seed, groups, paired) for key, by_seed in groups.items()]
 
 
 def _key(row: Row) -> _Key:
@@ -106,7 +106,7 @@ def _key(row: Row) -> _Key:
     return row.config, row.metric, row.norm, source, column, row.steps
 
 
-def _summary(
+def _entry(
     key: _Key, by_seed: dict[int, Row], groups: dict[_Key, dict[int, Row]], paired: Paired
 ) -> Entry:
     config, metric, norm, source, column, steps = key

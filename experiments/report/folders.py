@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pydantic
 
+from experiments.configs.overrides import differences
 from experiments.configs.schema import NOISES
 from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
@@ -16,7 +17,6 @@ from experiments.report.labels import SOURCE_NAMES, THREAT_MODELS, Column, Sourc
 from experiments.report.measures import of_task
 from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
 
-_DESCRIPTIONS = ("dataset", "size", "expected_time")
 _ROWS = pydantic.TypeAdapter(list[Row])
 _CHECKS = pydantic.TypeAdapter(list[Check])
 
@@ -161,7 +161,10 @@ def _check_rows(root: Path, name: str, rows: Sequence[Row]) -> None:
 def _merged(folders: Sequence[_Folder]) -> Experiment:
     first = folders[0]
     for other in folders[1:]:
-        different = list(_differences(first.settings, other.settings))
+        different = [
+            f"{where} is {ours!r} and {theirs!r}"
+            for where, ours, theirs in differences(first.settings, other.settings)
+        ]
         if different:
             raise ConfigError(
                 f"{first.root} and {other.root} cannot be compared: {'; '.join(different)}. Give "
@@ -204,17 +207,6 @@ def _shown(evaluation: dict[str, Any]) -> list[Column]:
     orders = dict.fromkeys(a["norm"] for a in attacks if a["kind"] not in NOISES)
     radii = evaluation.get("shown_worst") or ()
     return columns + [Column(WORST, epsilon, order) for epsilon in radii for order in orders]
-
-
-def _differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Yields where two nested settings differ, in words; descriptions do not count."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in {**one, **other}:
-            if name not in _DESCRIPTIONS:
-                place = f"{where}.{name}".strip(".")
-                yield from _differences(one.get(name), other.get(name), place)
-    elif one != other:
-        yield f"{where} is {one!r} and {other!r}"
 
 
 def _check_once(folders: Sequence[_Folder]) -> None:

@@ -43,17 +43,13 @@ def columns_that_fit(width: int) -> int:
     return max(1, (width - 31) // 11)
 
 
-def terminal_table(content: Content, title: str | None = None) -> Table:
+def terminal_table(content: Content) -> Table:
     """Returns a table of values or differences.
 
     Args:
       content: of no more columns than fit (``columns_that_fit``).
-      title: stands above it, broken at the table's width.
     """
     table = Table(
-        title=title,
-        title_justify="left",
-        title_style="",
         box=box.SIMPLE_HEAD,
         # One space less between many columns, so that the widest differences fit.
         padding=(0, int(len(content.columns) <= 6), 0, 0),

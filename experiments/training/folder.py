@@ -23,9 +23,10 @@ import filelock
 import jax
 import pydantic
 
-from experiments.configs.overrides import check, explained, unknown_fields
+from experiments.configs.overrides import check, differences, explained, unknown_fields
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
+from experiments.results import read_log
 from steinnorm.attacks.files import write_json, write_text
 
 _PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -149,7 +150,10 @@ class RunFolder:
         found = dataclasses.asdict(read_settings(self.root))
         if not any(self.checkpoints.glob("[0-9]*")):
             return  # nothing was trained with the settings that are there
-        different = _differences(found, dataclasses.asdict(self._settings))
+        different = [
+            f"{where} is {theirs!r} there, {ours!r} here"
+            for where, theirs, ours in differences(found, dataclasses.asdict(self._settings))
+        ]
         if different:
             raise ConfigError(
                 f"{self.root} holds a training with other settings: {'; '.join(different)}. "
@@ -196,17 +200,6 @@ def data_dir_of(root: Path) -> Path | None:
     return Path(found) if found else None
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a ``metrics.jsonl``, without a last one that was cut short."""
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that the numbers depend on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
@@ -233,6 +226,7 @@ def git_commit() -> str:
 
     try:
         commit = git("rev-parse", "HEAD")
+        # Without locks: a status that is cut off would leave one behind, which stops git.
         changed = git(
             "--no-optional-locks",
             "status",
@@ -244,17 +238,3 @@ def git_commit() -> str:
     except OSError:  # there is no git
         return ""
     return f"{commit}-dirty" if commit and changed else commit
-
-
-def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
-    """Where two nested settings differ, in words; descriptions do not count."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        names = [n for n in wanted | found if n not in ("dataset", "size", "expected_time")]
-        return [
-            text
-            for name in names
-            for text in _differences(
-                found.get(name), wanted.get(name), f"{where}.{name}".strip(".")
-            )
-        ]
-    return [] if found == wanted else [f"{where} is {found!r} there, {wanted!r} here"]

@@ -154,6 +154,15 @@ def test_what_other_code_has_trained_is_trained_anew(smoke, tmp_path, trained):
     assert trained == [8, 0]
 
 
+def test_a_training_that_is_not_the_demos_is_not_touched(tmp_path):
+    own = tmp_path / "runs" / "batch-0" / "config.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    with pytest.raises(ConfigError, match="is not the demo's; choose another --workdir"):
+        demo.run(tmp_path, norms=["batch"], seeds=1, smoke=True)
+    assert own.read_text() == "{}"
+
+
 def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
     arguments = ["demo", "--workdir", str(tmp_path / "new"), "--norms", "bacth"]
     assert main(arguments) == 2

@@ -165,7 +165,7 @@ def test_the_terminal_table_fits_120_columns_uncut(differences):
     assert [column.name for column in columns][-2:] == ["worst 0.07", "worst 0.12"]
     console = Console(width=120, file=io.StringIO())
     content = report.Content(report.merge_seeds(_table()), columns, differences)
-    console.print(report.terminal_table(content, report.value_caption("accuracy")))
+    console.print(report.terminal_table(content))
     text = console.file.getvalue()
     assert "…" not in text
     lines = [line.split() for line in text.splitlines()]

@@ -14,8 +14,9 @@ import pytest
 from experiments.configs.overrides import resolve
 from experiments.configs.schema import ChecksConfig, ResNetModel
 from experiments.errors import ConfigError
+from experiments.results import read_log
 from experiments.training import folder as runfolder
-from experiments.training.folder import RunFolder, RunSettings, data_dir_of, read_log, read_settings
+from experiments.training.folder import RunFolder, RunSettings, data_dir_of, read_settings
 
 SETTINGS = RunSettings(resolve("digits", smoke=True), norm="stein", seed=3)
 
