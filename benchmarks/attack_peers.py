@@ -36,7 +36,7 @@ from flax import nnx
 from benchmarks.torch_twin import twin_of
 from benchmarks.training_throughput import torch_network
 from experiments import data, tasks
-from experiments.evaluation.measure import as_logits_fn
+from experiments.evaluation.attack_batch import as_logits_fn
 from experiments.models.norms import in_evaluation, norm_factory
 from experiments.models.resnet import ResNet, of_depth
 from experiments.training.folder import read_settings

@@ -123,10 +123,14 @@ def _train_with(config: "ExperimentConfig") -> Callable[..., None]:
 
 def _train(options: TrainOptions, settings: dict[str, Any]) -> None:
     from experiments.configs import overrides  # noqa: PLC0415
-    from experiments.training import devices  # noqa: PLC0415
+    from experiments.data import devices  # noqa: PLC0415
 
-    if options.distributed or devices.asked_for(options.coordinator):
-        devices.join(options.coordinator, options.processes, options.process_id)
+    devices.join_if_asked(
+        options.coordinator,
+        options.processes,
+        options.process_id,
+        by_environment=options.distributed,
+    )
     from experiments.commands import train as command  # noqa: PLC0415
 
     resolved = overrides.resolve(
@@ -165,6 +169,10 @@ def evaluate(  # noqa: PLR0917
     twin: Path | None = None,
     check_examples: int | None = None,
     cache_dir: Path | None = None,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Measure a trained network on the test part: clean, and attacked where asked.
 
@@ -193,7 +201,15 @@ def evaluate(  # noqa: PLR0917
         check_examples: Test examples for the checks of the attacks, at most one batch of them; the
             config's by default, 0 for no checks.
         cache_dir: Folder for decoded data; the user's cache by default.
+        distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
+        coordinator: HOST:PORT of process 0, to join other processes explicitly.
+        processes: How many processes there are; they share the work folder and take batches in
+            turn.
+        process_id: Number of this process, from 0.
     """
+    from experiments.data import devices  # noqa: PLC0415
+
+    devices.join_if_asked(coordinator, processes, process_id, by_environment=distributed)
     from experiments.commands import evaluate as command  # noqa: PLC0415
 
     request = command.Request(

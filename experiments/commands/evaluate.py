@@ -1,26 +1,30 @@
 """Measures a trained network on the test part of its data set."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import RenderableType
 
 from experiments import data, report, tasks
-from experiments.commands.console import Bar, Display
+from experiments.commands.console import Bar, Display, make_console
 from experiments.commands.training_display import shown_reading
 from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
+from experiments.data import devices
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example, run_checks
-from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, check_fits
+from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, as_logits_fn, check_fits
 from experiments.evaluation.identity import identity_of, is_of
-from experiments.evaluation.measure import Plan, Run, Watcher, as_logits_fn, measure
+from experiments.evaluation.measure import measure
+from experiments.evaluation.plan import Plan, Run, Watcher
 from experiments.evaluation.run_checks import Checker
 from experiments.models.norms import in_evaluation, sources
 from experiments.results import Check, Row
@@ -95,7 +99,7 @@ def run(
     settings = read_settings(workdir)
     config = settings.config
     evaluation = _evaluation(config.evaluation, request)
-    display = display or Display()
+    display = display or Display(make_console(quiet=not devices.is_first()))
     with display:
         with shown_reading(display) as on_progress:
             place = data_dir or data_dir_of(workdir)
@@ -120,13 +124,14 @@ def run(
             watcher = _Shown(bar)
             for plan in plans:
                 measure(model, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
-            for source in checked_sources:
-                for checker in checkers:
-                    checker.check(model, source, run, workdir, watcher)
+            pairs = itertools.product(checked_sources, checkers)
+            _check(model, pairs, run, workdir, watcher)
+        devices.wait_for_all("results of all processes")
         identity = identity_of(model, dataset.test, evaluation.batch_size)
         rows, checks = _collected(workdir, task, identity)
-        write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
-        write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
+        if devices.is_first():
+            write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
+            write_json(workdir / "checks.json", [dataclasses.asdict(check) for check in checks])
         for part in _shown(config.task, rows, checks, request, evaluation):
             display.say(part)
         display.say(f"written: {workdir / 'results.json'}")
@@ -151,6 +156,23 @@ class _Shown(Watcher):
     def advanced(self) -> None:
         """A batch, or a check, is done."""
         self._bar.advance()
+
+
+def _check(
+    model: nnx.Module,
+    pairs: Iterable[tuple[Statistics, Checker]],
+    run: Run,
+    workdir: Path,
+    watcher: Watcher,
+) -> None:
+    """Makes the checks; several processes share them, and each writes its own."""
+    mine, processes = devices.process()
+    for number, (source, checker) in enumerate(pairs):
+        if number % processes == mine:
+            checker.check(model, source, run, workdir, watcher)
+        else:
+            for _ in range(checker.steps):
+                watcher.advanced()
 
 
 def _collected(

@@ -183,7 +183,7 @@ def _trained_layers(
     with display.bar("batch: compiling") as bar:
         shown = _Shown(bar)
         loop = Loop(task=task, config=config.train, seed=seed, observer=shown)
-        trained = loop.run(model, dataset)
+        trained = loop.run(model, dataset.train)
     layers = norm_layers(trained.model, dataset.train.inputs)
     display.say(f"batch, seed {seed}: trained, loss {shown.loss:.3f}, {len(layers)} norm layers")
     return layers

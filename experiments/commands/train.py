@@ -1,6 +1,7 @@
 """Trains one network in a work folder, or goes on with the training that is there."""
 
 import dataclasses
+import functools
 import shlex
 import time
 from pathlib import Path
@@ -15,15 +16,17 @@ from experiments.commands.training_display import (
     shown_reading,
     tensorboard_writer,
 )
-from experiments.configs.schema import ExperimentConfig
+from experiments.configs.schema import ExperimentConfig, Statistics
+from experiments.data import devices
 from experiments.data.batches import check_fills
 from experiments.errors import ConfigError
+from experiments.evaluation.measure import clean_scores
 from experiments.models.build import build
 from experiments.models.norms import NORMS, sources
-from experiments.training import devices
+from experiments.tasks import Task
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.folder import RunFolder, RunSettings
-from experiments.training.loop import Loop, Trained
+from experiments.training.loop import Loop, Trained, Validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,7 @@ def run(
     if tensorboard:
         check_tensorboard()  # at once: reading the data may take minutes
     first = devices.is_first()
-    mesh = devices.mesh()
-    devices.check_batch(config.train.batch_size, mesh)
+    mesh = devices.mesh(config.train.batch_size)
     settings = RunSettings(config, norm, seed)
     display = display or Display(make_console(quiet=not first))
     with (
@@ -91,7 +93,7 @@ def run(
             dataset = data.load(config.data, places.data_dir, places.cache_dir, on_progress)
         check_fills(dataset.train, config.train.batch_size)
         display.say(_begins(config, norm, seed, dataset))
-        for note in dataset.notes:
+        for note in filter(None, (devices.idle(mesh), *dataset.notes)):
             display.say(note)
         task = tasks.create(config.task, dataset.classes, config.train.label_smoothing)
         model = build(
@@ -114,8 +116,8 @@ def run(
                 task=task,
                 config=config.train,
                 seed=seed,
-                validation_statistics=sources(norm, ("running",))[0],
-                mesh=mesh,
+                statistics=_statistics(norm),
+                validate=_validation(settings, dataset, task),
                 checkpoints=checkpoints,
                 checkpoint_every=checkpoint_every,
                 checkpoint_at_epochs=checkpoint_at_epochs,
@@ -123,13 +125,31 @@ def run(
                 observer=observer,
             )
             try:
-                trained = loop.run(model, dataset)
+                trained = loop.run(model, dataset.train)
             finally:
                 checkpoints.close()
         seconds = time.perf_counter() - began
         for line in _ends(trained, places.workdir, task.score, seconds):
             display.say(line)
     return trained
+
+
+def _statistics(norm: str) -> Statistics:
+    """Returns the source of the norm's statistics when weights are chosen."""
+    return sources(norm, ("running",))[0]
+
+
+def _validation(settings: RunSettings, dataset: data.Dataset, task: Task) -> Validation | None:
+    """Returns what scores the weights; None where there is no validation part."""
+    if not len(dataset.validation):
+        return None
+    return functools.partial(
+        clean_scores,
+        task=task,
+        examples=dataset.validation,
+        statistics=_statistics(settings.norm),
+        batch_size=settings.config.train.batch_size,
+    )
 
 
 def _begins(config: ExperimentConfig, norm: str, seed: int, dataset: data.Dataset) -> str:

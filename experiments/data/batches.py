@@ -4,8 +4,9 @@ No iterator holds any state, so a run resumes at any batch by its number alone.
 """
 
 import functools
+import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -99,10 +100,17 @@ def check_fills(examples: Examples, batch_size: int) -> None:
         )
 
 
+class Batches(Protocol):
+    """Batches by their numbers."""
+
+    def __getitem__(self, step: int, /) -> Batch:
+        """Returns the batch of a step."""
+
+
 class _Steps:
     """The batches of some steps as a source for Grain."""
 
-    def __init__(self, batches: TrainBatches, steps: range):
+    def __init__(self, batches: Batches, steps: range):
         self._batches, self._steps = batches, steps
 
     def __len__(self) -> int:
@@ -112,7 +120,7 @@ class _Steps:
         return self._batches[self._steps[index]]
 
 
-def ahead(batches: TrainBatches, steps: range, *, threads: int = _THREADS) -> Iterator[Batch]:
+def ahead(batches: Batches, steps: range, *, threads: int = _THREADS) -> Iterator[Batch]:
     """Yields the batches of the given steps, in order, made in threads before they are asked for.
 
     An error in a thread is raised where the batch is asked for.
@@ -123,30 +131,31 @@ def ahead(batches: TrainBatches, steps: range, *, threads: int = _THREADS) -> It
     return iter(grain.MapDataset.source(_Steps(batches, steps)).to_iter_dataset(options))
 
 
-def in_order(
-    examples: Examples,
-    batch_size: int,
-    *,
-    process: tuple[int, int] = (0, 1),
-    fill: bool = True,
-) -> Iterator[Batch]:
-    """Yields every example once, in order, for an evaluation.
+class InOrder:
+    """The batches of an evaluation: every example once, in order.
 
     Args:
       examples: the part to go through.
-      batch_size: over all processes.
-      process: (number of this process, how many there are).
+      batch_size: of all batches but perhaps the last.
       fill: fill the last batch with copies that are not ``real``, so that all batches have one
         shape.  Under statistics of the test batch copies would count: there it must be False, and
         the last batch is smaller.
     """
-    index, count = process
-    for start in range(0, len(examples), batch_size):
-        stop = min(start + batch_size, len(examples))
-        chosen = np.arange(start, stop)
-        if fill:
-            chosen = np.pad(chosen, (0, batch_size - len(chosen)), mode="edge")
-        real = np.arange(len(chosen)) < stop - start
-        rows = slice(index * len(chosen) // count, (index + 1) * len(chosen) // count)
-        taken = examples.take(chosen[rows])
-        yield Batch(taken.inputs, taken.targets, real[rows])
+
+    def __init__(self, examples: Examples, batch_size: int, *, fill: bool = True):
+        self._examples, self._batch_size, self._fill = examples, batch_size, fill
+
+    def __len__(self) -> int:
+        return math.ceil(len(self._examples) / self._batch_size)
+
+    def __getitem__(self, place: int) -> Batch:
+        start = place * self._batch_size
+        chosen = np.arange(start, min(start + self._batch_size, len(self._examples)))
+        if not len(chosen):
+            raise IndexError(f"batch {place} of {len(self)}")
+        real = np.ones(len(chosen), bool)
+        if self._fill:
+            missing = (0, self._batch_size - len(chosen))
+            chosen, real = np.pad(chosen, missing, mode="edge"), np.pad(real, missing)
+        taken = self._examples.take(chosen)
+        return Batch(taken.inputs, taken.targets, real)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from experiments.configs.schema import AttackConfig
 from experiments.errors import ConfigError
@@ -47,6 +48,23 @@ class Attacked(NamedTuple):
     outputs: jax.Array
     distance: jax.Array
     zero_gradients: int = 0
+
+
+def as_logits_fn(model: nnx.Module) -> jax.tree_util.Partial:
+    """Returns a model as a pure function of inputs that compiles once per architecture.
+
+    Whatever a layer records while it runs is dropped: the model stays as it is.
+
+    Args:
+      model: ready for evaluation.
+    """
+    graphdef, state = nnx.split(model)
+    return jax.tree_util.Partial(_apply, graphdef, state)
+
+
+def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
+    # Copies: under a gradient, writing to the caller's variables would be an error in NNX.
+    return nnx.merge(graphdef, state, copy=True)(x)
 
 
 def check_fits(attack: AttackConfig, task: Task) -> None:

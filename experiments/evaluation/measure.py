@@ -4,106 +4,30 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from experiments.configs.schema import AttackConfig, Statistics
-from experiments.data.batches import Batch, in_order
+from experiments.data import devices
+from experiments.data.batches import Batch, InOrder, ahead
 from experiments.data.examples import Examples, as_inputs
+from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example
-from experiments.evaluation.attack_batch import DEPENDENT, AttackedModel, ThreatModel, check_fits
+from experiments.evaluation.attack_batch import AttackedModel, as_logits_fn, check_fits
+from experiments.evaluation.batch_results import BatchResults
 from experiments.evaluation.identity import identity_of
-from experiments.evaluation.per_example import PerExampleResults, Values
+from experiments.evaluation.per_example import PerExampleResults
+from experiments.evaluation.plan import Plan, Run, Watcher
 from experiments.models.norms import in_evaluation
-from experiments.results import ResultKey, Row
-from experiments.tasks import Summary, Task
+from experiments.results import ResultKey
+from experiments.tasks import Task
 
 _SAVE_EVERY = 5.0  # seconds of work that a kill loses at most, besides the batch it interrupts
-
-
-class Run(NamedTuple):
-    """The training whose model is measured.
-
-    Attributes:
-      config: name of the configuration.
-      norm: name of the norm.
-      seed: of the training; also of noise and random starts.
-      class_names: for pictures; may be empty.
-    """
-
-    config: str
-    norm: str
-    seed: int
-    class_names: tuple[str, ...] = ()
-
-
-class Watcher:
-    """Is told how far an evaluation is; does nothing unless a method is overridden."""
-
-    def begins(self, what: str) -> None:
-        """The attack, or the check, that is called so begins."""
-
-    def within(self, how_far: str) -> None:
-        """A long attack is so far, in words."""
-
-    def advanced(self) -> None:
-        """A batch, or a check, is done."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is measured, and how.
-
-    Attributes:
-      statistics: the source of the norm's statistics.
-      batch_size: with statistics of the test batch, scores depend on it.
-      attacks: measured besides the clean scores.
-      threat_model: who attacks whom in a batch whose statistics count; elsewhere there is nothing
-        to choose.
-      victims: with the threat models ``independent`` and ``companion``, which attack one example
-        at a time, how many of the first examples; None is all.
-    """
-
-    statistics: Statistics
-    batch_size: int
-    attacks: Sequence[AttackConfig] = ()
-    threat_model: ThreatModel = "joint"
-    victims: int | None = None
-
-    @property
-    def dependent(self) -> bool:
-        """Whether an example's answer depends on its batch."""
-        return self.statistics in DEPENDENT
-
-    @property
-    def threat(self) -> str:
-        """The threat model, as rows state it; empty where there is nothing to choose."""
-        return self.threat_model if self.dependent else ""
-
-    @property
-    def alone(self) -> bool:
-        """Whether examples are attacked one at a time."""
-        return self.threat not in ("", "joint")
-
-    @property
-    def measurements(self) -> list[tuple[AttackConfig, float]]:
-        """Attacks and strengths, in the order in which they are measured."""
-        attacks = (aggregate.NO_ATTACK, *self.attacks)
-        return [(attack, epsilon) for attack in attacks for epsilon in attack.epsilons]
-
-    def measured(self, examples: int) -> int:
-        """Returns how many of so many examples are measured."""
-        return min(self.victims or examples, examples) if self.alone else examples
-
-    def batches(self, examples: int) -> int:
-        """Returns how many batches ``measure`` goes through, over all attacks and strengths."""
-        return len(self.measurements) * -(-self.measured(examples) // self.batch_size)
 
 
 def measure(
@@ -119,7 +43,8 @@ def measure(
     """Measures all examples with one source of statistics, under one attack after another.
 
     The attacker sees the model that is evaluated: gradients go through the statistics of the test
-    batch where those are used.
+    batch where those are used. Each batch lies on as many of the process's devices as can share it
+    evenly. Several processes take batches in turn; each gets the results of all, the first writes.
 
     Args:
       model: the trained model.
@@ -132,21 +57,14 @@ def measure(
       watcher: is told how far it is.
 
     Raises:
-      ConfigError: an attack that does not exist for this task.
+      ConfigError: an attack that does not exist for this task, or processes that do not share the
+        work folder.
       LeftThreatError: an attack left its ball or box.
     """
     for attack in plan.attacks:
         check_fits(attack, task)
-    measuring = _Measuring(
-        AttackedModel(
-            as_logits_fn(in_evaluation(model, plan.statistics)), plan.threat_model, plan.dependent
-        ),
-        task,
-        examples,
-        plan,
-        workdir,
-        watcher or Watcher(),
-    )
+    attacked = _ready(model, plan)
+    measuring = _Measuring(attacked, task, examples, plan, workdir, watcher or Watcher())
     count = plan.measured(len(examples))
     identity = {**identity_of(model, examples, plan.batch_size), "measured": count}
     done = []
@@ -166,28 +84,31 @@ def measure(
     return done
 
 
-def evaluate(
-    model: nnx.Module, task: Task, examples: Examples, plan: Plan, **settings: Any
-) -> list[Row]:
-    """Measures, and returns the rows of all scores; arguments as in ``measure``."""
-    return aggregate.rows_of_all(task, measure(model, task, examples, plan, **settings))
-
-
-def as_logits_fn(model: nnx.Module) -> jax.tree_util.Partial:
-    """Returns a model as a pure function of inputs that compiles once per architecture.
-
-    Whatever a layer records while it runs is dropped: the model stays as it is.
+def clean_scores(
+    model: nnx.Module, task: Task, examples: Examples, statistics: Statistics, batch_size: int
+) -> dict[str, float]:
+    """Returns the scores of a model on clean examples, such as those of a validation part.
 
     Args:
-      model: ready for evaluation.
+      model: in training mode; left as it is.
+      task: whose scores they are.
+      examples: all of which are measured.
+      statistics: the source of the norm's statistics.
+      batch_size: of the batches.
     """
-    graphdef, state = nnx.split(model)
-    return jax.tree_util.Partial(_apply, graphdef, state)
+    plan = Plan(statistics, batch_size)
+    measuring = _Measuring(_ready(model, plan), task, examples, plan, None, Watcher())
+    key = ResultKey("", "", 0, statistics, "", aggregate.NO_ATTACK.name, 0.0, "")
+    results = measuring.under(
+        aggregate.NO_ATTACK, per_example.describe(key, aggregate.NO_ATTACK, {}, ())
+    )
+    return task.scores(results.summary)
 
 
-def _apply(graphdef: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
-    # Copies: under a gradient, writing to the caller's variables would be an error in NNX.
-    return nnx.merge(graphdef, state, copy=True)(x)
+def _ready(model: nnx.Module, plan: Plan) -> AttackedModel:
+    """Returns a model in evaluation, as a plan says."""
+    logits_fn = as_logits_fn(in_evaluation(model, plan.statistics))
+    return AttackedModel(logits_fn, plan.threat_model, plan.dependent)
 
 
 class _Saver:
@@ -229,75 +150,96 @@ class _Measuring:
         if results is not None and results.about != about:
             results = None
         self.watcher.begins(f"{key.statistics}, {key.attack} {key.epsilon:.3g}")
-        model = dataclasses.replace(self.model, on_progress=self.watcher.within)
-        random = jax.random.fold_in(jax.random.key(key.seed), _stream(key.attack))
-        saver = _Saver(self.workdir)
+        done = 0 if results is None else results.batches
+        self._check_agreement(done)
+        for _ in range(done):
+            self.watcher.advanced()
+        mine, processes = devices.process()
+        total = -(-self.plan.measured(len(self.examples)) // self.plan.batch_size)
+        computed = self._computed(attack, about, range(done + mine, total, processes))
+        saver = _Saver(self.workdir if devices.is_first() else None)
         try:
-            for place, batch in enumerate(self._batches()):
-                if results is None or place >= results.batches:
-                    at_batch = jax.random.fold_in(random, place)
-                    more = self._batch(model, (attack, about), batch, place, at_batch)
+            for _ in range(done, total, processes):
+                for more in _of_all_processes(next(computed, None)):
                     results = more if results is None else results.extended(more)
                     saver.keep(results)
-                self.watcher.advanced()
+                    self.watcher.advanced()
         finally:
             saver.save()
         assert results is not None  # a test part is never empty
+        assert len(results) == self.plan.measured(len(self.examples))
         return results
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yields the batches that are measured; ``victims`` may cut the last of them later."""
+    def _check_agreement(self, done: int) -> None:
+        """Checks that all processes found the same results, and waits until all have looked."""
+        counts = [int(content) for content in devices.exchange(str(done).encode())]
+        if len(set(counts)) > 1:
+            raise ConfigError(
+                f"the processes find {counts} finished batches in {self.workdir}: all of them must "
+                "see the same folder, on a file system that they share"
+            )
+
+    def _computed(
+        self, attack: AttackConfig, about: dict[str, Any], places: range
+    ) -> Iterator[PerExampleResults]:
+        """Yields the results of some batches.
+
+        Without an attack the next batch is computed while one is fetched. After an attack, which
+        may have taken minutes, they are fetched at once, so that an interrupt loses none.
+        """
         # Copies that fill the last batch would count in its statistics.
-        fill = not self.plan.dependent
-        left = self.plan.measured(len(self.examples))
-        for batch in in_order(self.examples, self.plan.batch_size, fill=fill):
-            if left <= 0:
-                return
-            yield batch
-            left -= len(batch.real)
+        batches = InOrder(self.examples, self.plan.batch_size, fill=not self.plan.dependent)
+        waiting: BatchResults | None = None
+        for place, batch in zip(places, ahead(batches, places), strict=True):
+            if waiting and attack.has_ball:
+                yield waiting.fetch(about)
+                waiting = None
+            computed = self._batch(attack, about, batch, place)
+            if waiting:
+                yield waiting.fetch(about)
+            waiting = computed
+        if waiting:
+            yield waiting.fetch(about)
 
     def _batch(
-        self,
-        model: AttackedModel,
-        what: tuple[AttackConfig, dict[str, Any]],
-        batch: Batch,
-        place: int,
-        key: jax.Array,
-    ) -> PerExampleResults:
-        attack, about = what
-        x, y = as_inputs(jnp.asarray(batch.inputs)), jnp.asarray(batch.targets)
-        before = place * self.plan.batch_size
-        left = self.plan.measured(len(self.examples)) - before
+        self, attack: AttackConfig, about: dict[str, Any], batch: Batch, place: int
+    ) -> BatchResults:
+        mesh = devices.own_mesh(len(batch.targets))
+        inputs, y = devices.share((batch.inputs, batch.targets), mesh)
+        x = _as_inputs(inputs)
+        model = dataclasses.replace(
+            self.model, logits_fn=self._on(mesh), on_progress=self.watcher.within
+        )
+        random = jax.random.fold_in(jax.random.key(about["seed"]), _stream(attack.name))
+        left = self.plan.measured(len(self.examples)) - place * self.plan.batch_size
+        key = jax.random.fold_in(random, place)
         attacked = model.attack(attack, about["epsilon"], (x, y), key, left)
         count = min(int(batch.real.sum()), len(attacked.distance), left)
-        summary = _summary(attacked.outputs, y[: len(attacked.outputs)], task=self.task)
-        shown = min(count, per_example.SHOWN)
-        return PerExampleResults(
-            about=about,
-            summary={name: np.asarray(v)[:count] for name, v in summary.items()},
-            distance=np.asarray(attacked.distance)[:count],
-            batch=np.full(count, place),
-            values=Values.of(np.asarray(attacked.inputs)),
-            zero_gradients=min(attacked.zero_gradients, count),
-            shown={
-                "x": np.asarray(x[:shown]),
-                "x_adv": np.asarray(attacked.inputs[:shown]),
-                "y": np.asarray(y[:shown]),
-                "prediction": _predictions(np.asarray(attacked.outputs[:shown])),
-            },
-        )
+        return BatchResults.of(attacked, (x, y), place, count, self.task)
+
+    def _on(self, mesh: Mesh) -> jax.tree_util.Partial:
+        """Returns the model on the devices of a batch."""
+        if mesh not in self._copies:
+            self._copies[mesh] = devices.copy_to(self.model.logits_fn, mesh)
+        return self._copies[mesh]
+
+    @functools.cached_property
+    def _copies(self) -> dict[Mesh, jax.tree_util.Partial]:
+        return {}
 
 
-@functools.partial(jax.jit, static_argnames="task")
-def _summary(outputs: jax.Array, y: jax.Array, *, task: Task) -> Summary:
-    return task.summary(outputs, y)
+def _of_all_processes(mine: PerExampleResults | None) -> Iterator[PerExampleResults]:
+    """Yields one batch of each process, in order; the last processes may have none."""
+    if jax.process_count() == 1:
+        assert mine is not None
+        yield mine
+        return
+    for content in devices.exchange(b"" if mine is None else mine.to_bytes()):
+        if content:
+            yield PerExampleResults.from_bytes(content)
 
 
-def _predictions(outputs: np.ndarray) -> np.ndarray:
-    """Returns the classes that K logits, or one, stand for."""
-    if outputs.shape[-1] == 1:
-        return (outputs[..., 0] > 0).astype(np.int32)
-    return np.argmax(outputs, axis=-1).astype(np.int32)
+_as_inputs = jax.jit(as_inputs)
 
 
 def _stream(attack: str) -> int:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from experiments.configs.schema import ChecksConfig, Statistics
+from experiments.data import devices
 from experiments.data.examples import Examples, as_inputs
-from experiments.evaluation.attack_batch import DEPENDENT
+from experiments.evaluation.attack_batch import DEPENDENT, as_logits_fn
 from experiments.evaluation.identity import identity_of, is_of, weights_digest
-from experiments.evaluation.measure import Run, Watcher, as_logits_fn
+from experiments.evaluation.plan import Run, Watcher
 from experiments.models.norms import in_evaluation
 from experiments.results import CONVERGENCE, Check, Row
 from experiments.tasks import Segmentation, Task
@@ -118,10 +118,14 @@ class Checker:
 
         watcher.begins(f"{source}, {NAMES[0]}")
         part = self.examples.take(np.arange(count))
+        mesh = devices.own_mesh(count)
+        logits_fn = as_logits_fn(in_evaluation(model, source))
+        logits_fn, twin = (devices.copy_to(each, mesh) for each in (logits_fn, twin))
+        inputs, targets = devices.share((part.inputs, part.targets), mesh)
         made = run_checks(
-            as_logits_fn(in_evaluation(model, source)),
-            as_inputs(jnp.asarray(part.inputs)),
-            jnp.asarray(part.targets),
+            logits_fn,
+            jax.jit(as_inputs)(inputs),
+            targets,
             threat=Threat(self.config.norm, self.config.epsilon),
             batch_dependent=dependent,
             settings=self.config.settings,

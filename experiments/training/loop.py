@@ -7,23 +7,20 @@ number, so a training that was killed goes on bit for bit from its last checkpoi
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from experiments.configs.schema import Statistics, TrainConfig
+from experiments.data import devices
 from experiments.data.augment import Augmentation
-from experiments.data.batches import TrainBatches, ahead, in_order
-from experiments.data.examples import Dataset, Examples
-from experiments.models.norms import in_evaluation
+from experiments.data.batches import TrainBatches, ahead
+from experiments.data.examples import Examples
 from experiments.results import LoggedStep
 from experiments.tasks import Task
-from experiments.training import devices
 from experiments.training.adversarial import Adversary
 from experiments.training.checkpoints import Checkpoints, Progress
 from experiments.training.interrupts import Interrupts
@@ -35,6 +32,9 @@ from experiments.training.step import (
     optimiser,
     split_model,
 )
+
+Validation = Callable[[nnx.Module], dict[str, float]]
+"""Gives the scores of a model, in training mode, on the validation part."""
 
 
 class Observer:
@@ -75,8 +75,8 @@ class Loop:
       task: loss and scores.
       config: the optimisation.
       seed: of the order of the examples, of augmentation and of attacks.
-      validation_statistics: the source of the norm's statistics when the model is validated.
-      mesh: the devices.
+      statistics: the source of the norm's statistics in evaluation; ``none`` for norms without.
+      validate: scores the weights at the end of each epoch; None where nothing is validated.
       checkpoints: where to resume from and to write to; None for neither.
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
       checkpoint_at_epochs: write one at the end of every epoch; else of the last epoch only.
@@ -87,38 +87,37 @@ class Loop:
     task: Task
     config: TrainConfig
     seed: int
-    validation_statistics: Statistics = "running"
-    mesh: Mesh = dataclasses.field(default_factory=devices.mesh)
+    statistics: Statistics = "running"
+    validate: Validation | None = None
     checkpoints: Checkpoints | None = None
     checkpoint_every: int | None = None
     checkpoint_at_epochs: bool = True
     log_every: int = 2
     observer: Observer = dataclasses.field(default_factory=Observer)
 
-    def run(self, model: nnx.Module, data: Dataset) -> Trained:
+    def run(self, model: nnx.Module, examples: Examples) -> Trained:
         """Trains ``model``, from the newest checkpoint where there is one.
 
         Args:
           model: maps inputs (B, ..., C) in [0, 1] to outputs, in training mode.
-          data: training and validation part; where the latter is empty nothing is validated.
+          examples: the training part.
 
         Raises:
-          ConfigError: the examples do not fill a batch, or the devices cannot share it.
+          ConfigError: the examples do not fill a batch, or the processes cannot share it.
           FloatingPointError: loss or weights are not finite; the message names the step and the
             last good checkpoint.
           CheckpointError: a checkpoint cannot be written, or none of those found can be read.
           KeyboardInterrupt: on Ctrl-C, after a checkpoint (of several processes only those at the
             usual steps: the others do not know of it); on SIGTERM likewise SystemExit.
         """
-        devices.check_batch(self.config.batch_size, self.mesh)
         batches = TrainBatches(
-            data.train,
+            examples,
             self.config.batch_size,
             seed=self.seed,
             augmentation=Augmentation(self.config.augment, self.config.shift),
             process=devices.process(),
         )
-        run = _Run(self, model, batches, data.validation)
+        run = _Run(self, model, batches)
         with Interrupts() as interrupts:
             return run.to_the_end(interrupts)
 
@@ -126,20 +125,20 @@ class Loop:
 class _Run:
     """The state of one training while it runs."""
 
-    def __init__(self, loop: Loop, model: nnx.Module, batches: TrainBatches, validation: Examples):
-        self._loop, self._batches, self._validation = loop, batches, validation
+    def __init__(self, loop: Loop, model: nnx.Module, batches: TrainBatches):
+        self._loop, self._batches = loop, batches
         self._total = batches.per_epoch * loop.config.epochs
         self._rate = learning_rate(loop.config, batches.per_epoch)
         self._graphdef, params, rest = split_model(model)
-        self._evaluated = split_model(in_evaluation(model, loop.validation_statistics))[0]
         transformation = optimiser(loop.config, batches.per_epoch)
-        self._steps = Steps(loop.task, transformation, loop.mesh)
+        self._mesh = devices.mesh(loop.config.batch_size)
+        self._steps = Steps(loop.task, transformation, self._mesh)
         self._adversary = Adversary.of(
-            loop.config.adversary, loop.task, model, loop.validation_statistics, loop.seed
+            loop.config.adversary, loop.task, model, loop.statistics, loop.seed
         )
         state = TrainState(params, rest, transformation.init(params))
         # Copies: the step gives its arguments up, and the caller keeps the model.
-        self._state = devices.replicate(state, loop.mesh)
+        self._state = devices.replicate(state, self._mesh)
         self._progress = Progress(step=0)
         self._resume()
 
@@ -147,7 +146,7 @@ class _Run:
         """Trains until the last step, until patience ends or until a signal asks to stop."""
         waiting: tuple[int, StepReport] | None = None
         for step, batch in self._numbered_batches():
-            spread = devices.spread(batch, self._loop.mesh)
+            spread = devices.spread(batch, self._mesh)
             if self._adversary:
                 spread = self._adversary.attack(self._state, spread, step)
             self._state, report = self._steps.train(self._graphdef, self._state, spread)
@@ -167,9 +166,12 @@ class _Run:
                 interrupts.act()
                 if self._out_of_patience():
                     break
+        return Trained(self._model(), self._progress, self._progress.step < self._total)
+
+    def _model(self) -> nnx.Module:
+        """Returns the model as it is now, with arrays that the next step gives up."""
         params, rest = jax.tree.map(_local, (self._state.params, self._state.rest))
-        model = nnx.merge(self._graphdef, params, rest)
-        return Trained(model, self._progress, self._progress.step < self._total)
+        return nnx.merge(self._graphdef, params, rest)
 
     def save(self) -> None:
         """Writes a checkpoint of where the training is."""
@@ -230,15 +232,9 @@ class _Run:
         self._loop.observer.stepped(step, self._total, loss)
 
     def _validate(self) -> None:
-        if not len(self._validation):
+        if self._loop.validate is None:
             return
-        scores = score(
-            self._steps,
-            self._evaluated,
-            (self._state.params, self._state.rest),
-            self._validation,
-            self._loop.config.batch_size,
-        )
+        scores = self._loop.validate(self._model())
         self._loop.observer.validated(self._progress.step, scores)
         value = scores[self._loop.task.score]
         best = self._progress.best_score
@@ -263,25 +259,6 @@ class _Run:
             f"the last good checkpoint is that of step {kept[-1]}; "
             "try a smaller train.learning_rate in a new work folder"
         )
-
-
-def score(
-    steps: Steps,
-    graphdef: nnx.GraphDef,
-    variables: tuple[nnx.State, nnx.State],
-    examples: Examples,
-    batch_size: int,
-) -> dict[str, float]:
-    """Returns the task's scores of a model in evaluation, over all examples of a part."""
-    summaries = []
-    for batch in in_order(examples, batch_size, process=devices.process()):
-        answers = steps.answers(graphdef, *variables, devices.spread(batch, steps.devices))
-        summaries.append(jax.tree.map(np.asarray, jax.device_get(answers)))
-    merged = {name: np.concatenate([s[name] for s in summaries]) for name in summaries[0]}
-    real = merged.pop("real")
-    if real.sum() != len(examples):
-        raise AssertionError(f"{real.sum()} of {len(examples)} examples were scored")
-    return steps.task.scores({name: values[real] for name, values in merged.items()})
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""Compiles one step of a training and of a validation: pure functions of arrays.
+"""Compiles one step of a training, a pure function of arrays.
 
 The NNX model is split into its structure (static), its parameters and its other state at the
 boundary and merged inside.
@@ -15,10 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from experiments.configs.schema import TrainConfig
+from experiments.data import devices
 from experiments.data.batches import Batch
 from experiments.data.examples import as_inputs
-from experiments.tasks import Summary, Task, mean_loss
-from experiments.training import devices
+from experiments.tasks import Task, mean_loss
 from experiments.training.xla_options import compiler_options
 from steinnorm.nnx import ShrinkageFactor
 
@@ -101,7 +101,7 @@ def learning_rate(config: TrainConfig, per_epoch: int) -> optax.Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The compiled steps of one training, over the devices of a mesh.
+    """The compiled step of one training, over the devices of a mesh.
 
     Attributes:
       task: loss and scores.
@@ -117,32 +117,20 @@ class Steps:
         self, graphdef: nnx.GraphDef, state: TrainState, batch: Batch
     ) -> tuple[TrainState, StepReport]:
         """Takes one step; the arrays of ``state`` are given up (their memory is used again)."""
-        jitted = _jitted(self.devices, batch.inputs.ndim, donate=True)
-        return jitted((_train_step, self.task, self.optimiser, graphdef), state, batch)
-
-    def answers(
-        self, graphdef: nnx.GraphDef, params: nnx.State, rest: nnx.State, batch: Batch
-    ) -> Summary:
-        """Returns what the task keeps of each example, and ``real``, for a model in evaluation."""
-        jitted = _jitted(self.devices, batch.inputs.ndim, donate=False)
-        return jitted((_answers, self.task, None, graphdef), (params, rest), batch)
+        jitted = _jitted(self.devices, batch.inputs.ndim)
+        return jitted(self.task, self.optimiser, graphdef, state, batch)
 
 
 @functools.lru_cache(maxsize=8)
-def _jitted(mesh: Mesh, input_rank: int, *, donate: bool) -> Any:
-    """Returns a jitted call whose results are on every device.
+def _jitted(mesh: Mesh, input_rank: int) -> Any:
+    """Returns the jitted step, whose results are on every device.
 
     One cached function for all trainings, so that seeds of one norm share a compilation.
     """
-
-    def call(static: tuple[Any, ...], variables: Any, batch: Batch) -> Any:
-        function, *settings = static
-        return function(*settings, variables, batch)
-
     return jax.jit(
-        call,
-        static_argnums=0,
-        donate_argnums=(1,) if donate else (),
+        _train_step,
+        static_argnums=(0, 1, 2),
+        donate_argnums=3,
         out_shardings=devices.replicated(mesh),
         compiler_options=compiler_options(input_rank),
     )
@@ -171,18 +159,6 @@ def _train_step(
     params = optax.apply_updates(state.params, updates)
     report = StepReport(loss, task.share_right(outputs, batch.targets), factors)
     return TrainState(params, rest, memory), report
-
-
-def _answers(
-    task: Task,
-    _: None,
-    graphdef: nnx.GraphDef,
-    variables: tuple[nnx.State, nnx.State],
-    batch: Batch,
-) -> Summary:
-    model = nnx.merge(graphdef, *variables, copy=True)
-    outputs = model(as_inputs(batch.inputs))
-    return {"real": batch.real, **task.summary(outputs, batch.targets)}
 
 
 def _factors(sown: nnx.State) -> Factors:

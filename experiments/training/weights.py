@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.data import devices
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 from experiments.models.build import build
 from experiments.tasks import Task
-from experiments.training import devices
 from experiments.training.checkpoints import Checkpoints, Progress
 from experiments.training.folder import RunSettings
 from experiments.training.step import TrainState, optimiser, split_model
@@ -52,7 +52,8 @@ def load_weights(
         raise ConfigError(f"{workdir} holds no checkpoint yet; run its training first")
     step = checkpoints.best_step() if weights == "best" else checkpoints.steps[-1]
     assert step is not None  # there are some
-    found, progress = checkpoints.load(devices.replicate(state, devices.mesh()), step)
+    one_each = devices.mesh(jax.process_count())
+    found, progress = checkpoints.load(devices.replicate(state, one_each), step)
     checkpoints.close()
     # Arrays that are bound to no device, like the inputs that they will meet: bound to one they
     # would make every attack compile twice, for inputs as they are and as they were attacked.

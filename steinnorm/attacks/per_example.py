@@ -109,6 +109,10 @@ class PerExample:
         Args:
           path: the ``.npz`` file to create or replace.
         """
+        write_bytes(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of the file."""
         buffer = io.BytesIO()
         numbers = {
             "zero_gradients": self.zero_gradients,
@@ -124,7 +128,7 @@ class PerExample:
             **{_SUMMARY + name: value for name, value in self.summary.items()},  # type: ignore[arg-type]
             **{_SHOWN + name: value for name, value in self.shown.items()},  # type: ignore[arg-type]
         )
-        write_bytes(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -134,22 +138,31 @@ class PerExample:
           path: the ``.npz`` file.
         """
         try:
-            # From memory, because np.load leaves the handle of a damaged file open.
-            with np.load(io.BytesIO(path.read_bytes())) as file:
-                arrays = {name: file[name] for name in file.files}
-            numbers = json.loads(str(arrays["numbers"]))
-            return cls(
-                about=json.loads(str(arrays["about"])),
-                summary=_with_prefix(_SUMMARY, arrays),
-                distance=arrays["distance"],
-                batch=arrays["batch"],
-                values=Values(**numbers["values"]),
-                zero_gradients=numbers["zero_gradients"],
-                shown=_with_prefix(_SHOWN, arrays),
-                digests=tuple(numbers.get("digests", ())),
-            )
+            return cls.from_bytes(path.read_bytes())
         except Exception:  # damaged files raise many errors, zlib.error among them
             return None
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """Returns the results that ``to_bytes`` made the bytes of.
+
+        Args:
+          content: the bytes; damage shows in errors of many classes.
+        """
+        # From memory, because np.load leaves the handle of a damaged file open.
+        with np.load(io.BytesIO(content)) as file:
+            arrays = {name: file[name] for name in file.files}
+        numbers = json.loads(str(arrays["numbers"]))
+        return cls(
+            about=json.loads(str(arrays["about"])),
+            summary=_with_prefix(_SUMMARY, arrays),
+            distance=arrays["distance"],
+            batch=arrays["batch"],
+            values=Values(**numbers["values"]),
+            zero_gradients=numbers["zero_gradients"],
+            shown=_with_prefix(_SHOWN, arrays),
+            digests=tuple(numbers.get("digests", ())),
+        )
 
 
 Results = TypeVar("Results", bound=PerExample)

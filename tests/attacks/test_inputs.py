@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.evaluation.measure import as_logits_fn
+from experiments.evaluation.attack_batch import as_logits_fn
 from experiments.models.norms import in_evaluation, norm_factory
 from experiments.models.resnet import ResNet
 from steinnorm.attacks import (

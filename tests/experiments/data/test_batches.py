@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.data.augment import Augmentation
-from experiments.data.batches import TrainBatches, ahead, in_order
+from experiments.data.batches import InOrder, TrainBatches, ahead
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
 from steinnorm.attacks import VOID
@@ -150,8 +150,9 @@ def test_an_error_in_a_thread_comes_out_with_its_message_after_the_batches_befor
 
 @given(st.integers(0, 20), st.integers(1, 8), st.booleans())
 def test_an_evaluation_sees_every_example_once_in_order(count, batch_size, fill):
-    batches = list(in_order(_examples(count, 1), batch_size, fill=fill))
-    assert len(batches) == -(-count // batch_size)
+    made = InOrder(_examples(count, 1), batch_size, fill=fill)
+    batches = list(made)
+    assert len(made) == len(batches) == -(-count // batch_size)
     seen = [batch.targets[batch.real] for batch in batches]
     np.testing.assert_array_equal(np.concatenate([[], *seen]), np.arange(count))
     for batch in batches:
@@ -166,17 +167,3 @@ def test_an_evaluation_sees_every_example_once_in_order(count, batch_size, fill)
         assert all(batch.real.all() for batch in batches)
         assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
         assert sum(sizes) == count
-
-
-@given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 3), st.booleans())
-def test_processes_share_an_evaluation(count, processes, share, fill):
-    examples, batch_size = _examples(count, 1), processes * share
-    whole = list(in_order(examples, batch_size, fill=fill))
-    parts = [
-        list(in_order(examples, batch_size, process=(index, processes), fill=fill))
-        for index in range(processes)
-    ]
-    for batch, *mine in zip(whole, *parts, strict=True):
-        _assert_same(batch, [np.concatenate(values) for values in zip(*mine, strict=True)])
-        if fill:
-            assert {len(part.targets) for part in mine} == {share}

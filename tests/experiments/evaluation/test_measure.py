@@ -10,10 +10,12 @@ from flax import nnx
 
 from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig
+from experiments.data import devices
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
-from experiments.evaluation import attack_batch, per_example
-from experiments.evaluation.measure import Plan, Run, Watcher, evaluate
+from experiments.evaluation import aggregate, attack_batch, per_example
+from experiments.evaluation.measure import measure
+from experiments.evaluation.plan import Plan, Run, Watcher
 from experiments.tasks import Binary, Classification, Segmentation
 from steinnorm.attacks import LeftThreatError
 from steinnorm.nnx import SteinBatchNorm
@@ -59,6 +61,11 @@ def tiny():
 
 def _plan(**changes):
     return Plan(**{"statistics": "running", "batch_size": 8, "attacks": (FGSM, PGD), **changes})
+
+
+def evaluate(model, task, *arguments, **settings):
+    """The rows of what is measured."""
+    return aggregate.rows_of_all(task, measure(model, task, *arguments, **settings))
 
 
 def _values(rows):
@@ -250,6 +257,43 @@ def test_an_evaluation_fails_loudly_where_an_attack_leaves_its_ball(tiny, monkey
     monkeypatch.setattr(attack_batch, "_call", lambda *_: (too_far, {}))
     with pytest.raises(LeftThreatError, match="fgsm left its ball or box"):
         evaluate(tiny, Classification(3), _examples(), _plan(attacks=(FGSM,)), run=RUN)
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_several_devices_measure_what_one_measures(statistics, tiny, monkeypatch):
+    """The last batch of six examples lies on three devices, those before it on four."""
+    assert jax.device_count() == 4  # see tests/conftest.py
+    settings = {"statistics": statistics, "batch_size": 8, "attacks": (NOISE, FGSM)}
+    used = []
+    original = attack_batch.AttackedModel.attack
+
+    def noted(self, attack, epsilon, batch, *rest):
+        used.append(len(batch[0].sharding.device_set))
+        return original(self, attack, epsilon, batch, *rest)
+
+    monkeypatch.setattr(attack_batch.AttackedModel, "attack", noted)
+    several = measure(tiny, Classification(3), _examples(), _plan(**settings), run=RUN)
+    assert used == [4, 4, 4 if statistics == "running" else 3] * 4
+    only = devices.own_mesh(1)
+    monkeypatch.setattr(devices, "own_mesh", lambda count: only)
+    one = measure(tiny, Classification(3), _examples(), _plan(**settings), run=RUN)
+    assert used[12:] == [1] * 12
+    for a, b in zip(one, several, strict=True):
+        assert a.about == b.about
+        assert a.zero_gradients == b.zero_gradients
+        np.testing.assert_allclose(a.values, b.values, rtol=1e-5)
+        np.testing.assert_array_equal(a.batch, b.batch)
+        np.testing.assert_allclose(a.distance, b.distance, atol=1e-6)
+        for mine, others in ((a.summary, b.summary), (a.shown, b.shown)):
+            assert mine.keys() == others.keys()
+            for name, value in mine.items():
+                np.testing.assert_allclose(value, others[name], atol=1e-5, err_msg=name)
+
+
+def test_processes_that_do_not_see_the_same_folder_are_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "exchange", lambda content: [content, b"2"])
+    with pytest.raises(ConfigError, match=r"the processes find \[0, 2\] finished batches"):
+        evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN, workdir=tmp_path)
 
 
 def test_the_catalogue():

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.data.devices import mesh, replicated
 from experiments.errors import CheckpointError
 from experiments.training.checkpoints import Checkpoints, DamagedCheckpointWarning, Progress
-from experiments.training.devices import mesh, replicated
 
 # Reading a damaged checkpoint, Orbax drops coroutines that have failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -85,7 +85,7 @@ def test_arrays_and_progress_come_back_as_they_were(copied):
 
 
 def test_arrays_come_back_where_they_are_wanted(copied):
-    like = jax.device_put(_arrays(0), replicated(mesh()))
+    like = jax.device_put(_arrays(0), replicated(mesh(4)))
     checkpoints = Checkpoints(copied[0])
     arrays, _ = checkpoints.load(like, 4)
     for leaf in jax.tree.leaves(arrays):

@@ -1,17 +1,30 @@
 """Several processes and several devices train what one device trains."""
 
 import contextlib
+import dataclasses
 import socket
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.data import devices
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches
 from experiments.data.examples import Examples
+from experiments.errors import ConfigError
+from experiments.evaluation.per_example import PerExampleResults
 from tests.experiments import cli
 from tests.experiments.data import test_volumes as volumes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+    """What a mesh asks of a device."""
+
+    id: int
+    process_index: int
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +59,20 @@ def _port():
         return probe.getsockname()[1]
 
 
-def _joined(arguments, workdir, port, number, count=2):
+def _joined(arguments, port, number, count=2):
     return [
-        *arguments,
-        *("--workdir", str(workdir), "--coordinator", f"127.0.0.1:{port}"),
+        *map(str, arguments),
+        *("--coordinator", f"127.0.0.1:{port}"),
         *("--processes", str(count), "--process-id", str(number)),
     ]
 
 
-def _in_two_processes(arguments, workdir, env):
-    """Trains; what each process printed."""
+def _in_two_processes(arguments, env):
+    """Runs a command; what each process printed."""
     port = _port()
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(cli.started(_joined(arguments, workdir, port, i), env))
-            for i in range(2)
+            stack.enter_context(cli.started(_joined(arguments, port, i), env)) for i in range(2)
         ]
         ends = [cli.ended(process) for process in processes]
     for status, _, err in ends:
@@ -72,7 +84,7 @@ def _in_two_processes(arguments, workdir, env):
 def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, env, tmp_path):
     one, two, four = (tmp_path / word for word in ("one", "two", "four"))
     cli.succeeds([*arguments[name], "--workdir", str(one)], env)
-    first, second = _in_two_processes(arguments[name], two, env)
+    first, second = _in_two_processes([*arguments[name], "--workdir", two], env)
     assert "2 cpu device(s) in 2 processes" in first
     # Only one of them talks; the library that joins them says that it has.
     assert all(line.startswith("[Gloo]") for line in second.splitlines())
@@ -82,26 +94,48 @@ def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, e
     assert main([*arguments[name], "--workdir", str(four)]) == 0  # see tests/conftest.py
     cli.close(one, four)
 
-    # What two processes wrote, one measures.
-    rows = []
-    for workdir in (one, two):
-        more = ["--cache-dir", str(tmp_path / "cache"), "--weights", "last"]
-        assert main(["evaluate", str(workdir), *more]) == 0
-        rows.append({(r["statistics"], r["metric"]): r["value"] for r in cli.results(workdir)})
-    assert rows[0].keys() == rows[1].keys()
-    for key, value in rows[0].items():
-        np.testing.assert_allclose(rows[1][key], value, rtol=1e-4, err_msg=str(key))
+    # What two processes wrote, four devices and two processes measure.
+    again = cli.copied(two, tmp_path / "again")
+    more = ["--cache-dir", str(tmp_path / "cache"), "--weights", "last"]
+    more += ["--attacks", "uniform,fgsm", "--check-examples", "0"]
+    assert main(["evaluate", str(two), *more]) == 0
+    first, second = _in_two_processes(["evaluate", again, *more], env)
+    assert "written:" in first
+    assert "written:" not in second
+    _measured_alike(two, again)
+
+
+def _measured_alike(one, other):
+    """Rows and per-example results are equal but for rounding."""
+    rows, others = cli.results(one), cli.results(other)
+    for row, same in zip(rows, others, strict=True):
+        for field, value in row.items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(same[field], value, rtol=1e-5, atol=1e-5, err_msg=field)
+            else:
+                assert same[field] == value
+    results = {path.name: PerExampleResults.read(path) for path in (one / "evaluation").iterdir()}
+    assert {path.name for path in (other / "evaluation").iterdir()} == set(results)
+    for name, found in results.items():
+        same = PerExampleResults.read(other / "evaluation" / name)
+        assert same.about == found.about
+        np.testing.assert_array_equal(same.batch, found.batch)
+        for part in ("summary", "shown"):
+            arrays, others = getattr(found, part), getattr(same, part)
+            assert arrays.keys() == others.keys()
+            for key, values in arrays.items():
+                np.testing.assert_allclose(others[key], values, rtol=1e-4, atol=1e-4, err_msg=key)
 
 
 @pytest.mark.slow
 def test_one_of_two_processes_is_killed_and_both_start_again(arguments, env, tmp_path):
     whole, workdir = tmp_path / "whole", tmp_path / "work"
     longer = [*arguments["volumes"], "--epochs", "60", "--checkpoint-every", "1"]
-    _in_two_processes(longer, whole, env)
+    _in_two_processes([*longer, "--workdir", whole], env)
     port = _port()
     with contextlib.ExitStack() as stack:
         processes = [
-            stack.enter_context(cli.started(_joined(longer, workdir, port, i), env))
+            stack.enter_context(cli.started(_joined([*longer, "--workdir", workdir], port, i), env))
             for i in range(2)
         ]
         cli.until(lambda: max(cli.steps(workdir), default=0) > 5, processes[0])
@@ -109,7 +143,7 @@ def test_one_of_two_processes_is_killed_and_both_start_again(arguments, env, tmp
         status, _, _ = cli.ended(processes[0])  # it notices, within a minute or two
     assert status != 0
     assert cli.steps(workdir)[-1] < 120
-    first, _ = _in_two_processes(longer, workdir, env)
+    first, _ = _in_two_processes([*longer, "--workdir", workdir], env)
     assert "going on from the checkpoint of step" in first
     cli.same(whole, workdir)
 
@@ -120,7 +154,7 @@ def test_a_training_of_two_processes_goes_on_in_one(arguments, env, tmp_path):
     longer = [*arguments["volumes"], "--epochs", "3"]
     cli.succeeds([*longer, "--workdir", str(one)], env)
     # As if it had been stopped after the second of three epochs: the last checkpoint is gone.
-    _in_two_processes(longer, both, env)
+    _in_two_processes([*longer, "--workdir", both], env)
     last = cli.steps(both)[-1]
     cli.shutil.rmtree(both / "checkpoints" / str(last))
     cli.succeeds([*longer, "--workdir", str(both)], env)
@@ -147,13 +181,32 @@ def test_the_processes_shares_are_the_rows_of_the_one_batch(count):
     assert not np.array_equal(*per_epoch)
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path, capsys):
-    arguments = ["train", "digits", "--smoke", "--workdir", str(tmp_path / "work")]
-    assert main([*arguments, "--set", "train.batch_size=30"]) == 2
-    error = capsys.readouterr().err
-    assert "4 devices cannot share a batch of 30 evenly; choose 28 or 32" in error
-    assert error.count("\n") == 1
-    assert not (tmp_path / "work").exists()
+@pytest.mark.parametrize(("batch_size", "used"), [(32, 4), (30, 3), (26, 2), (25, 1), (3, 3)])
+def test_devices_that_cannot_share_a_batch_evenly_stay_idle(batch_size, used):
+    mesh = devices.mesh(batch_size)
+    assert mesh.size == used
+    idle = f"4 devices cannot share the batch evenly: {used} are used"
+    assert devices.idle(mesh) == ("" if used == 4 else idle)
+
+
+@pytest.mark.parametrize(("batch_size", "used"), [(64, 16), (24, 12), (8, 8), (20, 4)])
+def test_every_process_uses_as_many_devices(batch_size, used, monkeypatch):
+    """Four processes of four devices each."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "devices", lambda: [_Device(i, i // 4) for i in range(16)])
+    mesh = devices.mesh(batch_size)
+    assert mesh.size == used
+    of = [device.process_index for device in mesh.devices]
+    assert of == sorted(of)
+    assert {of.count(process) for process in range(4)} == {used // 4}
+
+
+@pytest.mark.parametrize(("batch_size", "near"), [(26, "24 or 28"), (3, "4"), (9, "8 or 12")])
+def test_a_batch_that_the_processes_cannot_share_is_refused(batch_size, near, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    message = f"4 processes cannot share a batch of {batch_size} evenly; choose {near}, or another"
+    with pytest.raises(ConfigError, match=message):
+        devices.mesh(batch_size)
 
 
 def test_a_coordinator_that_cannot_be_used_is_one_message(env, tmp_path):

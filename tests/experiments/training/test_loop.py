@@ -12,6 +12,7 @@ from flax import nnx
 from experiments.configs.schema import AdversaryConfig, TrainConfig
 from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
+from experiments.evaluation.measure import clean_scores
 from experiments.models.norms import norm_factory
 from experiments.tasks import Classification
 from experiments.training.checkpoints import Checkpoints
@@ -66,11 +67,15 @@ def problem():
 
 def _train(problem, config=CONFIG, norm="stein", seed=0, **changes):
     notes = _Notes()
-    changes = {"observer": notes, "validation_statistics": "running", **changes}
-    if norm == "group":
-        changes["validation_statistics"] = "none"
-    loop = Loop(task=Classification(2), config=config, seed=seed, **changes)
-    return loop.run(_Tiny(norm), problem), notes
+    source = "none" if norm == "group" else "running"
+    task, part = Classification(2), problem.validation
+
+    def validate(model):
+        return clean_scores(model, task, part, source, config.batch_size)
+
+    changes = {"observer": notes, "validate": validate if len(part) else None, **changes}
+    loop = Loop(task=task, config=config, seed=seed, statistics=source, **changes)
+    return loop.run(_Tiny(norm), problem.train), notes
 
 
 def _weights(trained):
@@ -81,7 +86,7 @@ def test_it_learns_reports_and_leaves_the_given_model_alone(problem):
     model, notes = _Tiny(), _Notes()
     before = jax.tree.map(np.array, nnx.state(model))
     loop = Loop(task=Classification(2), config=CONFIG, seed=0, observer=notes)
-    trained = loop.run(model, problem)
+    trained = loop.run(model, problem.train)
     assert notes.steps == [(step, 16) for step in range(1, 17)]
     assert [row.step for row in notes.rows] == [1, 2, 4, 6, 8, 10, 12, 14, 16]
     assert notes.rows[-1].epoch == 4
