@@ -28,7 +28,7 @@ class Cnn3d(nnx.Module):
       hidden: sizes of the dense layers between features and logits, each with a ReLU.
       pool: average the features over all positions instead of flattening them; ``shape`` then
         does not matter.
-      dtype: of activations; parameters and the result are float32.
+      dtype: of activations; parameters, the dense layers and the result are float32.
       rngs: random numbers for the weights.
     """
 
@@ -53,8 +53,7 @@ class Cnn3d(nnx.Module):
         positions = math.prod(math.ceil(size / 2 ** len(channels)) for size in shape)
         sizes = (widths[-1] * (1 if pool else positions), *hidden, outputs)
         self.dense = nnx.List(
-            nnx.Linear(before, after, dtype=dtype, rngs=rngs)
-            for before, after in itertools.pairwise(sizes)
+            nnx.Linear(before, after, rngs=rngs) for before, after in itertools.pairwise(sizes)
         )
         self.shape = (*shape, channels_in)
         self.pool = pool
@@ -65,7 +64,8 @@ class Cnn3d(nnx.Module):
             raise ValueError(f"built for volumes of shape {self.shape}; got {x.shape[1:]}")
         for conv in self.convs:
             x = conv(x)
+        x = x.astype(jnp.float32)
         x = jnp.mean(x, axis=(1, 2, 3)) if self.pool else x.reshape(len(x), -1)
         for index, dense in enumerate(self.dense):
             x = dense(nnx.relu(x) if index else x)
-        return x.astype(jnp.float32)
+        return x

@@ -179,7 +179,7 @@ class HRNet(nnx.Module):
       outputs: number of logits per pixel.
       stem_strides: instead of those of ``size``: (1, 1) in ``paper``, all of the network at full
         resolution; (2, 2) in the others, whose logits are resized to the image's size.
-      dtype: of activations; parameters and the result are float32.
+      dtype: of activations; parameters, the head and the result are float32.
       rngs: random numbers for the weights.
 
     Raises:
@@ -225,7 +225,7 @@ class HRNet(nnx.Module):
         )
         total = sum(channels)
         self.mix = ConvNorm(norm, total, total, size=1, use_bias=True, dtype=dtype, rngs=rngs)
-        self.head = conv(total, outputs, size=1, use_bias=True, dtype=dtype, rngs=rngs)
+        self.head = conv(total, outputs, size=1, use_bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images (B, H, W, channels_in) to logits (B, H, W, outputs)."""
@@ -235,4 +235,4 @@ class HRNet(nnx.Module):
             branches = stage(branches)
         highest = branches[0].shape[1:3]
         x = jnp.concatenate([resize_aligned(y, highest) for y in branches], axis=-1)
-        return resize_aligned(self.head(self.mix(x)).astype(jnp.float32), shape)
+        return resize_aligned(self.head(self.mix(x)), shape)

@@ -7,7 +7,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments.models.convolution import convolve3d
+from experiments.models.mixed_precision import Window, convolve
 from experiments.models.norms import NormFactory
+
+
+class Conv(nnx.Conv):
+    """Flax's convolution, with float32 gradients of kernel and bias whatever it computes in.
+
+    Only strides and padding in numbers; no dilation, groups or mask.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """Maps (B, ..., in_features) to (B, ..., out_features)."""
+        kernel = self.kernel[...]
+        assert isinstance(self.strides, tuple)
+        assert isinstance(self.padding, tuple)
+        window = Window(self.strides, self.padding, self.conv_general_dilated)
+        x = x.astype(self.dtype)
+        y = window.apply(x, kernel) if x.dtype == kernel.dtype else convolve(x, kernel, window)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].reshape((1,) * (y.ndim - 1) + (-1,))
+        return (y.astype(bias.dtype) + bias).astype(y.dtype)
 
 
 def conv(
@@ -20,7 +41,7 @@ def conv(
     use_bias: bool = False,
     dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv:
     """Returns a convolution with float32 weights, padded as PyTorch pads.
 
     Args:
@@ -37,7 +58,7 @@ def conv(
     # moves the kernel by a pixel against PyTorch's symmetric (1, 1), and weights from there would
     # not give the same result.
     padding = ((size // 2, size // 2),) * spatial
-    return nnx.Conv(
+    return Conv(
         channels_in,
         channels_out,
         kernel_size=(size,) * spatial,

@@ -50,7 +50,7 @@ class ResNet(nnx.Module):
       width: channels of the first stage's 3x3 convolutions.
       stage_sizes: residual blocks per stage.
       block: kind of the residual blocks.
-      dtype: of activations; parameters and the result are float32.
+      dtype: of activations; parameters, the head and the result are float32.
       rngs: random numbers for the weights.
 
     Example:
@@ -93,11 +93,11 @@ class ResNet(nnx.Module):
                 blocks.append(block(norm, channels, inner, stride, dtype=dtype, rngs=rngs))
                 channels = inner * block.expansion
         self.blocks = nnx.List(blocks)
-        self.head = nnx.Linear(channels, outputs, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(channels, outputs, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps images (B, H, W, channels_in) to logits (B, outputs)."""
         x = nnx.relu(self.stem_norm(self.stem(x)))
         for block in self.blocks:
             x = block(x)
-        return self.head(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
+        return self.head(jnp.mean(x.astype(jnp.float32), axis=(1, 2)))
