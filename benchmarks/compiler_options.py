@@ -65,7 +65,7 @@ def compiled(settings: dict[str, Any], shape: tuple[int, ...]) -> tuple[list[Any
     step = functools.partial(_train_step, task, transformation, graphdef)
     forms = [
         jax.jit(step, compiler_options=options).lower(state, batch).compile()
-        for options in (None, compiler_options(4) or None)
+        for options in (None, compiler_options(4, "cpu") or None)
     ]
     return forms, (state, batch)
 

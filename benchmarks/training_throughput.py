@@ -145,7 +145,7 @@ def torch_step(torch: Any, layout: str, width: int, images: np.ndarray, labels: 
 def make_steps(size: int, width: int) -> dict[str, Step]:
     """One step per row of the table."""
     images, labels = batch(size)
-    options = compiler_options(images.ndim)
+    options = compiler_options(images.ndim, jax.default_backend())
     steps = {name: jax_step(norm, width, images, labels, options) for name, norm in norms().items()}
     if options:
         steps["SteinBatchNorm stein, XLA's defaults"] = jax_step(

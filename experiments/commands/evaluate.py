@@ -100,7 +100,7 @@ def run(
     config = settings.config
     evaluation = _evaluation(config.evaluation, request)
     display = display or Display(make_console(quiet=not devices.is_first()))
-    with display:
+    with display, devices.products(config.train.matmul_precision):
         with shown_reading(display) as on_progress:
             place = data_dir or data_dir_of(workdir)
             dataset = data.load(config.data, place, cache_dir, on_progress)

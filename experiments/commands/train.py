@@ -87,6 +87,7 @@ def run(
     display = display or Display(make_console(quiet=not first))
     with (
         display,
+        devices.products(config.train.matmul_precision),
         RunFolder(places.workdir, settings, places.data_dir, writes=first) as folder,
     ):
         with shown_reading(display) as on_progress:

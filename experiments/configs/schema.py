@@ -120,6 +120,9 @@ class TrainConfig:
       standardise: subtract the training part's channel means and divide by its standard
         deviations, inside the model (inputs and attacks stay in [0, 1]).
       compute_dtype: of activations; parameters, statistics and losses stay in float32.
+      matmul_precision: of float32 products on accelerators, in training and evaluation: ``highest``
+        is float32; ``default`` rounds the factors (to bfloat16 on a TPU, to TensorFloat-32 on a
+        GPU); ``high`` is between them on a TPU.  Products of bfloat16 numbers do not change.
       statistics_momentum: share of the running statistics that a training step keeps.
       patience: stop after so many epochs without a better validation score; None for never.
       adversary: train on attacked inputs; None for clean ones.
@@ -139,6 +142,7 @@ class TrainConfig:
     shift: CountOrZero = 0
     standardise: bool = False
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    matmul_precision: Literal["default", "high", "highest"] = "highest"
     statistics_momentum: Share = 0.9
     patience: Count | None = None
     adversary: AdversaryConfig | None = None

@@ -9,6 +9,7 @@ at their results on the host, spreads it over those of one process; several proc
 and exchange what they found.
 """
 
+import contextlib
 import os
 from typing import Any
 
@@ -142,6 +143,19 @@ def replicate(tree: Any, devices: Mesh) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.array(x), np.shape(x)), tree
     )
+
+
+def products(precision: str) -> contextlib.AbstractContextManager:
+    """Returns a context in which float32 matrix products and convolutions have a precision.
+
+    On a CPU they are float32 in any case, and the context does nothing.
+
+    Args:
+      precision: as ``jax.default_matmul_precision`` takes it.
+    """
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 def share(examples: Any, devices: Mesh) -> Any:

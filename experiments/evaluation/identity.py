@@ -29,6 +29,8 @@ def identity_of(model: nnx.Module, examples: Examples, batch_size: int) -> dict[
         "weights": weights_digest(model),
         "data": data.hexdigest(),
         "batch_size": batch_size,
+        "platform": jax.default_backend(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         "code": code_version(),
         "versions": [module.__version__ for module in (steinnorm, jax, flax)],
     }

@@ -132,7 +132,7 @@ def _jitted(mesh: Mesh, input_rank: int) -> Any:
         static_argnums=(0, 1, 2),
         donate_argnums=3,
         out_shardings=devices.replicated(mesh),
-        compiler_options=compiler_options(input_rank),
+        compiler_options=compiler_options(input_rank, mesh.devices.flat[0].platform),
     )
 
 

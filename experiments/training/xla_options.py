@@ -18,13 +18,18 @@ import jax.numpy as jnp
 _CPU_2D = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
-def compiler_options(input_rank: int) -> dict[str, str]:
+def compiler_options(input_rank: int, platform: str) -> dict[str, str]:
     """Returns the options of ``jax.jit`` for inputs of that rank, (B, H, W, C) being 4.
 
     Nothing where they are not for the device, or this version of XLA does not know them: they are
     experimental.
+
+    Args:
+      input_rank: of the inputs.
+      platform: of the devices that the program is compiled for, which need not be those that JAX
+        would choose on this host.
     """
-    if jax.default_backend() != "cpu" or input_rank != 4:
+    if platform != "cpu" or input_rank != 4:
         return {}
     return dict(_CPU_2D) if _known() else {}
 

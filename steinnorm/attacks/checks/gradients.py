@@ -11,7 +11,11 @@ from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._model import traced_logits
 from steinnorm.attacks.checks.box import box_limits
 from steinnorm.attacks.checks.findings import Finding, at_most, finding_of, not_applicable, percent
-from steinnorm.attacks.checks.precision import full_precision_products, low_precision_dtype
+from steinnorm.attacks.checks.precision import (
+    full_precision_products,
+    low_precision_dtype,
+    precision_note,
+)
 from steinnorm.attacks.checks.runs import AttackRuns
 from steinnorm.attacks.losses import per_example
 
@@ -59,7 +63,7 @@ def zero_gradients(runs: AttackRuns) -> Finding:
         f"{percent(float(noise.mean()))} (cosine below {AGREEMENT} with that of three times the "
         f"margin or with the sum of its parts; smallest {smallest_cosine}), together at most "
         f"{percent(limit)} allowed; of the single values of these gradients "
-        f"{percent(float(np.mean(gradient == 0)))} are zero"
+        f"{percent(float(np.mean(gradient == 0)))} are zero{precision_note()}"
     )
     return finding_of(name, at_most(share, limit), share, detail)
 
@@ -116,7 +120,7 @@ def gradient_matches_finite_differences(runs: AttackRuns) -> Finding:
     detail = (
         f"median relative error of the gradient of {whole} against central differences in float32, "
         f"by direction, each at the best of {len(runs.settings.difference_steps)} steps (in widths "
-        f"of the box): {kinds}; at most {percent(limit)} allowed; {runs.size}"
+        f"of the box): {kinds}; at most {percent(limit)} allowed; {runs.size}{precision_note()}"
     )
     return finding_of(name, at_most(worst, limit), worst, detail)
 

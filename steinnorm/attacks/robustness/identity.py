@@ -94,6 +94,8 @@ def code_identity() -> dict[str, Any]:
         "code": code_digest(Path(__file__).parents[1]),
         "jax": jax.__version__,
         "x64": jnp.arange(1.0).dtype == np.float64,
+        "platform": jax.default_backend(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
     }
 
 

@@ -35,7 +35,12 @@ def test_training_steps_are_those_of_the_defaults(build):
         return jax.value_and_grad(loss)(state)
 
     plain = jax.jit(gradients)(state, rest, x)
-    fast = jax.jit(gradients, compiler_options=compiler_options(4))(state, rest, x)
+    fast = jax.jit(gradients, compiler_options=compiler_options(4, "cpu"))(state, rest, x)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(fast), strict=True):
         scale = max(float(np.abs(a).max()), 1e-3)
         np.testing.assert_allclose(np.asarray(b) / scale, np.asarray(a) / scale, atol=2e-4)
+
+
+def test_options_are_those_of_the_devices_that_are_compiled_for():
+    assert compiler_options(4, "tpu") == compiler_options(4, "gpu") == {}
+    assert compiler_options(5, "cpu") == {}
