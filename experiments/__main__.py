@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
+from experiments.commands.caches import keep_compiled_programs, user_cache
 from experiments.commands.ending import end, in_words, is_out_of_memory, silence_libraries
 from experiments.commands.parsing import first_look, parse
 from experiments.errors import CommandError
@@ -73,6 +73,7 @@ class TrainOptions:
         for a minute or more).
       checkpoint_every: Steps between checkpoints, besides one at the end of each epoch.
       log_every: Steps between two lines of metrics.jsonl.
+      loader_threads: Threads that make batches; by default one for each core, at most 8.
       tensorboard: Write TensorBoard event files too.
       cache_dir: Folder for decoded data, shared by all runs; the user's cache by default.
       distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
@@ -93,6 +94,7 @@ class TrainOptions:
     smoke: bool = False
     checkpoint_every: int | None = None
     log_every: int = 20
+    loader_threads: int | None = None
     tensorboard: bool = False
     cache_dir: Path | None = None
     distributed: bool = False
@@ -144,11 +146,12 @@ def _train(options: TrainOptions, settings: dict[str, Any]) -> None:
     )
     command.run(
         resolved,
-        command.Places(options.workdir, options.data_dir, options.cache_dir or _user_cache()),
+        command.Places(options.workdir, options.data_dir, options.cache_dir or user_cache()),
         norm=options.norm,
         seed=options.seed,
         checkpoint_every=options.checkpoint_every,
         log_every=options.log_every,
+        loader_threads=options.loader_threads,
         tensorboard=options.tensorboard,
     )
 
@@ -226,7 +229,7 @@ def evaluate(  # noqa: PLR0917
         twin=twin,
         check_examples=check_examples,
     )
-    command.run(workdir, request, data_dir=data_dir, cache_dir=cache_dir or _user_cache())
+    command.run(workdir, request, data_dir=data_dir, cache_dir=cache_dir or user_cache())
 
 
 def report(workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path) -> None:
@@ -239,11 +242,6 @@ def report(workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Pat
     from experiments.commands import report as command  # noqa: PLC0415
 
     command.run(workdirs, out)
-
-
-def _user_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "steinnorm"
 
 
 def list_configs() -> None:
@@ -313,4 +311,5 @@ def _parsed(arguments: list[str]) -> Callable[[], Any]:
 
 if __name__ == "__main__":
     silence_libraries()
+    keep_compiled_programs()
     sys.exit(main())

@@ -53,6 +53,7 @@ def run(
     checkpoint_every: int | None = None,
     checkpoint_at_epochs: bool = True,
     log_every: int = 20,
+    loader_threads: int | None = None,
     tensorboard: bool = False,
     display: Display | None = None,
 ) -> Trained:
@@ -69,6 +70,7 @@ def run(
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
       checkpoint_at_epochs: write one at the end of every epoch, not only of the last.
       log_every: steps between two lines of the log.
+      loader_threads: that make batches; by default one for each core, at most 8.
       tensorboard: write event files too.
       display: where to print and to show bars; standard output by default.
 
@@ -79,6 +81,8 @@ def run(
     """
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    if loader_threads is not None and loader_threads < 1:
+        raise ConfigError(f"--loader-threads must be at least 1; got {loader_threads}")
     if tensorboard:
         check_tensorboard()  # at once: reading the data may take minutes
     first = devices.is_first()
@@ -122,6 +126,7 @@ def run(
                 checkpoints=checkpoints,
                 checkpoint_every=checkpoint_every,
                 checkpoint_at_epochs=checkpoint_at_epochs,
+                loader_threads=loader_threads,
                 log_every=log_every,
                 observer=observer,
             )

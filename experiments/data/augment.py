@@ -1,11 +1,14 @@
 """Random mirroring and shifting of whole batches, the same for images, volumes and label maps."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from steinnorm.attacks import VOID
+
+_FEW_PIXELS = 4096  # of images that are moved all at once
 
 
 class Draw(NamedTuple):
@@ -56,24 +59,63 @@ class Augmentation:
         """
         if not self.mirror and not self.shift:
             return inputs, targets
-        moved = np.stack([_move(x, m, o, 0) for x, m, o in zip(inputs, *draw, strict=True)])
-        if targets.ndim > 1:
-            targets = np.stack(
-                [_move(y, m, o, VOID) for y, m, o in zip(targets, *draw, strict=True)]
-            )
-        return moved, targets
+        moved = _move_all(inputs, draw, 0)
+        return moved, _move_all(targets, draw, VOID) if targets.ndim > 1 else targets
 
 
 NO_AUGMENTATION = Augmentation()
 
 
+def _move_all(batch: np.ndarray, draw: Draw, fill: int) -> np.ndarray:
+    """Mirrors and moves the examples of a batch (B, spatial..., and perhaps channels)."""
+    dimensions = draw.offset.shape[1]
+    if math.prod(batch.shape[1 : 1 + dimensions]) <= _FEW_PIXELS:
+        return _gather(batch, draw, fill)
+    return np.stack([_move(x, m, o, fill) for x, m, o in zip(batch, *draw, strict=True)])
+
+
+def _gather(batch: np.ndarray, draw: Draw, fill: int) -> np.ndarray:
+    """Takes all pixels of a batch at once: of small images, Python's loop would cost more."""
+    spatial = batch.shape[1 : 1 + draw.offset.shape[1]]
+    pixels = math.prod(spatial)
+    first = np.arange(len(batch)) * pixels
+    place, inside = _wide(first[:, None], 0, len(spatial)), np.array(True)
+    stride = pixels
+    for axis, size in enumerate(spatial):
+        stride //= size
+        source = np.arange(size) - draw.offset[:, axis, None]
+        inside = inside & _wide((source >= 0) & (source < size), axis, len(spatial))
+        if axis == _sideways(len(spatial)):
+            source = np.where(draw.mirror[:, None], size - 1 - source, source)
+        place = place + _wide(source * stride, axis, len(spatial))
+    place[~inside] = len(batch) * pixels  # behind the last example lies the pixel that fills
+    values = batch.reshape(len(batch) * pixels, -1)
+    values = np.concatenate([values, np.full_like(values, fill, shape=(1, values.shape[1]))])
+    # A pixel is one item, however many channels it has.
+    items = values.view(np.dtype((np.void, values.itemsize * values.shape[1])))[:, 0]
+    return np.take(items, place, mode="clip").view(batch.dtype).reshape(batch.shape)
+
+
+def _wide(by_example: np.ndarray, axis: int, dimensions: int) -> np.ndarray:
+    """Lays (B, n) along one of the spatial axes: (B, 1, ..., n, ..., 1)."""
+    shape = [1] * dimensions
+    shape[axis] = by_example.shape[1]
+    return by_example.reshape(len(by_example), *shape)
+
+
+def _sideways(dimensions: int) -> int:
+    """Returns the spatial axis along which left and right lie.
+
+    The width of an image, and the first axis of a volume, which the loader has turned to
+    right-left, posterior-anterior, inferior-superior.
+    """
+    return 0 if dimensions == 3 else dimensions - 1
+
+
 def _move(x: np.ndarray, mirror: bool, offset: np.ndarray, fill: int) -> np.ndarray:
     """Mirrors ``x`` (spatial..., and perhaps channels), then moves it by ``offset``."""
-    # Left and right lie along the width of an image, and along the first axis of a volume, which
-    # the loader has turned to right-left, posterior-anterior, inferior-superior.
-    sideways = 0 if len(offset) == 3 else len(offset) - 1
     if mirror:
-        x = np.flip(x, axis=sideways)
+        x = np.flip(x, axis=_sideways(len(offset)))
     if not offset.any():
         return x
     moved = np.full_like(x, fill)

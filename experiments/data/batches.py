@@ -5,6 +5,7 @@ No iterator holds any state, so a run resumes at any batch by its number alone.
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,6 @@ from experiments.data.augment import NO_AUGMENTATION, Augmentation
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
 
-_THREADS = 2
 _AHEAD = 4  # batches that wait for the step; more only costs memory
 
 
@@ -69,6 +69,7 @@ class TrainBatches:
         share = batch_size // count
         self._rows = slice(index * share, (index + 1) * share)
         self.per_epoch = len(examples) // batch_size
+        self.input_rank = examples.inputs.ndim
         # Each instance has its own small cache: neighbouring steps share an epoch.
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
 
@@ -120,14 +121,20 @@ class _Steps:
         return self._batches[self._steps[index]]
 
 
-def ahead(batches: Batches, steps: range, *, threads: int = _THREADS) -> Iterator[Batch]:
+def ahead(batches: Batches, steps: range, *, threads: int | None = None) -> Iterator[Batch]:
     """Yields the batches of the given steps, in order, made in threads before they are asked for.
 
     An error in a thread is raised where the batch is asked for.
+
+    Args:
+      batches: by their numbers.
+      steps: whose batches are wanted.
+      threads: how many; by default one for each core, at most 8.
     """
+    threads = threads or min(os.cpu_count() or 1, 8)
     if not len(steps):
         return iter(())
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=_AHEAD)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads))
     return iter(grain.MapDataset.source(_Steps(batches, steps)).to_iter_dataset(options))
 
 

@@ -27,6 +27,9 @@ class Task(Protocol):
     def score(self) -> str:
         """Its name."""
 
+    def __hash__(self) -> int:
+        """Equal tasks share compiled programs."""
+
     def losses(self, outputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns losses in nats and their weights; the batch's loss is their weighted mean."""
 

@@ -2,8 +2,12 @@
 
 Orbax writes them (atomically, from several processes too); beside the arrays stands a digest of
 them, because a flipped bit in a compressed file can be read without an error.
+
+A training of one process only waits until its arrays are copied; they are hashed and written beside
+it.  Several processes write together, and wait.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import shutil
@@ -58,6 +62,8 @@ class Checkpoints:
         self._folder = folder.absolute()
         self.kept_step: int | None = None  # the best: it stays, however old
         self._manager = self._open()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: concurrent.futures.Future[None] | None = None
 
     def _open(self) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
@@ -67,29 +73,48 @@ class Checkpoints:
             ),
             # What a killed process left half written.
             cleanup_tmp_directories=True,
-            # A failure is raised by the save that failed, not by a later one.
+            # What is written beside the training is hashed there as well, by a thread of ours.
             enable_async_checkpointing=False,
         )
         return ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, in order."""
+        """Steps of which there is a checkpoint, in order, once none is being written."""
+        self.wait()
         return sorted(self._manager.all_steps())
 
     def save(self, arrays: Any, progress: Progress) -> None:
-        """Writes a checkpoint, then removes those that are no longer wanted.
+        """Begins to write a checkpoint, then removes those that are no longer wanted.
 
         Args:
-          arrays: a pytree; the same, or sharded alike, in every process.
+          arrays: a pytree; the same, or sharded alike, in every process.  They may be given up as
+            soon as this returns.
           progress: of these arrays.
 
         Raises:
-          CheckpointError: it cannot be written; older ones are untouched.
+          CheckpointError: the one before could not be written; older ones are untouched.
         """
         if progress.step in self.steps:
             return
         flat = _flat(arrays)
+        if jax.process_count() > 1:
+            self._write(flat, progress)
+            return
+        copies = {name: np.array(x) for name, x in flat.items()}
+        self._writing = self._thread.submit(self._write, copies, progress)
+
+    def wait(self) -> None:
+        """Returns once nothing is being written.
+
+        Raises:
+          CheckpointError: it could not be written; older ones are untouched.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, flat: dict[str, Any], progress: Progress) -> None:
         record = progress._asdict()
         content = {**record, "digest": _digest(flat), "record_digest": _record_digest(record)}
         self.kept_step = progress.best_step
@@ -198,8 +223,16 @@ class Checkpoints:
         return best if best in self.steps else newest
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Waits for what is being written.
+
+        Raises:
+          CheckpointError: it could not be written; older ones are untouched.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
 
     def _last_good(self, failed: int) -> str:
         older = [step for step in self._manager.all_steps(read=True) if step != failed]

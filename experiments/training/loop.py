@@ -25,8 +25,8 @@ from experiments.training.adversarial import Adversary
 from experiments.training.checkpoints import Checkpoints, Progress
 from experiments.training.interrupts import Interrupts
 from experiments.training.step import (
+    CompiledStep,
     StepReport,
-    Steps,
     TrainState,
     learning_rate,
     optimiser,
@@ -80,6 +80,7 @@ class Loop:
       checkpoints: where to resume from and to write to; None for neither.
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
       checkpoint_at_epochs: write one at the end of every epoch; else of the last epoch only.
+      loader_threads: that make batches; by default one for each core, at most 8.
       log_every: steps between two rows for the observer, besides the first and the last.
       observer: is told what happens.
     """
@@ -92,6 +93,7 @@ class Loop:
     checkpoints: Checkpoints | None = None
     checkpoint_every: int | None = None
     checkpoint_at_epochs: bool = True
+    loader_threads: int | None = None
     log_every: int = 2
     observer: Observer = dataclasses.field(default_factory=Observer)
 
@@ -119,7 +121,11 @@ class Loop:
         )
         run = _Run(self, model, batches)
         with Interrupts() as interrupts:
-            return run.to_the_end(interrupts)
+            try:
+                return run.to_the_end(interrupts)
+            finally:
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
 
 
 class _Run:
@@ -132,13 +138,20 @@ class _Run:
         self._graphdef, params, rest = split_model(model)
         transformation = optimiser(loop.config, batches.per_epoch)
         self._mesh = devices.mesh(loop.config.batch_size)
-        self._steps = Steps(loop.task, transformation, self._mesh)
         self._adversary = Adversary.of(
             loop.config.adversary, loop.task, model, loop.statistics, loop.seed
         )
-        state = TrainState(params, rest, transformation.init(params))
         # Copies: the step gives its arguments up, and the caller keeps the model.
-        self._state = devices.replicate(state, self._mesh)
+        state = devices.replicate(TrainState(params, rest, transformation.init(params)), self._mesh)
+        self._step = CompiledStep(
+            loop.task,
+            transformation,
+            graphdef=self._graphdef,
+            state=state,
+            mesh=self._mesh,
+            input_rank=batches.input_rank,
+        )
+        self._arrays = jax.tree.leaves(state)
         self._progress = Progress(step=0)
         self._resume()
 
@@ -149,7 +162,7 @@ class _Run:
             spread = devices.spread(batch, self._mesh)
             if self._adversary:
                 spread = self._adversary.attack(self._state, spread, step)
-            self._state, report = self._steps.train(self._graphdef, self._state, spread)
+            self._arrays, report = self._step.take(self._arrays, spread)
             # The report of the step before: reading this one now would make the device wait.
             if waiting:
                 self._look_at(*waiting)
@@ -168,16 +181,21 @@ class _Run:
                     break
         return Trained(self._model(), self._progress, self._progress.step < self._total)
 
+    @property
+    def _state(self) -> TrainState:
+        """The state as it is now, with arrays that the next step gives up."""
+        return self._step.state(self._arrays)
+
     def _model(self) -> nnx.Module:
         """Returns the model as it is now, with arrays that the next step gives up."""
-        params, rest = jax.tree.map(_local, (self._state.params, self._state.rest))
+        params, rest = jax.tree.map(_local, self._state[:2])
         return nnx.merge(self._graphdef, params, rest)
 
     def save(self) -> None:
         """Writes a checkpoint of where the training is."""
         if self._loop.checkpoints is None or self._progress.step == 0:
             return
-        if not bool(_all_finite(self._state)):
+        if not bool(_all_finite(self._arrays)):
             raise FloatingPointError(
                 f"weights that are not finite after step {self._progress.step}; {self._last_good()}"
             )
@@ -186,14 +204,16 @@ class _Run:
     def _resume(self) -> None:
         found = self._loop.checkpoints and self._loop.checkpoints.load_newest(self._state)
         if found:
-            self._state, self._progress = found
+            state, self._progress = found
+            self._arrays = jax.tree.leaves(state)
             self._loop.observer.resumed(self._progress.step, self._total)
 
     def _numbered_batches(self) -> Iterator[tuple[int, Any]]:
         if self._out_of_patience():
             return
         left = range(self._progress.step, self._total)
-        for index, batch in zip(left, ahead(self._batches, left), strict=True):
+        made = ahead(self._batches, left, threads=self._loop.loader_threads)
+        for index, batch in zip(left, made, strict=True):
             yield index + 1, batch
 
     def _is_due(self, step: int) -> bool:
@@ -262,8 +282,8 @@ class _Run:
 
 
 @jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+def _all_finite(arrays: list[jax.Array]) -> jax.Array:
+    floating = [x for x in arrays if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floating]))
 
 

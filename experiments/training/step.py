@@ -4,7 +4,6 @@ The NNX model is split into its structure (static), its parameters and its other
 boundary and merged inside.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -99,38 +98,69 @@ def learning_rate(config: TrainConfig, per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([rise, flat], [warmup])
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
+class CompiledStep:
     """The compiled step of one training, over the devices of a mesh.
 
-    Attributes:
+    Between steps the state is a list of arrays: to take the containers of a large network apart at
+    every call, and to compare its structure, costs the host more than to start the program.
+
+    Args:
       task: loss and scores.
-      optimiser: of the parameters.
-      devices: the mesh.
+      transformation: of the gradients, as ``optimiser`` gives it.
+      graphdef: structure of the model.
+      state: of the training; only its structure matters.
+      mesh: the devices.
+      input_rank: number of axes of a batch of inputs.
     """
 
-    task: Task
-    optimiser: optax.GradientTransformation
-    devices: Mesh
+    def __init__(
+        self,
+        task: Task,
+        transformation: optax.GradientTransformation,
+        *,
+        graphdef: nnx.GraphDef,
+        state: TrainState,
+        mesh: Mesh,
+        input_rank: int,
+    ):
+        self._structure = jax.tree.structure(state)
+        self._jitted = _jitted(
+            task, transformation, graphdef, self._structure, mesh=mesh, input_rank=input_rank
+        )
 
-    def train(
-        self, graphdef: nnx.GraphDef, state: TrainState, batch: Batch
-    ) -> tuple[TrainState, StepReport]:
-        """Takes one step; the arrays of ``state`` are given up (their memory is used again)."""
-        jitted = _jitted(self.devices, batch.inputs.ndim)
-        return jitted(self.task, self.optimiser, graphdef, state, batch)
+    def take(self, arrays: list[jax.Array], batch: Batch) -> tuple[list[jax.Array], StepReport]:
+        """Takes one step; the arrays are given up (their memory is used again)."""
+        return self._jitted(arrays, batch)
+
+    def state(self, arrays: list[jax.Array]) -> TrainState:
+        """Returns the state that these are the arrays of, in the order of ``jax.tree.leaves``."""
+        return jax.tree.unflatten(self._structure, arrays)
 
 
-@functools.lru_cache(maxsize=8)
-def _jitted(mesh: Mesh, input_rank: int) -> Any:
+@functools.lru_cache(maxsize=32)
+def _jitted(
+    task: Task,
+    transformation: optax.GradientTransformation,
+    graphdef: nnx.GraphDef,
+    structure: Any,
+    *,
+    mesh: Mesh,
+    input_rank: int,
+) -> Any:
     """Returns the jitted step, whose results are on every device.
 
     One cached function for all trainings, so that seeds of one norm share a compilation.
     """
+
+    def step(arrays: list[jax.Array], batch: Batch) -> tuple[list[jax.Array], StepReport]:
+        state = jax.tree.unflatten(structure, arrays)
+        after, report = _train_step(task, transformation, graphdef, state, batch)
+        assert jax.tree.structure(after) == structure
+        return jax.tree.leaves(after), report
+
     return jax.jit(
-        _train_step,
-        static_argnums=(0, 1, 2),
-        donate_argnums=3,
+        step,
+        donate_argnums=0,
         out_shardings=devices.replicated(mesh),
         compiler_options=compiler_options(input_rank, mesh.devices.flat[0].platform),
     )

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.data import augment
 from experiments.data.augment import Augmentation, Draw
 from steinnorm.attacks import VOID
 
@@ -37,12 +38,15 @@ def _batches(draw, spatial=(2, 3)):
     return pixels, Draw(mirror, offset)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @given(_batches(), st.sampled_from([np.uint8, np.float32]), st.integers(1, 2))
-def test_images_and_label_maps_move_by_the_same_pixels(batch, dtype, channels):
+def test_images_and_label_maps_move_by_the_same_pixels(at_once, batch, dtype, channels):
     pixels, draw = batch
     inputs = np.stack([pixels.astype(dtype)] * channels, axis=-1)
     before = inputs.copy()
-    moved, labels = BOTH.apply(inputs, pixels, draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augment, "_FEW_PIXELS", 4096 if at_once else 0)
+        moved, labels = BOTH.apply(inputs, pixels, draw)
     assert moved.dtype == dtype
     assert labels.dtype == np.uint8
     for index, x in enumerate(pixels):

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -275,6 +276,7 @@ def killed(source, *rest, **named):
 os.rename = os.replace = killed
 Path.rename = Path.replace = lambda self, target: killed(self, target)
 checkpoints.save({"w": jnp.zeros(3)}, Progress(2))
+checkpoints.close()
 """
 
 
@@ -322,6 +324,7 @@ def save(step, room):
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         checkpoints.save(arrays(step), Progress(step, score=step / 10, best_step=step))
+        checkpoints.wait()
         print("written", step)
     except CheckpointError as error:
         print("refused", str(error).replace("\\n", " "))
@@ -353,3 +356,40 @@ def test_a_full_disk_is_an_error_and_leaves_older_checkpoints_alone(tmp_path):
     assert lines[2].startswith(f"refused cannot write the checkpoint of step 3 to {folder}: ")
     assert "the last good checkpoint is that of step 2" in lines[2]
     assert lines[3:] == ["[2]", "2 True", "written 3", "3 True"]
+
+
+def test_a_save_does_not_wait_and_its_arrays_may_be_given_up(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    may_write = threading.Event()
+    original = checkpoints._write
+
+    def late(*arguments):
+        assert may_write.wait(60)
+        original(*arguments)
+
+    monkeypatch.setattr(checkpoints, "_write", late)
+    arrays = _arrays(1)
+    wanted = jax.tree.map(np.array, arrays)
+    checkpoints.save(arrays, Progress(1))  # returns, although nothing is written
+    jax.jit(lambda tree: jax.tree.map(lambda x: x + x, tree), donate_argnums=0)(arrays)
+    may_write.set()
+    assert checkpoints.steps == [1]
+    found, _ = checkpoints.load_newest(_arrays(0))
+    _assert_same(found, wanted)
+    checkpoints.close()
+
+
+def test_a_save_that_failed_beside_the_training_is_raised_by_the_next(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "save", full)
+        checkpoints.save(_arrays(1), Progress(1))
+        with pytest.raises(CheckpointError, match=r"step 1 .*No space left"):
+            checkpoints.save(_arrays(2), Progress(2))
+    checkpoints.save(_arrays(2), Progress(2))
+    assert checkpoints.steps == [2]
+    checkpoints.close()

@@ -13,7 +13,7 @@ from experiments.__main__ import main
 from experiments.data.examples import Dataset, Examples
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import Observer
-from experiments.training.step import Steps
+from experiments.training.step import CompiledStep
 from tests.experiments import cli
 from tests.experiments.training import test_loop
 
@@ -199,7 +199,7 @@ def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path,
     train = Examples(inputs.astype(np.float32), labels.astype(np.int32))
     dataset = Dataset(train, train.take(np.arange(0)), train, classes=2)
     whole, _ = test_loop._train(dataset)
-    step_fn, count = Steps.train, 0
+    step_fn, count = CompiledStep.take, 0
 
     def interrupted(self, *arguments):
         nonlocal count
@@ -218,7 +218,7 @@ def test_control_c_at_any_moment_of_a_step_goes_on_bit_for_bit(moment, tmp_path,
 
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "train", interrupted)
+        patch.setattr(CompiledStep, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             test_loop._train(dataset, checkpoints=checkpoints, observer=Observed())
     resumed, notes = test_loop._train(dataset, checkpoints=checkpoints)

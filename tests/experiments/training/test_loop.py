@@ -10,11 +10,13 @@ import pytest
 from flax import nnx
 
 from experiments.configs.schema import AdversaryConfig, TrainConfig
+from experiments.data import devices
 from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
 from experiments.evaluation.measure import clean_scores
 from experiments.models.norms import norm_factory
 from experiments.tasks import Classification
+from experiments.training import adversarial
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import Loop, Observer
 from experiments.training.step import learning_rate
@@ -148,12 +150,19 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     checkpoints.close()
 
 
-def test_less_than_a_batch_and_unequal_shares_are_errors(problem):
+def test_less_than_a_batch_is_an_error(problem):
     few = dataclasses.replace(problem, train=problem.train.take(np.arange(10)))
     with pytest.raises(ConfigError, match="10 training examples do not fill a single batch of 16"):
         _train(few)
-    with pytest.raises(ConfigError, match=r"4 devices cannot share a batch of 18 evenly.*16 or 20"):
-        _train(problem, dataclasses.replace(CONFIG, batch_size=18))
+
+
+def test_three_of_four_devices_train_what_one_trains(problem, monkeypatch):
+    config = dataclasses.replace(CONFIG, batch_size=18, epochs=1)
+    assert devices.mesh(18).size == 3
+    several = _weights(_train(problem, config)[0])
+    only = devices.own_mesh(1)
+    monkeypatch.setattr(devices, "mesh", lambda batch_size: only)
+    np.testing.assert_allclose(_weights(_train(problem, config)[0]), several, rtol=1e-5, atol=1e-6)
 
 
 def test_validation_chooses_the_best_step_and_patience_stops(problem):
@@ -205,6 +214,18 @@ def test_adversarial_training_makes_the_model_more_robust(problem):
         return kernel[0] / kernel.sum()
 
     assert share(attacked) > share(clean)
+
+
+def test_accelerators_attack_in_one_program_with_the_same_result(problem, monkeypatch):
+    adversary = AdversaryConfig(epsilon=0.2, steps=3)
+    config = dataclasses.replace(CONFIG, epochs=1, adversary=adversary)
+    steps = _weights(_train(problem, config)[0])
+    calls, ascend = [], adversarial._ascend
+    monkeypatch.setattr(adversarial, "_platform", lambda array: "gpu")
+    monkeypatch.setattr(adversarial, "_ascend", lambda *a: calls.append(a[0][2]) or ascend(*a))
+    at_once = _weights(_train(problem, config)[0])
+    assert calls == [3] * 4  # one call for each batch
+    np.testing.assert_allclose(at_once, steps, rtol=1e-5, atol=1e-6)
 
 
 def test_looking_for_an_attack_records_nothing(problem):

@@ -1,0 +1,37 @@
+"""What commands keep for each other, outside of work folders."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+_MOST_BYTES = 4 * 2**30  # of compiled programs; the oldest go
+
+
+def user_cache() -> Path:
+    """Returns the user's folder for decoded data and compiled programs."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "steinnorm"
+
+
+def keep_compiled_programs() -> None:
+    """Lets JAX keep compiled programs for the next command, unless the user says where.
+
+    To be called before JAX is imported.  In a folder for each kind of processor, because a program
+    for a CPU runs on CPUs with the same features only.
+    """
+    folder = user_cache() / "compiled" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_BYTES))
+
+
+def _processor() -> str:
+    """Returns a name for the features of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    features = sorted({line for line in lines if line.startswith(("flags", "Features"))})
+    return hashlib.sha256((platform.machine() + "".join(features)).encode()).hexdigest()[:8]
