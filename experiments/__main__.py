@@ -184,7 +184,8 @@ def evaluate(  # noqa: PLR0917
     Args:
         workdir: Work folder of a training.
         data_dir: Folder of the data set; that of the training by default.
-        statistics: Sources of the statistics, as running,batch,shrunk; the config's by default.
+        statistics: Sources of the statistics, as running,batch,shrunk,calibrated; the config's by
+            default.
         attacks: Attacks and noises, separated by commas: `all` of the config's; fgsm, pgd,
             pgd-margin, apgd, apgd-dlr, apgd-margin, apgd-t, fab-t, square, autoattack, segpgd, sea,
             each also with -l2 behind; gaussian, uniform, rademacher, truncated_gaussian,
@@ -214,8 +215,9 @@ def evaluate(  # noqa: PLR0917
 
     devices.join_if_asked(coordinator, processes, process_id, by_environment=distributed)
     from experiments.commands import evaluate as command  # noqa: PLC0415
+    from experiments.commands import evaluation_request  # noqa: PLC0415
 
-    request = command.Request(
+    request = evaluation_request.Request(
         statistics=statistics,
         attacks=attacks,
         epsilons=epsilon,

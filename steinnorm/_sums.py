@@ -14,8 +14,7 @@ How the numbers are made:
 A decision while the program runs stops the host on a GPU, where XLA copies the condition back and
 waits. There the reference is sampled from the batch instead: the mean over the examples of their
 centre pixels lies among the values, and nothing has to be repeated. It costs an all-reduce of C
-numbers where there are several GPUs. (On a TPU it would cost a read of the batch, because its sums
-could not be made before all of it is there.)
+numbers where there are several GPUs. (On a TPU it would cost a read of its own.)
 """
 
 from __future__ import annotations
@@ -29,9 +28,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steinnorm._numerics import abs_squared, real
 from steinnorm._sharding import select, sharded_axes
 
-__all__ = ["AxisName", "Plan", "Sums", "abs_squared", "shift_and_variance", "sums_about"]
+__all__ = ["AxisName", "Plan", "Sums", "shift_and_variance", "sums_about"]
 
 AxisName = str | tuple[str, ...]
 Sums = dict[str, jax.Array]
@@ -57,6 +57,8 @@ class Plan:
       axes: the axes to sum over; the first is the example axis.
       dtype: what to compute in.
       by_example: whether products of the examples' own sums are wanted, for sampling noise.
+      counts_examples: whether the number of examples with a valid value is; by example it is.
+      movable: whether the sums must be right about any other reference too, not the mean alone.
       two_passes: whether to find the mean first, by a read and an all-reduce of its own.
       axis_name: mapped axis to sum over as well, or None.
       groups: groups of indices within that axis, or None.
@@ -65,6 +67,8 @@ class Plan:
     axes: tuple[int, ...]
     dtype: Any
     by_example: bool = False
+    counts_examples: bool = False
+    movable: bool = False
     two_passes: bool = False
     axis_name: AxisName | None = None
     groups: Any = None
@@ -124,6 +128,8 @@ def sums_about(
             x, valid, reference, cuda=sample, rocm=sample, default=lambda x, valid, r: r
         )
     local, block = _read(plan, x, valid, reference)
+    if plan.counts_examples and valid is not None and not plan.by_example:
+        local |= _counts(plan, x, valid, local["squares"].dtype)
     sums = _complete(plan, x, plan.everywhere(local))
     if plan.two_passes:
         return sums, reference
@@ -173,13 +179,27 @@ def _block(
         count = jnp.asarray(math.prod(x.shape[a] for a in axes), squares.dtype)
     else:
         deviation, squares = select(valid, deviation), select(valid, squares)
-        repeats = math.prod(x.shape[a] for a in axes if valid.shape[a] == 1)
-        count = repeats * jnp.sum(valid, axes, dtype=squares.dtype)
+        count = _valid_values(x, valid, axes, squares.dtype)
         if plan.by_example:  # one count an example, also where one mask serves all of them
             shape = list(count.shape)
             shape[_example_axis(plan)] = x.shape[plan.axes[0]]
             count = jnp.broadcast_to(count, shape)
     return count, *_summed(plan, deviation, squares)
+
+
+def _valid_values(x: jax.Array, valid: jax.Array, axes: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Counts what the mask lets through along some axes; those that it broadcasts over too."""
+    repeats = math.prod(x.shape[a] for a in axes if valid.shape[a] == 1)
+    return repeats * jnp.sum(valid, axes, dtype=dtype)
+
+
+def _counts(plan: Plan, x: jax.Array, valid: jax.Array, dtype: Any) -> Sums:
+    """Counts values and the examples that have any, in one read of the mask."""
+    by_example = _valid_values(x, valid, plan.axes[1:], dtype)
+    axis = _example_axis(plan)
+    repeats = x.shape[plan.axes[0]] if by_example.shape[axis] == 1 else 1
+    found = {"count": by_example, "examples": jnp.minimum(by_example, 1)}
+    return {name: repeats * jnp.sum(a, axis) for name, a in found.items()}
 
 
 def _summed(plan: Plan, *values: jax.Array) -> tuple[jax.Array, ...]:
@@ -233,10 +253,11 @@ def _complete(plan: Plan, x: jax.Array, sums: Sums) -> Sums:
         return sums
     dtype = sums["squares"].dtype
     sums = sums | {"count": _values(plan, x, dtype)}
+    if plan.by_example or plan.counts_examples:
+        sums |= {"examples": jnp.asarray(x.shape[plan.axes[0]] * plan.devices, dtype)}
     if plan.by_example:
         n = jnp.asarray(math.prod(x.shape[a] for a in plan.axes[1:]), dtype)
-        examples = jnp.asarray(x.shape[plan.axes[0]] * plan.devices, dtype)
-        sums |= {"examples": examples, "nn": n * n * examples}
+        sums |= {"nn": n * n * sums["examples"]}
         sums |= {"nt": n * sums["sum"], "nw": n * sums["squares"]}
     return sums
 
@@ -263,8 +284,9 @@ def _repeat_if_far(
     # False for certain on a GPU, so that XLA removes all that depends on it.
     far = lax.platform_dependent(far, cuda=jnp.zeros_like, rocm=jnp.zeros_like, default=lambda f: f)
     mean = reference + shift
-    # About the mean the values sum to zero; only these are not zero and have to be summed.
-    names = [n for n in ("squares", "tt", "ww", "nw") if n in sums]
+    # About the mean the values sum to zero, and what is multiplied by the shift does not matter.
+    again_too = ("sum", "tw", "nt") if plan.movable else ()
+    names = [n for n in ("squares", "tt", "ww", "nw", *again_too) if n in sums]
 
     def again() -> Sums:
         centred = _block_by_parts(plan, x, valid, mean, like=block, repeat=far)
@@ -276,10 +298,13 @@ def _repeat_if_far(
         roundings = jnp.square(8 * float(jnp.finfo(variance.dtype).eps) * largest)
         nothing = products["squares"] <= sums["count"] * jnp.minimum(roundings, 1e-3 * epsilon)
         products["squares"] = select(~nothing, products["squares"])
-        return {n: _complete(plan, x, products | {"sum": 0 * shift})[n] for n in names}
+        if valid is None:
+            products = _complete(plan, x, {"sum": 0 * shift} | products)
+        return {n: products[n] for n in names}
 
     repeated = lax.cond(far, again, lambda: {n: sums[n] for n in names})
-    zero = {n: select(~far, sums[n]) for n in ("sum", "tw", "nt") if n in sums}
+    rest = [n for n in ("sum", "tw", "nt") if n in sums and n not in names]
+    zero = {n: select(~far, sums[n]) for n in rest}
     return sums | zero | repeated, select(far, mean, reference)
 
 
@@ -348,7 +373,7 @@ def _sampled_reference(
 
 def _mean(plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array) -> jax.Array:
     """Returns the mean over all devices, by an all-reduce of its own; ``otherwise`` of nothing."""
-    plan = dataclasses.replace(plan, by_example=False)
+    plan = dataclasses.replace(plan, by_example=False, counts_examples=False)
     local, _ = _read(plan, x, valid, jnp.zeros_like(otherwise))
     del local["squares"]
     sums = plan.everywhere(local)
@@ -370,13 +395,3 @@ def _agreed(plan: Plan, far: jax.Array) -> jax.Array:
 def _example_axis(plan: Plan) -> int:
     """Returns where the example axis is once the other axes have been summed over."""
     return sum(a not in plan.axes for a in range(plan.axes[0]))
-
-
-def abs_squared(x: jax.Array) -> jax.Array:
-    """Returns the squared magnitude, real."""
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-
-
-def real(x: jax.Array) -> jax.Array:
-    """Returns the real part; a real array as it is, without an operation."""
-    return x.real if jnp.iscomplexobj(x) else x

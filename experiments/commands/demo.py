@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.commands import evaluate, report, train
+from experiments.commands import evaluate, evaluation_request, report, train
 from experiments.commands.console import Display
 from experiments.configs import presets
 from experiments.configs.schema import ExperimentConfig
@@ -79,7 +79,7 @@ def _one(
         display=display,
     )
     has_twin = norm != REFERENCE and twin.exists()
-    request = evaluate.Request(attacks="all", twin=twin if has_twin else None)
+    request = evaluation_request.Request(attacks="all", twin=twin if has_twin else None)
     return folder, evaluate.run(folder, request, display=display)
 
 

@@ -3,75 +3,40 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import RenderableType
 
 from experiments import data, report, tasks
 from experiments.commands.console import Bar, Display, make_console
+from experiments.commands.evaluation_request import AS_CONFIGURED, Request, plans_for, settings_for
 from experiments.commands.training_display import shown_reading
-from experiments.configs import attacks as catalogue
-from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
+from experiments.configs.schema import EvaluationConfig, Statistics
 from experiments.data import devices
 from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example, run_checks
-from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, as_logits_fn, check_fits
+from experiments.evaluation.attack_batch import as_logits_fn, check_fits
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
-from experiments.evaluation.plan import Plan, Run, Watcher
+from experiments.evaluation.plan import Run, Watcher
 from experiments.evaluation.run_checks import Checker
-from experiments.models.norms import in_evaluation, sources
+from experiments.models.norms import in_evaluation
 from experiments.results import Check, Row
 from experiments.tasks import Task
 from experiments.training.folder import RunSettings, data_dir_of, read_settings
 from experiments.training.weights import load_weights
 from steinnorm.attacks.files import write_json
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the command line asks for; lists are separated by commas.
-
-    Attributes:
-      statistics: sources of statistics; empty for the configuration's.
-      attacks: the configuration's or the catalogue's (``experiments.configs.attacks``), ``all``
-        for all of the configuration's; empty for none.
-      epsilons: strengths, as ``2/255,8/255``; empty for the attack's own.
-      threat_models: for statistics of the test batch, names of ``ThreatModel``.
-      victims: examples for the threat models that attack one at a time.
-      test_examples: the first of the test part only; None is all.
-      batch_size: None is the configuration's.
-      steps: of all attacks that take steps; None is each one's own.
-      queries: of those that count queries; None is each one's own.
-      weights: ``best`` (by validation) or ``last``.
-      twin: work folder of the same training with plain batch norm, for the transfer check.
-      check_examples: examples that the checks run on; None is the configuration's, 0 for no
-        checks.
-    """
-
-    statistics: str = ""
-    attacks: str = ""
-    epsilons: str = ""
-    threat_models: str = "joint"
-    victims: int = 32
-    test_examples: int | None = None
-    batch_size: int | None = None
-    steps: int | None = None
-    queries: int | None = None
-    weights: str = "best"
-    twin: Path | None = None
-    check_examples: int | None = None
+from steinnorm.functional import CALIBRATED
 
 
 def run(
     workdir: Path,
-    request: Request = Request(),
+    request: Request = AS_CONFIGURED,
     *,
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
@@ -98,7 +63,7 @@ def run(
     """
     settings = read_settings(workdir)
     config = settings.config
-    evaluation = _evaluation(config.evaluation, request)
+    evaluation = settings_for(config.evaluation, request)
     display = display or Display(make_console(quiet=not devices.is_first()))
     with display, devices.products(config.train.matmul_precision):
         with shown_reading(display) as on_progress:
@@ -114,7 +79,10 @@ def run(
             f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test "
             f"examples in batches of {evaluation.batch_size}"
         )
-        plans = _plans(evaluation, settings.norm, request)
+        plans = plans_for(evaluation, settings.norm, request)
+        calibrating = Calibrating(model, dataset.train, evaluation)
+        if any(plan.statistics in CALIBRATED for plan in plans):
+            display.say(str(calibrating))
         run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
         checkers = _checkers(request, evaluation, settings, dataset, task)
         checked_sources = dict.fromkeys(plan.statistics for plan in plans) if checkers else {}
@@ -123,9 +91,10 @@ def run(
         with display.bar("compiling", steps) as bar:
             watcher = _Shown(bar)
             for plan in plans:
-                measure(model, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
+                known = calibrating.model(plan.statistics)
+                measure(known, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
             pairs = itertools.product(checked_sources, checkers)
-            _check(model, pairs, run, workdir, watcher)
+            _check(calibrating, pairs, run, workdir, watcher)
         devices.wait_for_all("results of all processes")
         identity = identity_of(model, dataset.test, evaluation.batch_size)
         rows, checks = _collected(workdir, task, identity)
@@ -159,7 +128,7 @@ class _Shown(Watcher):
 
 
 def _check(
-    model: nnx.Module,
+    calibrating: Calibrating,
     pairs: Iterable[tuple[Statistics, Checker]],
     run: Run,
     workdir: Path,
@@ -169,7 +138,7 @@ def _check(
     mine, processes = devices.process()
     for number, (source, checker) in enumerate(pairs):
         if number % processes == mine:
-            checker.check(model, source, run, workdir, watcher)
+            checker.check(calibrating.model(source), source, run, workdir, watcher)
         else:
             for _ in range(checker.steps):
                 watcher.advanced()
@@ -242,6 +211,7 @@ def _checkers(
         request,
         settings,
         dataset,
+        evaluation,
     )
     found = []
     for norm, evaluated in radii.items():
@@ -256,7 +226,11 @@ def _checkers(
 
 
 def _with_twin(
-    checker: Checker, request: Request, settings: RunSettings, dataset: Dataset
+    checker: Checker,
+    request: Request,
+    settings: RunSettings,
+    dataset: Dataset,
+    evaluation: EvaluationConfig,
 ) -> Checker:
     """Adds the plain batch-norm model for the transfer check, or the reason why there is none."""
     if settings.norm == "batch":
@@ -273,8 +247,11 @@ def _with_twin(
         )
     twin, _ = load_weights(request.twin, other, dataset, checker.task, request.weights)
 
+    calibrating = Calibrating(twin, dataset.train, evaluation)
+
     def twin_with(source: Statistics) -> jax.tree_util.Partial:
-        return as_logits_fn(in_evaluation(twin, "running" if source == "none" else source))
+        source = "running" if source == "none" else source
+        return as_logits_fn(in_evaluation(calibrating.model(source), source))
 
     return dataclasses.replace(checker, twin=twin_with)
 
@@ -293,96 +270,3 @@ def _first(dataset: Dataset, count: int | None, display: Display) -> Dataset:
     return dataclasses.replace(
         dataset, test=dataset.test.take(np.arange(len(dataset.test))[:count])
     )
-
-
-def _evaluation(known: EvaluationConfig, request: Request) -> EvaluationConfig:
-    """Returns the configuration with what the command line changes in it."""
-    size = known.batch_size if request.batch_size is None else request.batch_size
-    if size < 1:
-        raise ConfigError(f"--batch-size must be at least 1; got {size}")
-    if request.victims < 1:
-        raise ConfigError(f"--victims must be at least 1; got {request.victims}")
-    return dataclasses.replace(
-        known,
-        batch_size=size,
-        attacks=tuple(_attacks(known.attacks, request)),
-        statistics=_statistics(request.statistics) or known.statistics,
-    )
-
-
-def _plans(evaluation: EvaluationConfig, norm: str, request: Request) -> list[Plan]:
-    """Returns one for each source of statistics and, where it matters, threat model."""
-    known = get_args(ThreatModel)
-    wanted = [name.strip() for name in request.threat_models.split(",") if name.strip()]
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"unknown threat model {name!r}; expected some of {', '.join(known)}")
-    models: list[ThreatModel] = [name for name in known if name in wanted]
-    plans = []
-    for source in sources(norm, evaluation.statistics):
-        single: list[ThreatModel] = ["joint"]
-        chosen = models if source in DEPENDENT and evaluation.attacks else single
-        refused = [attack.name for attack in evaluation.attacks if attack.kind == "fab"]
-        if source in DEPENDENT and refused:
-            raise ConfigError(
-                f"{', '.join(refused)} keeps a smallest distance per example, which says nothing "
-                f"with {source} statistics: name --statistics running, or other attacks"
-            )
-        for threat_model in chosen:
-            # Noise has no attacker: once is enough.
-            attacks = [a for a in evaluation.attacks if threat_model == "joint" or a.has_ball]
-            plans.append(
-                Plan(
-                    statistics=source,
-                    batch_size=evaluation.batch_size,
-                    attacks=attacks,
-                    threat_model=threat_model,
-                    victims=request.victims,
-                )
-            )
-    return plans
-
-
-def _attacks(known: Sequence[AttackConfig], request: Request) -> list[AttackConfig]:
-    by_attack = {attack.name: attack for attack in known}
-    names: list[str] = []
-    for name in filter(None, map(str.strip, request.attacks.split(","))):
-        names += by_attack if name == "all" else [name]
-    radii = tuple(_epsilon(text) for text in request.epsilons.split(",") if text)
-    changes: dict[str, int] = {}
-    for field in ("steps", "queries"):
-        value = getattr(request, field)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{field} must be at least 1; got {value}")
-        if value is not None:
-            changes[field] = value
-    found = []
-    for name in dict.fromkeys(names):
-        attack = by_attack.get(name) or catalogue.by_name(name)
-        if attack.kind == "fgsm":
-            changed = {k: v for k, v in changes.items() if k != "steps"}
-        else:
-            changed = changes
-        found.append(
-            dataclasses.replace(attack, epsilons=radii or attack.epsilons, **changed)  # type: ignore[arg-type]
-        )
-    return found
-
-
-def _epsilon(text: str) -> float:
-    try:
-        value = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"a strength is a number such as 0.03 or 8/255; got {text!r}") from error
-    if value < 0:
-        raise ConfigError(f"a strength must not be negative; got {text!r}")
-    return value
-
-
-def _statistics(text: str) -> tuple[Statistics, ...]:
-    known = [name for name in get_args(Statistics) if name != "none"]
-    wanted = [name.strip() for name in text.split(",") if name]
-    for name in wanted:
-        if name not in known:
-            raise ConfigError(f"unknown statistics {name!r}; expected some of {', '.join(known)}")
-    return tuple(wanted)  # type: ignore[arg-type]
