@@ -102,6 +102,27 @@ def fraction(value: ArrayLike) -> ArrayLike:
     return float(value) if _is_known(value) else value  # type: ignore[arg-type]
 
 
+def effective_dimension(value: ArrayLike, channels: int) -> jax.Array:
+    """Returns the trace of a covariance over its largest eigenvalue, a scalar.
+
+    Args:
+      value: may be traced.
+      channels: C, the largest there can be.
+
+    Raises:
+      ValueError: not a scalar, or outside [1, C] by more than rounding (seen only where its value
+        is known).
+    """
+    if jnp.shape(value):
+        raise ValueError(f"effective_dimension must be a scalar; got shape {jnp.shape(value)}.")
+    if _is_known(value) and not 0.999 <= float(value) <= 1.001 * channels:  # type: ignore[arg-type]
+        raise ValueError(
+            f"effective_dimension must be in [1, {channels}], trace over largest eigenvalue of "
+            f"the covariance of {channels} channels; got {value}."
+        )
+    return jnp.asarray(value, float)
+
+
 def momentum(value: float) -> None:
     """Checks the share of the running value that an update keeps.
 

@@ -265,6 +265,7 @@ def james_stein(
     *,
     target: ArrayLike | Literal["mean"] = 0.0,
     positive_part: bool = True,
+    effective_dimension: ArrayLike | None = None,
 ) -> jax.Array:
     r"""Shrinks estimates with known noise towards a target.
 
@@ -272,25 +273,42 @@ def james_stein(
        S = \frac{\sum_i (x_i - t_i)^2}{\overline{\sigma^2}}
 
     with k = C - 2, or C - 3 where the target is the estimates' own average (one degree of freedom
-    is spent on it). For normal estimates of equal variance this dominates the estimates
-    themselves under squared error, whatever the true values.
+    is spent on it).
+
+    Proved: for *independent* normal estimates of equal, known variance this dominates the
+    estimates themselves under squared error, whatever the true values. Not proved, and false:
+
+    - Correlated estimates. With covariance Sigma of largest eigenvalue lmax the rule is proved to
+      dominate where tr Sigma >= 4 lmax; with correlations of 0.6 between all of 16 its risk
+      reaches 1.13 times theirs. ``effective_dimension`` = tr Sigma / lmax lowers k to
+      (tr Sigma - 2 lmax) / (tr Sigma / C), with which it dominates where that is positive (Bock
+      1975), and leaves the estimates as they are elsewhere.
+    - Noise that is not normal: with random signs for noise and C = 3 the risk reaches 1.049 times
+      theirs.
+
+    ``docs/theory.md`` has the proofs, and the commands that give these numbers.
 
     Args:
       estimate: x, shape (C,).
       noise_variance: sampling variance of the estimates, scalar or (C,); its average is used.
       target: a scalar, an array of shape (C,), or ``"mean"`` for the estimates' own average.
       positive_part: clip the factor at zero, which dominates the unclipped rule.
+      effective_dimension: trace of the estimates' covariance over its largest eigenvalue, a
+        scalar between 1 and C; None for independent estimates of equal variance, i.e. C. May be
+        traced. Only with a fixed target.
 
     Returns:
       The shrunk estimates, shape (C,). The target where all estimates equal it. The estimates
-      themselves where k <= 0 (C <= 2, or C <= 3 with ``target="mean"``).
+      themselves where k <= 0 (C <= 2, or C <= 3 with ``target="mean"``; an effective dimension of
+      at most 2).
 
     Raises:
-      ValueError: a target or noise of another shape, or an unknown name as target.
+      ValueError: a target or noise of another shape, an unknown name as target, an effective
+        dimension that is not a scalar, lies outside [1, C] or comes with ``target="mean"``.
 
     References:
       James & Stein (1961); Baranchik (1964), the positive part; Lindley (1962), the average as
-      target; Efron & Morris (1973).
+      target; Efron & Morris (1973); Bock (1975), correlated estimates.
 
     Example:
       >>> import jax.numpy as jnp
@@ -306,6 +324,11 @@ def james_stein(
     else:
         centre, lost = _channel_or_scalar("target", target, estimate), 2
     degrees = estimate.size - lost
+    if effective_dimension is not None and isinstance(target, str):
+        raise ValueError('effective_dimension needs a fixed target; got target="mean".')
+    if effective_dimension is not None:
+        d = _checks.effective_dimension(effective_dimension, estimate.size)
+        corrected = jnp.maximum(estimate.size * (1 - 2 / d.astype(estimate.dtype)), 0)
     if degrees <= 0:
         return estimate
     residual = estimate - centre
@@ -313,7 +336,7 @@ def james_stein(
     # units, the target is reached anyway, and the division below is kept from happening.
     scale = largest_magnitude(residual)
     spread = jnp.sum(jnp.square(residual / scale))
-    needed = degrees * noise
+    needed = (degrees if effective_dimension is None else corrected) * noise
     at_target = spread <= 0
     if positive_part:
         at_target = at_target | (needed / scale / scale >= spread)
