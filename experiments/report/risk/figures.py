@@ -82,11 +82,15 @@ def _counterexamples(rows: list[Row]) -> Figure:
     counts = [r["count"] for r in growth]
     for name in ("stein", "jsnorm", "james_stein"):
         draw_line(axes[0], name, counts, [r[name] for r in growth])
-    axes[0].set(xscale="log", yscale="log", xlabel="values per channel, N", title="growing N")
+    axes[0].set(
+        xscale="log", yscale="log", xlabel="values per channel, N", title="worse with more data"
+    )
     limits = select(rows, kind="threshold")
     for name in ("stein", "jsnorm"):
         draw_line(axes[1], name, [r["channels"] for r in limits], [r[name] for r in limits])
-    axes[1].set(xscale="log", xlabel="channels, C", title="threshold", ylabel="|theta|² / C")
+    axes[1].set(
+        xscale="log", xlabel="channels, C", title="worse beyond this", ylabel="|theta|² / C"
+    )
     axes[1].set_xticks([3, 8, 16, 64, 256], ["3", "8", "16", "64", "256"])
     axes[1].minorticks_off()
     sparse = select(rows, kind="sparse")
@@ -174,7 +178,8 @@ def _map(rows: list[Row]) -> Figure:
                 aspect="auto",
             )
             for (c, s), row in found.items():
-                text = f"{row['ratio']:.2g}" if row["ratio"] < 100 else f"{row['ratio']:.0f}"
+                decimals = 2 if row["ratio"] < 9.95 else 0
+                text = f"{row['ratio']:.{decimals}f}"
                 axis.text(
                     signals.index(s),
                     channels.index(c),
@@ -185,7 +190,7 @@ def _map(rows: list[Row]) -> Figure:
                 )
             axis.set_title(f"{estimator}; {kind}", fontsize=9.5)
     for axis in axes[-1]:
-        axis.set_xticks(range(len(signals)), [f"{s:g}" for s in signals])
+        axis.set_xticks(range(len(signals)), [f"{s:g}" for s in signals], fontsize=7.5)
         axis.set_xlabel("signal")
     for axis in axes[:, 0]:
         axis.set_yticks(range(len(channels)), [str(c) for c in channels])
