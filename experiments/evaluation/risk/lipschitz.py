@@ -102,7 +102,8 @@ def measure(networks: Networks, seed: int, smoke: bool, progress: Progress) -> l
                 where = perturbed(condition, model, images, labels, each)
                 setting = {"trained": norm, "seed": each, "images": condition}
                 rows += _networks(model, norm, where, labels, setting)
-                rows += _layers(model, norm, where, setting)
+                rules = _LAYER_RULES if norm == "batch" else ("stein",)
+                rows += _layers(model, rules[:2] if smoke else rules, where, setting)
     return rows
 
 
@@ -144,14 +145,15 @@ def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return own - others.max(axis=1)
 
 
-def _layers(model: nnx.Module, norm: str, images: np.ndarray, setting: dict[str, Any]) -> list[Row]:
-    """Returns the constants of each norm layer at its own inputs, with gamma and without."""
+def _layers(
+    model: nnx.Module, rules: Sequence[str], images: np.ndarray, setting: dict[str, Any]
+) -> list[Row]:
+    """Returns the constants of each norm layer at its own inputs, gamma included, by rule."""
     layers = {
         "/".join(map(str, path)): node
         for path, node in nnx.iter_graph(model)
         if isinstance(node, SteinBatchNorm)
     }
-    rules = _LAYER_RULES if norm == "batch" else ("stein",)
     rows = []
     for recorded in norm_layers(model, images):
         layer = layers[recorded.name]

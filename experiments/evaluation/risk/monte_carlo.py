@@ -13,7 +13,7 @@ Progress = Callable[[int, int, str], None]
 Row = dict[str, Any]
 """One line of a table, as JSON keeps it."""
 
-VALUES = 800_000  # estimates of single channels per point
+VALUES = 400_000  # estimates of single channels per point
 SMOKE_REPETITIONS = 400
 _CHUNK = 4_000_000  # random numbers that are held at a time
 _Z = 1.959964  # of a 95 % interval

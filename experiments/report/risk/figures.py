@@ -210,8 +210,8 @@ def _map(rows: list[Row]) -> Figure:
 def _correlated(rows: list[Row]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(style.WIDTH, 3.7), sharey=True, layout="constrained")
     titles = {
-        "james_stein": "james_stein, noise measured",
-        "toward_running": "toward_running",
+        "james_stein, known noise": "james_stein, noise known",
+        "toward_running": "james_stein and toward_running,\nnoise measured",
         "tr S - 2 lmax": "tr S - 2 lmax, S measured",
     }
     looks = {2: ("o", "#D55E00"), 4: ("s", "#0072B2"), 16: ("^", "#000000")}

@@ -154,7 +154,8 @@ def correlated(rows: list[Row]) -> list[str]:
         "significantly worse than the sample means. S is the covariance of the batch's means, B "
         "the examples between which the noise, and where it is not known S, is measured. James & "
         "Stein's rule is proved to dominate where tr S >= 4 lmax; the rule with tr S - 2 lmax "
-        "changes nothing where that is negative.",
+        "changes nothing where that is negative. With one variance for all channels "
+        "`toward_running` is `james_stein` towards the running means.",
         table(("correlation", "C", "tr S / lmax", "B", *shown), lines),
     ]
 
