@@ -6,7 +6,7 @@ statistics of all; there is one constant for it, that of an attacker who owns th
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
