@@ -21,7 +21,7 @@ def assert_is_mean_of(ratio, own, sample):
     """Within 4 standard errors of the sampled ratio; these are small, so this can fail."""
     found = own.mean() / sample.mean()
     error = np.std(own - found * sample) / np.sqrt(len(own)) / sample.mean()
-    assert error < 0.01 * found
+    assert error < 0.03 * found
     assert abs(found - ratio) < 4 * error, (found, ratio, error)
 
 
@@ -43,7 +43,7 @@ def test_james_stein_at_the_target_has_two_of_c(channels):
 def test_spread_rules_against_sampling(theta, share, rule):
     theta = np.asarray(theta)
     channels = len(theta)
-    x = theta + RNG.normal(size=(30_000, channels))
+    x = theta + RNG.normal(size=(6_000, channels))
     own = losses([rule(each) for each in x], theta)
     common = channels * theta.mean() ** 2
     centred = np.sum((theta - theta.mean()) ** 2)
