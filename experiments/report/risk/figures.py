@@ -46,8 +46,8 @@ CAPTIONS = {
         "clean, noisy and attacked images; means above, variances below."
     ),
     ("fraction", "fraction.png"): (
-        "The rule for variances against the fraction of its constant: exact for independent normal "
-        "values (left), and on feature maps, a line for each layer (right)."
+        "The rule for variances against the fraction of its constant: exact for 16 independent "
+        "normal channels (left), and on feature maps, a line for each layer (right)."
     ),
     ("lipschitz", "lipschitz.png"): (
         "Local Lipschitz constants of networks with Stein norm over those of networks with batch "

@@ -62,12 +62,13 @@ def fraction(rows: list[Row]) -> Figure:
                 color=shade,
                 label=f"N = {count}",
             )
-        axis.set(title=f"C = 16, spread {spread:g}", ylim=(0.4, 1.3))
+        axis.set(title=f"exact, spread {spread:g}", ylim=(0.4, 1.3))
     axes[0].set_ylabel("risk / that of N/(N+1) v")
+    axes[1].tick_params(labelleft=False)
     axes[1].legend(frameon=False, fontsize=8.5)
     for axis, size in zip(axes[2:], sizes, strict=True):
         _by_layer(axis, select(on_maps, batch_size=size))
-        axis.set_title(f"batch of {size}")
+        axis.set_title(f"maps, batch of {size}")
     axes[2].set_ylabel("risk / that of the sample variances")
     for axis in axes:
         axis.set_xlabel("fraction")
