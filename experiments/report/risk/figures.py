@@ -151,12 +151,12 @@ _MAP_COLOURS = ("#56B4E9", "#EEEEEE", "#D55E00")
 
 
 def _map(rows: list[Row]) -> Figure:
-    shown = ("james_stein", "tr S - 2 lmax", "stein", "jsnorm")
+    shown = ("james_stein", "tr S - 2 lmax", "stein")
     channels, signals = values(rows, "channels"), values(rows, "signal")
     figure, axes = plt.subplots(
         len(shown),
         len(PATTERNS),
-        figsize=(style.WIDTH, 9.2),
+        figsize=(style.WIDTH, 7.2),
         sharex=True,
         sharey=True,
         layout="constrained",
@@ -279,6 +279,10 @@ def _perturbed(rows: list[Row]) -> Figure:
         line[0].legend(frameon=False, fontsize=8.5)
     for axis in axes.ravel():
         axis.set_xticks(np.arange(5))
+        axis.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2], ["0.05", "0.1", "0.2", "0.5", "1", "2"])
+        axis.minorticks_off()
+    axes[0, 0].set_ylim(0.05, 3)
+    axes[1, 0].set_ylim(0.12, 2)
     return figure
 
 

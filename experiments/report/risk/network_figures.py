@@ -131,7 +131,7 @@ def lipschitz(rows: list[Row]) -> Figure:
     axes[1].set_title("norm layers, clean images")
     for axis in axes:
         axis.set_xscale("log")
-        axis.set_xlabel("constant of Stein norm / of batch norm")
+        axis.set_xlabel("Stein norm / batch norm")
         axis.axvline(1, color="#777777", linewidth=0.8)
         axis.grid(alpha=0.3)
         axis.invert_yaxis()
