@@ -28,7 +28,7 @@ def number(value: float) -> str:
 
 def finer(value: float) -> str:
     """Returns a ratio near 1 with three decimals."""
-    return f"{value:.3f}" if 0.1 <= value < 10 else number(value)
+    return f"{value:.3f}" if 0.0095 <= value < 10 else number(value)
 
 
 def interval(row: Row) -> str:
