@@ -152,7 +152,7 @@ ROWS = (
         "james_stein",
         "mean",
         lambda c: (_scattered(c),),
-        lambda c: {"effective_dimension": (c + 1) / 2},
+        lambda c: {"effective_dimension": max(1.0, 0.8 * c)},
         "correlated",
         relative=False,
         identity_up_to=2,
