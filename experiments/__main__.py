@@ -41,17 +41,21 @@ def demo(
     command.run(workdir, norms=norms or NORMS, seeds=seeds, smoke=smoke)
 
 
-def risk(out: Path, smoke: bool = False, seed: int = 0) -> None:
-    """Measure how well each estimator finds the true statistics of a network's feature maps.
+def risk(out: Path, smoke: bool = False, seed: int = 0, parts: str = "") -> None:
+    """Measure the risk of every estimator: exactly, by Monte Carlo, on a network's feature maps.
+
+    Run the same command again to go on with a measurement that was stopped.
 
     Args:
         out: Folder for the results.
-        smoke: Tiny network and few batches: seconds instead of a minute.
-        seed: Seed of the network and of the batches.
+        smoke: Small grids and a tiny network: a minute at most instead of 15.
+        seed: Seed of all random numbers, the networks' training included.
+        parts: Only some, separated by commas: counterexamples, independent, map, correlated,
+            perturbed, maps, fraction, lipschitz.
     """
     from experiments.commands import risk as command  # noqa: PLC0415
 
-    command.run(out, smoke=smoke, seed=seed)
+    command.run(out, smoke=smoke, seed=seed, parts=parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,6 +53,21 @@ def floating_array(name: str, value: ArrayLike) -> jax.Array:
     return jnp.asarray(value, promote_types(dtype, jnp.float32))
 
 
+def channel_or_scalar(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
+    """Returns a number, or one a channel, in the dtype of ``like``.
+
+    Raises:
+      TypeError: ``value`` is not of a real floating dtype.
+      ValueError: it is neither a scalar nor of the shape of ``like``.
+    """
+    array = floating_array(name, value)
+    if array.shape not in ((), like.shape):
+        raise ValueError(
+            f"{name} must be a scalar or have shape {like.shape}; got shape {array.shape}."
+        )
+    return array.astype(like.dtype)
+
+
 def count_like(name: str, value: ArrayLike, like: jax.Array) -> jax.Array:
     """Returns a number of observations, scalar or (C,), in the dtype of ``like``.
 
@@ -100,6 +115,32 @@ def fraction(value: ArrayLike) -> ArrayLike:
             f"is proved; got {value}."
         )
     return float(value) if _is_known(value) else value  # type: ignore[arg-type]
+
+
+def effective_dimension(value: ArrayLike | None, channels: int, *, fixed: bool) -> jax.Array | None:
+    """Returns the trace of a covariance over its largest eigenvalue, a scalar; None stays.
+
+    Args:
+      value: may be traced.
+      channels: C, the largest there can be.
+      fixed: whether the target is fixed, not the estimates' own average.
+
+    Raises:
+      ValueError: not a scalar, outside [1, C] by more than rounding (seen only where its value is
+        known), or given where the target is not fixed.
+    """
+    if value is None:
+        return None
+    if not fixed:
+        raise ValueError('effective_dimension needs a fixed target; got target="mean".')
+    if jnp.shape(value):
+        raise ValueError(f"effective_dimension must be a scalar; got shape {jnp.shape(value)}.")
+    if _is_known(value) and not 0.999 <= float(value) <= 1.001 * channels:  # type: ignore[arg-type]
+        raise ValueError(
+            f"effective_dimension must be in [1, {channels}], trace over largest eigenvalue of "
+            f"the covariance of {channels} channels; got {value}."
+        )
+    return jnp.asarray(value, float)
 
 
 def momentum(value: float) -> None:

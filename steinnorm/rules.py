@@ -66,7 +66,7 @@ class SampleVariance:
 
 @_rule
 class SteinMean:
-    """:func:`~steinnorm.stein_mean`."""
+    """:func:`~steinnorm.stein_mean`: dominates the sample means only for small or equal means."""
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
         """Returns the estimate, shape (C,)."""
@@ -75,7 +75,7 @@ class SteinMean:
 
 @_rule
 class SteinVariance:
-    """:func:`~steinnorm.stein_variance`."""
+    """:func:`~steinnorm.stein_variance`: proved to dominate for independent normal values."""
 
     fraction: ArrayLike = 1.0
 
@@ -151,7 +151,11 @@ SingleExample = Literal["batch", "running"]  # what a channel uses whose noise i
 
 @_rule
 class TowardRunningMean:
-    """James-Stein towards the running means, in units of the channels' standard deviations."""
+    """James-Stein towards the running means, in units of the channels' standard deviations.
+
+    Not proved to dominate the sample means where channels are correlated: see
+    :func:`~steinnorm.shrinkage.toward_running`.
+    """
 
     single_example: SingleExample = "batch"
 
@@ -169,7 +173,11 @@ class TowardRunningMean:
 
 @_rule
 class TowardRunningVariance:
-    """James-Stein towards the running variances, on the logarithms."""
+    """James-Stein towards the running variances, on the logarithms.
+
+    The logarithm of a sample variance is normal only roughly and in large batches, so nothing is
+    proved here: see :func:`~steinnorm.shrinkage.toward_running`.
+    """
 
     single_example: SingleExample = "batch"
 

@@ -185,6 +185,14 @@ def toward_running(single_example: rules.SingleExample = "batch") -> Shrinkage:
     of batch normalisation. While the running statistics are still at their initial values the
     batch's own are used.
 
+    What is proved: with independent channels, normal noise and known variances the means have a
+    lower risk than the batch's own, wherever the running means are. In a network channels are
+    correlated, and the proof needs a covariance of the channel means whose trace is about four
+    times its largest eigenvalue (more in small batches). Where it is not, the means may lose: by
+    up to 1.4 times the batch's risk with correlations of 0.9, in the worst case. What the rule
+    gains in practice is that batches are mostly close to the past: a prior that is right, not
+    dominance. For the variances nothing is proved. See ``docs/theory.md``.
+
     Args:
       single_example: what a channel uses whose noise is unknown (a batch of one example, a constant
         channel): ``"batch"`` as in training batch norm, ``"running"`` for inference.

@@ -101,19 +101,27 @@ def lasso_variance(variance: Any, *, strength: float) -> np.ndarray:
 
 
 def james_stein(
-    estimate: Any, noise_variance: Any, *, target: Any = 0.0, positive_part: bool = True
+    estimate: Any,
+    noise_variance: Any,
+    *,
+    target: Any = 0.0,
+    positive_part: bool = True,
+    effective_dimension: float | None = None,
 ) -> np.ndarray:
     """(R10) James & Stein (1961), positive part Baranchik (1964), towards the mean Lindley (1962).
 
     target + (1 - k/S)_+ * (estimate - target), S = sum (estimate_i - target_i)^2 / mean(noise),
     k = C-2, or C-3 with the estimates' own average as target; k <= 0 is the identity, S = 0 the
-    target. See also Efron & Morris (1973).
+    target. See also Efron & Morris (1973). With d = tr Sigma / lmax of correlated estimates (Bock
+    1975): k mean(noise) = tr Sigma - 2 lmax, i.e. k = C (1 - 2/d), and the identity for d <= 2.
     """
     estimate = _float64(estimate)
     own_average = isinstance(target, str)
     if own_average and target != "mean":
         raise ValueError(target)
     k = estimate.size - (3 if own_average else 2)
+    if k > 0 and effective_dimension is not None:
+        k = estimate.size * (1 - 2 / effective_dimension)
     if k <= 0:
         return estimate
     towards = np.full_like(estimate, estimate.mean() if own_average else 0.0)

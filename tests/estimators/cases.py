@@ -149,6 +149,15 @@ ROWS = (
         without=("tiny",),  # the plain rule has a pole beside the target
     ),
     Row(
+        "james_stein",
+        "mean",
+        lambda c: (_scattered(c),),
+        lambda c: {"effective_dimension": max(1.0, 0.8 * c)},
+        "correlated",
+        relative=False,
+        identity_up_to=2,
+    ),
+    Row(
         "moderated_variance",
         "variance",
         lambda c: (31,),

@@ -73,6 +73,28 @@ def test_bad_james_stein_targets() -> None:
         estimators.james_stein(x, 1.0, target=np.ones(5, np.float32))
 
 
+def test_the_effective_dimension_of_independent_estimates_is_their_number() -> None:
+    x = np.array([1.0, -0.5, 0.25, 2.0, 0.125], np.float32)
+    plain = estimators.james_stein(x, 0.5)
+    np.testing.assert_allclose(
+        estimators.james_stein(x, 0.5, effective_dimension=5), plain, rtol=1e-6
+    )
+    for d in (1.0, 2.0):  # nothing is proved there: nothing is done
+        kept = jax.jit(lambda d: estimators.james_stein(x, 0.5, effective_dimension=d))(d)
+        np.testing.assert_array_equal(kept, x)
+
+
+def test_bad_effective_dimensions() -> None:
+    x = np.ones(4, np.float32)
+    for d in (0.5, 4.5, np.nan):
+        with pytest.raises(ValueError, match=rf"effective_dimension .*\[1, 4\].*{d}"):
+            estimators.james_stein(x, 1.0, effective_dimension=d)
+    with pytest.raises(ValueError, match=r"effective_dimension must be a scalar; got .*\(4,\)"):
+        estimators.james_stein(x, 1.0, effective_dimension=x)
+    with pytest.raises(ValueError, match=r'fixed target; got target="mean"'):
+        estimators.james_stein(x, 1.0, target="mean", effective_dimension=3.0)
+
+
 @property_test
 @hypothesis.given(x=seven_positive, noise=st.floats(2.0**-10, 2.0**10, width=32))
 def test_james_stein_lies_between_target_and_estimate(x: np.ndarray, noise: float) -> None:
