@@ -254,7 +254,7 @@ class _Run:
                 )
         check_finite(np.asarray(state.not_finite)[: len(positions)], "losses or gradients")
         worst.update(positions, state.result_point, state.result_share, state.result_loss)
-        return int(np.asarray(state.evaluation.zero_gradients())[: len(positions)].sum())
+        return int(np.asarray(_zero_gradients(state.evaluation))[: len(positions)].sum())
 
     def _evaluate(
         self, point: jax.Array, criterion: Criterion, loss_criterion: Criterion
@@ -263,6 +263,9 @@ class _Run:
         return loss_and_gradient(
             model, point, criterion, loss_criterion, loss=self._loss, joint=self._joint
         )[0]
+
+
+_zero_gradients = jax.jit(LossAndGradient.zero_gradients)
 
 
 @jax.jit

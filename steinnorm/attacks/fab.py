@@ -186,7 +186,7 @@ def run_fab(
             done += steps
     if on_progress is not None:
         on_progress(total, total)
-    return problem.threat.project(place_like(worst.x, x), x), zero_gradients
+    return _projected(place_like(worst.x, x), x, problem.threat), zero_gradients
 
 
 class _Batch(NamedTuple):
@@ -232,6 +232,11 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem) -> jax
     for number in run:
         key = jax.random.fold_in(key, number)
     return _beside(key, problem.x, problem.threat.scaled(0.5))
+
+
+@jax.jit
+def _projected(x_adv: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:
+    return threat.project(x_adv, x)
 
 
 @jax.jit
