@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import rankdata
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -20,6 +19,9 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     pairs = int(chosen.sum()) * int((~chosen).sum())
     if not pairs or not np.all(np.isfinite(scores)):
         return math.nan
+    # Imported here because scipy.stats takes about a second, and most tasks have no AUC.
+    from scipy.stats import rankdata  # noqa: PLC0415
+
     # From ranks (Mann & Whitney 1947): scikit-learn's function spends nearly all of its time
     # on checks, and the bootstrap asks hundreds of times.
     ranks = rankdata(scores)[chosen]

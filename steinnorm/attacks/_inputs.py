@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import VOID, Criterion, has_label, succeeded
+from steinnorm.attacks import _measurements as measurements
+from steinnorm.attacks._criterion import VOID, Criterion
 from steinnorm.attacks._model import (
     LogitsFn,
     as_partial,
@@ -27,7 +27,7 @@ from steinnorm.attacks._model import (
 from steinnorm.attacks._survivors import place_like, take_rows
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
-from steinnorm.attacks.losses import needs_reference, saturates, temperature_of
+from steinnorm.attacks.losses import needs_reference, saturates
 from steinnorm.attacks.result import AttackResult, Stage
 from steinnorm.attacks.threat import Threat, check_threat, radius_text
 
@@ -114,6 +114,14 @@ class Problem:
         self.check_logits(logits)
         return logits
 
+    def success_share(self, *, joint: bool = False) -> jax.Array:
+        """Returns the share of each clean input's labels on which the attack succeeds, (B,).
+
+        Args:
+          joint: whether examples depend on each other; every entry is then the batch's mean.
+        """
+        return measurements.success_share(self.logits, self.criterion, joint=joint)
+
     @property
     def classes(self) -> int:
         """Number of classes, K."""
@@ -135,7 +143,7 @@ class Problem:
         if needs_reference(loss):
             criterion = criterion._replace(reference=self.logits)
         if saturates(loss) and (joint or self.label_axes):
-            temperature = _temperature(self.logits, criterion.y, joint=joint)
+            temperature = measurements.temperature(self.logits, criterion.y, joint=joint)
             criterion = criterion._replace(temperature=temperature)
         return criterion
 
@@ -188,9 +196,10 @@ class Problem:
           NotFiniteError: logits of attacked inputs are NaN or infinite.
         """
         logits = predict(self.model, x_adv)
-        measured = _measured(x_adv, self.x, self.threat)
-        success = succeeded(logits, self.criterion)
-        max_norm, low, high, outside, not_finite = (float(value) for value in measured)
+        success, not_finite_logits, labels, not_finite, *distances = measurements.attacked_batch(
+            x_adv, self.x, self.threat, logits, self.criterion
+        )
+        max_norm, low, high, outside = (float(value) for value in distances)
         result = AttackResult(
             x_adv=x_adv,
             success=success,
@@ -201,27 +210,12 @@ class Problem:
             zero_gradients=zero_gradients,
             stages=stages,
             outside_box=outside,
-            labels=int(jnp.sum(has_label(self.criterion.y))),
+            labels=int(labels),
         )
         # An invalid example must count neither as an error of the model nor as robust.
         result.check(self.threat, name)
-        check_finite(~jnp.isfinite(logits), "logits of attacked inputs")
+        check_finite(not_finite_logits, "logits of attacked inputs")
         return result
-
-
-_temperature = jax.jit(temperature_of, static_argnames="joint")
-
-
-@jax.jit
-def _measured(x_adv: jax.Array, x: jax.Array, threat: Threat) -> tuple[jax.Array, ...]:
-    """Returns the largest distance, the extremes, the distance from the box, and the NaN count."""
-    return (
-        jnp.max(threat.distance(x_adv, x)),
-        jnp.min(x_adv),
-        jnp.max(x_adv),
-        geometry.outside_box(x_adv, threat.bounds),
-        jnp.sum(~jnp.isfinite(x_adv)),
-    )
 
 
 def merged(parts: Sequence[AttackResult], stages: tuple[Stage, ...], like: Any) -> AttackResult:
@@ -298,17 +292,18 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     threat.check_shape(x.shape)
     x = at_least_float32(x)  # half precision cannot resolve small steps
     if threat.bounds is None:
-        if not bool(jnp.all(jnp.isfinite(x))):
+        if not bool(measurements.all_finite(x)):
             raise ValueError("x must be finite; got NaN or infinite values")
         return x
     # The tolerance covers the rounding of an undone mean/std normalisation.
-    if not float(geometry.outside_box(x, threat.bounds)) <= threat.box_tolerance():
+    clipped, outside = measurements.into_box(x, threat.bounds)
+    if not float(outside) <= threat.box_tolerance():
         raise ValueError(
             f"x must lie in {threat.bounds}; got values in [{float(jnp.min(x))}, "
             f"{float(jnp.max(x))}]. Give raw inputs and normalise inside logits_fn, or set the "
             "threat's bounds (None if every value is valid)"
         )
-    return geometry.clip_to_box(x, threat.bounds)
+    return clipped
 
 
 def _on_device_of(model: jax.tree_util.Partial, x: jax.Array) -> jax.Array:

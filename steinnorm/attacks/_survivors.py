@@ -99,20 +99,22 @@ def place_like(examples: Any, like: Any) -> jax.Array:
 
     If n is not divisible by the number of devices, the examples are replicated.
     """
-    examples = np.asarray(examples)
+    # A copy, because a device of the host may keep the array itself, which others change in place.
+    # Without a device, like jnp.asarray, which would compile a program for every shape.
+    examples = np.array(examples)
     if not isinstance(like, jax.Array):
-        return jnp.asarray(examples)
+        return jax.device_put(examples)
     if len(like.sharding.device_set) == 1:
         # Uncommitted arrays follow the model's arrays to their device.
-        return jax.device_put(examples, like.sharding) if like.committed else jnp.asarray(examples)
+        return jax.device_put(examples, like.sharding if like.committed else None)
     if len(examples) % shard_count(like):
-        return jnp.asarray(examples)
+        return jax.device_put(examples)
     if like.ndim == examples.ndim:
         return jax.device_put(examples, like.sharding)
     if isinstance(like.sharding, jax.sharding.NamedSharding):
         spec = jax.sharding.PartitionSpec(*like.sharding.spec[:1])
         return jax.device_put(examples, jax.sharding.NamedSharding(like.sharding.mesh, spec))
-    return jnp.asarray(examples)
+    return jax.device_put(examples)
 
 
 @jax.jit

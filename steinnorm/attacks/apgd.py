@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
+from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
@@ -156,9 +156,7 @@ def run_apgd(
       The attacked inputs, and the number of all-zero gradients at the end of the last run.
     """
     loss_criteria, name = _loss_criteria(problem, loss, target_classes, joint)
-    worst = WorstInputs(
-        problem.x, mean_if_joint(success_share(problem.logits, problem.criterion), joint)
-    )
+    worst = WorstInputs(problem.x, problem.success_share(joint=joint))
     zero_gradients, done, total = 0, 0, restarts * len(loss_criteria) * steps
     for restart in range(restarts):
         for number, loss_criterion in enumerate(loss_criteria):
@@ -256,7 +254,7 @@ class _Run:
                 )
         check_finite(np.asarray(state.not_finite)[: len(positions)], "losses or gradients")
         worst.update(positions, state.result_point, state.result_share, state.result_loss)
-        return int(np.asarray(state.evaluation.zero_gradients())[: len(positions)].sum())
+        return int(np.asarray(_zero_gradients(state.evaluation))[: len(positions)].sum())
 
     def _evaluate(
         self, point: jax.Array, criterion: Criterion, loss_criterion: Criterion
@@ -265,6 +263,9 @@ class _Run:
         return loss_and_gradient(
             model, point, criterion, loss_criterion, loss=self._loss, joint=self._joint
         )[0]
+
+
+_zero_gradients = jax.jit(LossAndGradient.zero_gradients)
 
 
 @jax.jit

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._criterion import mean_if_joint, success_share
+from steinnorm.attacks._criterion import mean_if_joint
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_key, merged
 from steinnorm.attacks._model import LogitsFn
@@ -113,7 +113,7 @@ def autoattack(
             f"{steps}, {queries} and {target_classes}"
         )
     batches, joint = _make_batches(logits_fn, x, y, threat, batch_size, batch_dependent)
-    clean = [mean_if_joint(success_share(p.logits, p.criterion), joint) for p in batches.all()]
+    clean = [p.success_share(joint=joint) for p in batches.all()]
     worst = WorstInputs(batches.x, np.concatenate([np.asarray(share) for share in clean]))
     stages, zero_gradients = [], 0
     budgets = _Budgets(steps, queries, target_classes, joint)

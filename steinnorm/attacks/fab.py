@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import Criterion, success_share
+from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._fab_projection import step_to_plane
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
@@ -168,7 +168,7 @@ def run_fab(
       The attacked inputs, and the number of all-zero gradients at the end of the last run.
     """
     x, y, target, *_ = problem.x, *problem.criterion
-    worst = WorstInputs(x, success_share(problem.logits, problem.criterion))
+    worst = WorstInputs(x, problem.success_share())
     if target is None:
         runs_targets = [place_like(c, x) for c in problem.likeliest_wrong_classes(target_classes).T]
     else:
@@ -186,7 +186,7 @@ def run_fab(
             done += steps
     if on_progress is not None:
         on_progress(total, total)
-    return problem.threat.project(place_like(worst.x, x), x), zero_gradients
+    return _projected(place_like(worst.x, x), x, problem.threat), zero_gradients
 
 
 class _Batch(NamedTuple):
@@ -231,9 +231,19 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem) -> jax
         return problem.x
     for number in run:
         key = jax.random.fold_in(key, number)
-    threat = problem.threat
-    away = geometry.random_on_sphere(key, problem.x, threat.norm, 0.5 * threat.epsilon)
-    return geometry.clip_to_box(problem.x + away, threat.bounds)
+    return _beside(key, problem.x, problem.threat.scaled(0.5))
+
+
+@jax.jit
+def _projected(x_adv: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:
+    return threat.project(x_adv, x)
+
+
+@jax.jit
+def _beside(key: jax.Array, x: jax.Array, threat: Threat) -> jax.Array:
+    """Returns draws from the balls' surfaces around ``x``, clipped to the box, (B, ...)."""
+    away = geometry.random_on_sphere(key, x, threat.norm, threat.epsilon)
+    return geometry.clip_to_box(x + away, threat.bounds)
 
 
 class _Run(NamedTuple):

@@ -30,13 +30,13 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._criterion import success_share
+from steinnorm.attacks import _measurements as measurements
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import keep_worse
-from steinnorm.attacks.losses import check_loss, needs_reference, per_example
+from steinnorm.attacks.losses import check_loss, needs_reference
 from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
@@ -242,13 +242,15 @@ class _Run:
         which = "clean examples" if start is self._problem.x else "starts"
         self._problem.check_logits(first_logits, which)
         check_finite(state.not_finite, "gradients")
-        return state.x, int(jnp.sum(zero_gradients))
+        return state.x, int(np.asarray(zero_gradients).sum())
 
     def share_and_loss(self, x_adv: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns the share of labels on which the attack succeeds, and the loss; both (B,)."""
         logits = predict(self._problem.model, x_adv)
-        share = success_share(logits, self._criterion)
-        return share, per_example(self._loss, logits, self._criterion, joint=self._joint)
+        criterion = self._criterion
+        return measurements.share_and_loss(
+            logits, criterion, criterion, loss=self._loss, joint=self._joint
+        )
 
 
 @jax.jit

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from steinnorm.attacks import _measurements as measurements
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, check_key
@@ -157,9 +157,7 @@ def sea(
         raise ValueError("sea is for a label per pixel; for one per example use autoattack")
     chosen = _usable_losses(losses, problem)
     joint = resolve_batch_dependence(problem, batch_dependent)
-    worst = WorstInputs(
-        problem.x, mean_if_joint(success_share(problem.logits, problem.criterion), joint)
-    )
+    worst = WorstInputs(problem.x, problem.success_share(joint=joint))
     stages, zero_gradients = [], 0
     for loss in chosen:
         start_time, broken_before = time.perf_counter(), _broken(problem, worst, joint)
@@ -246,7 +244,7 @@ def _broken(problem: Problem, worst: WorstInputs, joint: bool) -> int:
     if not joint:
         return len(worst.share) - len(worst.unbroken)
     logits = predict(problem.model, place_like(worst.x, problem.x))
-    return int(jnp.sum(success_share(logits, problem.criterion) >= 1))
+    return int(np.sum(np.asarray(measurements.success_share(logits, problem.criterion)) >= 1))
 
 
 def _usable_losses(losses: Sequence[str], problem: Problem) -> list[str]:

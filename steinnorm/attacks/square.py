@@ -157,9 +157,7 @@ def run_square(
     Returns:
       The attacked inputs.
     """
-    worst = WorstInputs(
-        problem.x, mean_if_joint(success_share(problem.logits, problem.criterion), joint)
-    )
+    worst = WorstInputs(problem.x, problem.success_share(joint=joint))
     length = queries if rescale_schedule else _SCHEDULE_QUERIES
     spatial, norm = grid(problem.x.shape)[1:-1], problem.threat.norm
     schedule = [
@@ -258,6 +256,7 @@ def _draws_of(draws: jax.Array, query: int, batch_positions: np.ndarray) -> jax.
     return draws[query, batch_positions]
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
 def _initial_state(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> _State:
     """Returns the state before the first query; ``dtype`` is that of the logits."""
     like = y[(slice(None), *(0,) * (y.ndim - 1))]

@@ -10,8 +10,9 @@ KEY = jax.random.key(7, impl="rbg")
 
 
 def draws(*shape):
-    # NumPy's, because JAX's default generator compiles for seconds per shape on a CPU.
-    return jnp.asarray(np.random.default_rng(3).uniform(size=shape), jnp.float32)
+    # NumPy's, because JAX's default generator compiles for seconds per shape on a CPU, and put on
+    # the device, because jnp.asarray compiles a program for every shape.
+    return jax.device_put(np.random.default_rng(3).uniform(size=shape).astype(np.float32))
 
 
 def linear(weights, x):
@@ -24,10 +25,11 @@ def problem(scale=1.0, low=0.0, high=1.0, seed=0):
     weights = scale * generator.normal(size=(SIDE * SIDE, CLASSES)).astype(np.float32)
     x = generator.uniform(low, high, size=(EXAMPLES, SIDE, SIDE, 1)).astype(np.float32)
     y = np.argmax(x.reshape(EXAMPLES, -1) @ weights, axis=1).astype(np.int32)
-    model = jax.tree_util.Partial(linear, jnp.asarray(weights))
-    return model, weights.astype(np.float64), jnp.asarray(x), jnp.asarray(y)
+    model = jax.tree_util.Partial(linear, jax.device_put(weights))
+    return model, weights.astype(np.float64), jax.device_put(x), jax.device_put(y)
 
 
+@jax.jit
 def companions(x):
     """Logits that depend on the other examples of the batch, as under batch statistics."""
     flat = x.reshape(x.shape[0], -1)

@@ -74,7 +74,7 @@ def filled(model):
             values = rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
         else:
             values = (name == "scale") + 0.1 * rng.normal(size=leaf.shape)
-        return leaf.replace(jnp.asarray(np.asarray(values, leaf.dtype)))
+        return leaf.replace(jax.device_put(np.array(values, leaf.dtype)))
 
     flat = ((path, numbers(path, leaf)) for path, leaf in nnx.to_flat_state(nnx.state(model)))
     nnx.update(model, nnx.from_flat_state(flat))

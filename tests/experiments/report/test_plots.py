@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 
 from experiments import report
 from experiments.report import plots
-from experiments.report.plots import estimates, factors
+from experiments.report.plots import estimates, factors, style
 from experiments.results import LoggedStep, Row
 from tests.experiments.images import decoded
 
@@ -20,8 +20,9 @@ CLEAN = Row("digits", "batch", 0, "running", "clean", 0.0, "accuracy", 0.95, 100
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that were drawn, still open."""
+    """The figures that were drawn, still open; of few pixels, for what is in them is looked at."""
     drawn = []
+    monkeypatch.setattr(style, "_PIXELS_PER_INCH", 100)
     close = plt.close
     monkeypatch.setattr(plt, "close", drawn.append)
     yield drawn

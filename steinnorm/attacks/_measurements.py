@@ -1,0 +1,79 @@
+"""What is measured of a batch outside an attack's steps, each compiled as a whole.
+
+Outside of jit, JAX compiles every single operation for every shape, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from steinnorm.attacks import _criterion
+from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._criterion import Criterion, has_label, mean_if_joint, succeeded
+from steinnorm.attacks.losses import per_example, temperature_of
+from steinnorm.attacks.threat import Threat
+
+temperature = jax.jit(temperature_of, static_argnames="joint")
+
+
+@functools.partial(jax.jit, static_argnames="joint")
+def success_share(logits: jax.Array, criterion: Criterion, *, joint: bool = False) -> jax.Array:
+    """Returns the share of each example's labels on which the attack succeeds, (B,).
+
+    If ``joint``, every entry is the mean over the batch.
+    """
+    return mean_if_joint(_criterion.success_share(logits, criterion), joint)
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "joint"))
+def share_and_loss(
+    logits: jax.Array, criterion: Criterion, loss_criterion: Criterion, *, loss: str, joint: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the share of labels on which the attack succeeds, and the loss; both (B,).
+
+    Args:
+      logits: logits (B, *S, K).
+      criterion: decides where the attack succeeds.
+      loss_criterion: criterion of the loss.
+      loss: a name in ``steinnorm.attacks.losses.LOSSES``.
+      joint: whether examples depend on each other; the loss is then the batch's.
+    """
+    share = _criterion.success_share(logits, criterion)
+    return share, per_example(loss, logits, loss_criterion, joint=joint)
+
+
+@jax.jit
+def attacked_batch(
+    x_adv: jax.Array, x: jax.Array, threat: Threat, logits: jax.Array, criterion: Criterion
+) -> tuple[jax.Array, ...]:
+    """Measures attacked inputs and their logits.
+
+    Returns:
+      Where the attack succeeds, where logits are not finite, the number of labels, the number of
+      values that are not finite, the largest distance, the extremes, the distance from the box.
+    """
+    return (
+        succeeded(logits, criterion),
+        ~jnp.isfinite(logits),
+        jnp.sum(has_label(criterion.y)),
+        jnp.sum(~jnp.isfinite(x_adv)),
+        jnp.max(threat.distance(x_adv, x)),
+        jnp.min(x_adv),
+        jnp.max(x_adv),
+        geometry.outside_box(x_adv, threat.bounds),
+    )
+
+
+@jax.jit
+def into_box(x: jax.Array, bounds: geometry.Bounds) -> tuple[jax.Array, jax.Array]:
+    """Returns the inputs clipped to the box, and the largest distance of a value from it."""
+    return geometry.clip_to_box(x, bounds), geometry.outside_box(x, bounds)
+
+
+@jax.jit
+def all_finite(x: jax.Array) -> jax.Array:
+    """Returns whether all values are finite, a scalar bool."""
+    return jnp.all(jnp.isfinite(x))
