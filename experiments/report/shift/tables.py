@@ -1,0 +1,92 @@
+"""Markdown tables of scores on shifted test data, a row per rule and a column per batch size."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments.evaluation.shift.plan import Condition
+from experiments.evaluation.shift.rules import BATCH, MIXED, RUNNING
+from experiments.report.shift.scores import Scores, estimate, is_clean
+
+REFERENCES = (RUNNING, BATCH, MIXED)
+_MEAN = "mean"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Returns a Markdown table whose first columns hold words and the others numbers.
+
+    Args:
+      header: of the columns.
+      rows: of cells.
+      words: how many columns hold words.
+    """
+    ruler = ["---"] * words + ["---:"] * (len(header) - words)
+    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ruler, *rows))
+
+
+def mean_scores(scores: Scores, where: Callable[[Condition], bool] = lambda c: True) -> str:
+    """Returns the table of mean scores over conditions, in percent."""
+    sizes = [*scores.batch_sizes, None]
+    rows = [
+        [rule, *(f"{100 * scores.mean(rule, size, where)[0]:.1f}" for size in sizes)]
+        for rule in scores.rules
+    ]
+    return markdown(_header(scores, _MEAN), rows)
+
+
+def clean_scores(scores: Scores) -> str:
+    """Returns the table of scores on clean examples, in percent."""
+    return mean_scores(scores, is_clean)
+
+
+def worst_leads(scores: Scores) -> str:
+    """Returns the table of the worst condition of each rule and batch size.
+
+    A cell is the lead over the better of running and batch, in points, where it is lowest.
+    """
+    rows = []
+    for rule in scores.rules:
+        found = [scores.worst(rule, size) for size in scores.batch_sizes]
+        lowest = min(lead for lead, _ in found)
+        cells = [f"{100 * lead:+.1f} ({_short(condition)})" for lead, condition in found]
+        rows.append([rule, *cells, f"{100 * lowest:+.1f}"])
+    return markdown(_header(scores, "lowest"), rows)
+
+
+def differences(scores: Scores) -> str:
+    """Returns the table of paired differences of mean scores, in points, with 95 % intervals."""
+    rows = []
+    for rule in scores.rules:
+        for reference in REFERENCES:
+            if rule in REFERENCES[: REFERENCES.index(reference) + 1]:
+                continue
+            cells = []
+            for size in [*scores.batch_sizes, None]:
+                found = scores.mean(rule, size) - scores.mean(reference, size)
+                cells.append(_interval(found))
+            rows.append([rule, reference, *cells])
+    return markdown(["rule", "less", *_header(scores, _MEAN)[1:]], rows, words=2)
+
+
+def by_corruption(scores: Scores) -> str:
+    """Returns the table of mean scores over severities and batch sizes, a row per corruption."""
+    names = list(dict.fromkeys(c.corruption for c in scores.conditions))
+    rows = []
+    for name in names:
+        found = [scores.mean(r, None, lambda c, n=name: c.corruption == n)[0] for r in scores.rules]  # type: ignore[misc]
+        rows.append([name.replace("_", " "), *(f"{100 * value:.1f}" for value in found)])
+    return markdown(["corruption", *scores.rules], rows)
+
+
+def _header(scores: Scores, last: str) -> list[str]:
+    return ["rule", *(f"B={size}" for size in scores.batch_sizes), last]
+
+
+def _short(condition: Condition) -> str:
+    name = condition.corruption.replace("_", " ")
+    return f"{name} {condition.severity}" if condition.severity else name
+
+
+def _interval(values: np.ndarray) -> str:
+    value, low, high = estimate(values)
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
