@@ -102,7 +102,7 @@ def _apply_mixed(
     rule = Shrinkage(MIXED, _MixedMean(weight), _MixedVariance(weight))
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, SteinBatchNorm):
-            layer.shrinkage = rule
+            layer.shrinkage = nnx.data(rule)
     return model(x)
 
 

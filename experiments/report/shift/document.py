@@ -19,7 +19,7 @@ from experiments.report.shift.scores import (
 
 _EXPLAINED = {
     RUNNING: "the statistics stored in training; does not depend on the batch",
-    BATCH: "those of the test batch",
+    BATCH: "those of the test batch, by the norm's own shrinkage where it has one",
     MIXED: "N/(N+n) of the test batch's and n/(N+n) of the running ones, N examples per batch "
     "(Schneider et al. 2020, arXiv 2006.16971), with the best n of a list",
     "shrunk": "the test batch's, shrunk towards the running ones by their measured noise",

@@ -48,8 +48,8 @@ def worst_leads(scores: Scores) -> str:
     for rule in scores.rules:
         found = [scores.worst(rule, size) for size in scores.batch_sizes]
         lowest = min(lead for lead, _ in found)
-        cells = [f"{100 * lead:+.1f} ({_short(condition)})" for lead, condition in found]
-        rows.append([rule, *cells, f"{100 * lowest:+.1f}"])
+        cells = [f"{_points(lead)} ({_short(condition)})" for lead, condition in found]
+        rows.append([rule, *cells, _points(lowest)])
     return markdown(_header(scores, "lowest"), rows)
 
 
@@ -89,4 +89,8 @@ def _short(condition: Condition) -> str:
 
 def _interval(values: np.ndarray) -> str:
     value, low, high = estimate(values)
-    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{_points(value)} [{_points(low)}, {_points(high)}]"
+
+
+def _points(difference: float) -> str:
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
