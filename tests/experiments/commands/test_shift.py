@@ -81,7 +81,7 @@ def _fails(capsys, *arguments):
     [
         (["--test-examples", "1"], "test_examples must be at least 2; got 1"),
         (["--seed", "-1"], "seed must be at least 0; got -1"),
-        (["--weights", "first"], "weights must be best or last; got first"),
+        (["--weights", "first"], "weights must be best or last; got 'first'"),
     ],
 )
 def test_wrong_settings(trained, tmp_path, capsys, more, words):
