@@ -7,6 +7,7 @@ attacks in :mod:`steinnorm.attacks`, PyTorch's weights in :mod:`steinnorm.torch_
 from typing import TYPE_CHECKING
 
 from steinnorm import shrinkage as shrinkage
+from steinnorm.calibrated import Calibration as Calibration
 from steinnorm.estimators import james_stein as james_stein
 from steinnorm.estimators import jsnorm_mean as jsnorm_mean
 from steinnorm.estimators import jsnorm_variance as jsnorm_variance
@@ -39,9 +40,11 @@ __version__ = "0.1.0"
 # Where people look for these names first is here. Importing them would load Flax or the attacks
 # for everyone, and the layers are there twice; so the names only say where they are.
 _ELSEWHERE = {
-    "steinnorm.linen for Flax Linen, steinnorm.nnx for Flax NNX": ("SteinBatchNorm", "freeze"),
+    "steinnorm.linen for Flax Linen, steinnorm.nnx for Flax NNX": (
+        *("SteinBatchNorm", "calibrate", "freeze"),
+    ),
     "steinnorm.linen": ("BatchNorm",),
-    "steinnorm.nnx": ("ShrinkageFactor", "convert", "revert"),
+    "steinnorm.nnx": ("CalibrationStat", "ShrinkageFactor", "convert", "revert"),
     "steinnorm.torch_weights": (
         *("batch_norms", "from_torch", "load_torch", "momentum_from_torch", "momentum_to_torch"),
         "to_torch",

@@ -14,8 +14,7 @@ How the numbers are made:
 A decision while the program runs stops the host on a GPU, where XLA copies the condition back and
 waits. There the reference is sampled from the batch instead: the mean over the examples of their
 centre pixels lies among the values, and nothing has to be repeated. It costs an all-reduce of C
-numbers where there are several GPUs. (On a TPU it would cost a read of the batch, because its sums
-could not be made before all of it is there.)
+numbers where there are several GPUs. (On a TPU it would cost a read of its own.)
 """
 
 from __future__ import annotations
@@ -57,6 +56,7 @@ class Plan:
       axes: the axes to sum over; the first is the example axis.
       dtype: what to compute in.
       by_example: whether products of the examples' own sums are wanted, for sampling noise.
+      counts_examples: whether the number of examples with a valid value is; by example it is.
       two_passes: whether to find the mean first, by a read and an all-reduce of its own.
       axis_name: mapped axis to sum over as well, or None.
       groups: groups of indices within that axis, or None.
@@ -65,6 +65,7 @@ class Plan:
     axes: tuple[int, ...]
     dtype: Any
     by_example: bool = False
+    counts_examples: bool = False
     two_passes: bool = False
     axis_name: AxisName | None = None
     groups: Any = None
@@ -124,6 +125,8 @@ def sums_about(
             x, valid, reference, cuda=sample, rocm=sample, default=lambda x, valid, r: r
         )
     local, block = _read(plan, x, valid, reference)
+    if plan.counts_examples and valid is not None and not plan.by_example:
+        local |= _counts(plan, x, valid, local["squares"].dtype)
     sums = _complete(plan, x, plan.everywhere(local))
     if plan.two_passes:
         return sums, reference
@@ -173,13 +176,27 @@ def _block(
         count = jnp.asarray(math.prod(x.shape[a] for a in axes), squares.dtype)
     else:
         deviation, squares = select(valid, deviation), select(valid, squares)
-        repeats = math.prod(x.shape[a] for a in axes if valid.shape[a] == 1)
-        count = repeats * jnp.sum(valid, axes, dtype=squares.dtype)
+        count = _valid_values(x, valid, axes, squares.dtype)
         if plan.by_example:  # one count an example, also where one mask serves all of them
             shape = list(count.shape)
             shape[_example_axis(plan)] = x.shape[plan.axes[0]]
             count = jnp.broadcast_to(count, shape)
     return count, *_summed(plan, deviation, squares)
+
+
+def _valid_values(x: jax.Array, valid: jax.Array, axes: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Counts what the mask lets through along some axes; those that it broadcasts over too."""
+    repeats = math.prod(x.shape[a] for a in axes if valid.shape[a] == 1)
+    return repeats * jnp.sum(valid, axes, dtype=dtype)
+
+
+def _counts(plan: Plan, x: jax.Array, valid: jax.Array, dtype: Any) -> Sums:
+    """Counts values and the examples that have any, in one read of the mask."""
+    by_example = _valid_values(x, valid, plan.axes[1:], dtype)
+    axis = _example_axis(plan)
+    repeats = x.shape[plan.axes[0]] if by_example.shape[axis] == 1 else 1
+    found = {"count": by_example, "examples": jnp.minimum(by_example, 1)}
+    return {name: repeats * jnp.sum(a, axis) for name, a in found.items()}
 
 
 def _summed(plan: Plan, *values: jax.Array) -> tuple[jax.Array, ...]:
@@ -233,10 +250,11 @@ def _complete(plan: Plan, x: jax.Array, sums: Sums) -> Sums:
         return sums
     dtype = sums["squares"].dtype
     sums = sums | {"count": _values(plan, x, dtype)}
+    if plan.by_example or plan.counts_examples:
+        sums |= {"examples": jnp.asarray(x.shape[plan.axes[0]] * plan.devices, dtype)}
     if plan.by_example:
         n = jnp.asarray(math.prod(x.shape[a] for a in plan.axes[1:]), dtype)
-        examples = jnp.asarray(x.shape[plan.axes[0]] * plan.devices, dtype)
-        sums |= {"examples": examples, "nn": n * n * examples}
+        sums |= {"nn": n * n * sums["examples"]}
         sums |= {"nt": n * sums["sum"], "nw": n * sums["squares"]}
     return sums
 
@@ -348,7 +366,7 @@ def _sampled_reference(
 
 def _mean(plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array) -> jax.Array:
     """Returns the mean over all devices, by an all-reduce of its own; ``otherwise`` of nothing."""
-    plan = dataclasses.replace(plan, by_example=False)
+    plan = dataclasses.replace(plan, by_example=False, counts_examples=False)
     local, _ = _read(plan, x, valid, jnp.zeros_like(otherwise))
     del local["squares"]
     sums = plan.everywhere(local)

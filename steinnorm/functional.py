@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
+from steinnorm._affine import coefficients, scaled_and_shifted
 from steinnorm._numerics import promote_types
 from steinnorm._sharding import placed_as_features, placed_like, select
+from steinnorm.calibrated import Calibration, calibrated
 from steinnorm.rules import SampleMean
 from steinnorm.shrinkage import Shrinkage, resolve, toward_running
 from steinnorm.statistics import (
@@ -27,14 +28,17 @@ from steinnorm.statistics import (
 )
 
 __all__ = [
+    "CALIBRATED",
     "TEST_STATISTICS",
     "Normalised",
     "stein_batch_norm",
 ]
 
-TestStatistics = Literal["running", "batch", "shrunk"]
-TEST_STATISTICS: tuple[str, ...] = ("running", "batch", "shrunk")
+TestStatistics = Literal["running", "batch", "shrunk", "calibrated", "calibrated_streams"]
+TEST_STATISTICS: tuple[str, ...] = get_args(TestStatistics)
 """Where inference takes its statistics from."""
+CALIBRATED: tuple[str, ...] = ("calibrated", "calibrated_streams")
+"""Those of them that need a calibration."""
 
 
 class Normalised(NamedTuple):
@@ -45,7 +49,10 @@ class Normalised(NamedTuple):
       running: the running statistics after this call; unchanged in inference.
       batch: the batch's own statistics, or None where only running ones were used.
       used: the mean and variance that ``y`` was normalised with.
-      shrinkage: the rule that made them of ``batch``, or None where only running ones were used.
+      shrinkage: the rule that made them of ``batch``, or None where a calibration, or the running
+        statistics alone, did.
+      factors: how much of the shift of the means, and of the change of the variances, calibrated
+        test statistics took as real; None with all others.
     """
 
     y: jax.Array
@@ -53,6 +60,7 @@ class Normalised(NamedTuple):
     batch: BatchStatistics | None
     used: Moments
     shrinkage: Shrinkage | None = None
+    factors: tuple[jax.Array, jax.Array] | None = None
 
 
 def stein_batch_norm(
@@ -64,6 +72,7 @@ def stein_batch_norm(
     use_running_average: bool = False,
     shrinkage: str | Shrinkage = "stein",
     test_statistics: TestStatistics = "running",
+    calibration: Calibration | None = None,
     axis: _checks.Axes = -1,
     mask: ArrayLike | None = None,
     momentum: float = 0.99,
@@ -99,8 +108,12 @@ def stein_batch_norm(
       shrinkage: a :class:`~steinnorm.shrinkage.Shrinkage` or its name.
       test_statistics: in inference, ``"running"``; or ``"batch"``, the statistics of the test
         batch by the rule of training; or ``"shrunk"``, those of the test batch shrunk towards the
-        running ones. Nothing is recorded in inference, and gradients are those of the function
-        that is evaluated, whatever a shrinkage does in training.
+        running ones; or ``"calibrated"``, those of the test batch judged by a calibration, and
+        ``"calibrated_streams"``, the same where the examples of a batch may be alike (see
+        :func:`~steinnorm.calibrated.calibrated`). Nothing is recorded in inference, and gradients
+        are those of the function that is evaluated, whatever a shrinkage does in training.
+      calibration: what the layer's clean inputs look like, in the shape of the features; needed
+        for calibrated test statistics, not used otherwise.
       axis: the feature axis, or several.
       mask: which values count, broadcastable to ``x``. Channels with no valid value are
         normalised with the running statistics and leave them unchanged, as does an empty batch.
@@ -118,9 +131,10 @@ def stein_batch_norm(
       A :class:`Normalised`.
 
     Raises:
-      TypeError: an input that is not numeric, or complex with a shrinkage other than "none".
+      TypeError: an input that is not numeric, or complex with a shrinkage other than "none" or
+        with calibrated test statistics.
       ValueError: an unknown name, momentum or epsilon out of range, shapes that do not fit, or
-        ``running`` missing where it is needed.
+        ``running`` or ``calibration`` missing where it is needed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -135,7 +149,12 @@ def stein_batch_norm(
     _checks.momentum(momentum)
     _checks.one_of("test_statistics", test_statistics, TEST_STATISTICS)
     epsilon = _checks.epsilon(epsilon, shape)
-    for name, value in (("scale", scale), ("bias", bias), *_named(running)):
+    if use_running_average and test_statistics in CALIBRATED:
+        calibration = _checked(calibration, test_statistics, x)
+    else:
+        calibration = None
+    named = (*_named("running", running), *_named("calibration", calibration))
+    for name, value in (("scale", scale), ("bias", bias), *named):
         _checks.feature_shape(name, value, shape)
     if running is None and (use_running_average or rule.toward_running):
         raise ValueError(
@@ -153,18 +172,27 @@ def stein_batch_norm(
         use_fast_variance=use_fast_variance,
     )
     given = running
-    scale, bias, running, epsilon = jax.tree.map(
-        lambda a: placed_as_features(a, x, features), (scale, bias, running, epsilon)
+    scale, bias, running, calibration, epsilon = jax.tree.map(
+        lambda a: placed_as_features(a, x, features), (scale, bias, running, calibration, epsilon)
     )
     if use_running_average and test_statistics == "running":
         assert running is not None
-        a, d = _coefficients(running, running, scale, bias, epsilon)
-        return Normalised(_scaled_and_shifted(settings, x, a, d), given, None, running, None)
-    y, batch, used = _normalise(
-        x, scale, bias, running, mask=mask, rule=rule, epsilon=epsilon, settings=settings
+        a, d = coefficients(running, running, scale, bias, epsilon)
+        y = scaled_and_shifted(features, settings.out_dtype, x, a, d)
+        return Normalised(y, given, None, running)
+    y, batch, used, factors = _normalise(
+        x,
+        scale,
+        bias,
+        running,
+        calibration,
+        mask=mask,
+        rule=rule,
+        epsilon=epsilon,
+        settings=dataclasses.replace(settings, streams=test_statistics == "calibrated_streams"),
     )
     if running is None or use_running_average:
-        return Normalised(y, given, batch, used, rule)
+        return Normalised(y, given, batch, used, rule if factors is None else None, factors)
     recorded = Moments(batch.mean, batch.variance) if rule.toward_running else used
     recorded = settings.round(recorded, x.dtype)
     # An empty batch leaves them alone. Only a mask, or a shape without values, can make one.
@@ -184,10 +212,7 @@ class _Settings:
     axis_name: AxisName | None
     groups: Any
     use_fast_variance: bool
-
-    def wide(self, per_channel: jax.Array, ndim: int) -> jax.Array:
-        """Adds axes of size 1, so that per-channel values broadcast over the input."""
-        return lax.expand_dims(per_channel, [i for i in range(ndim) if i not in self.features])
+    streams: bool = False
 
     def round(self, moments: Moments, dtype: Any) -> Moments:
         """Rounds to the input's dtype where reductions are not forced to be float32."""
@@ -205,16 +230,17 @@ def _normalise(
     scale: jax.Array | None,
     bias: jax.Array | None,
     running: Moments | None,
+    calibration: Calibration | None,
     *,
     mask: ArrayLike | None,
     rule: Shrinkage,
     epsilon: ArrayLike,
     settings: _Settings,
-) -> tuple[jax.Array, BatchStatistics, Moments]:
-    """Statistics, shrinkage, normalisation.
+) -> tuple[jax.Array, BatchStatistics, Moments, tuple[jax.Array, jax.Array] | None]:
+    """Statistics, shrinkage or judgement by a calibration, normalisation.
 
     Returns:
-      y, the batch's own statistics, and those that were used.
+      y, the batch's own statistics, those that were used, and the factors of a calibrated batch.
     """
     batch = batch_statistics(
         x,
@@ -223,7 +249,8 @@ def _normalise(
         axis_name=settings.axis_name,
         axis_index_groups=settings.groups,
         use_fast_variance=settings.use_fast_variance,
-        noise=rule.needs_noise,
+        noise=rule.needs_noise if calibration is None else settings.streams,
+        examples=calibration is not None,
         dtype=settings.dtype,
         reference=None if running is None else running.mean,
         epsilon=epsilon,
@@ -234,6 +261,11 @@ def _normalise(
     )
     batch = batch._replace(mean=own.mean, variance=own.variance)
     stand_in = _stand_in(running, like=own)
+    if calibration is not None:
+        used, *factors = calibrated(batch, calibration, stand_in, epsilon, streams=settings.streams)
+        a, d = coefficients(used, own, scale, bias, epsilon)
+        y = scaled_and_shifted(settings.features, settings.out_dtype, x, a, d)
+        return y, batch, used, (factors[0], factors[1])
     if _may_be_empty(x, mask):
         # Channels without a valid value: stand-ins that shrink and normalise to finite values.
         some = batch.count > 0
@@ -242,8 +274,8 @@ def _normalise(
         used = jax.tree.map(functools.partial(select, some), used, own)
     else:
         used = _shrink(rule, batch, stand_in, epsilon)
-    a, d = _coefficients(used, own, scale, bias, epsilon, straight_through=rule.straight_through)
-    return _scaled_and_shifted(settings, x, a, d), batch, used
+    a, d = coefficients(used, own, scale, bias, epsilon, straight_through=rule.straight_through)
+    return scaled_and_shifted(settings.features, settings.out_dtype, x, a, d), batch, used, None
 
 
 def _may_be_empty(x: jax.Array, mask: ArrayLike | None) -> bool:
@@ -288,70 +320,6 @@ def _shrink(
     return Moments(mean, variance)
 
 
-def _coefficients(
-    used: Moments,
-    own: Moments,
-    scale: jax.Array | None,
-    bias: jax.Array | None,
-    epsilon: ArrayLike,
-    *,
-    straight_through: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """The a and d of y = x a + d, per channel."""
-    affine = [p for p in (scale, bias) if p is not None]
-    dtype = promote_types(used.mean.dtype, *(p.dtype for p in affine))
-    epsilon = jnp.asarray(epsilon, used.variance.dtype)
-    used_inverse = lax.rsqrt(used.variance + epsilon)
-    if straight_through:
-        # x_hat = (x - own mean) / own deviation, then r x_hat + s with r and s held constant:
-        # the value is (x - used mean) / used deviation, the gradient that of batch norm.
-        inverse = lax.rsqrt(own.variance + epsilon)
-        r = lax.stop_gradient(used_inverse / inverse)
-        s = lax.stop_gradient((own.mean - used.mean) * used_inverse)
-        a, d = inverse * r, s - own.mean * inverse * r
-    else:
-        a = used_inverse
-        d = -used.mean * a.astype(used.mean.dtype)
-    a, d = a.astype(dtype), d.astype(dtype)
-    if scale is not None:
-        a, d = a * scale.astype(dtype), d * scale.astype(dtype)
-    if bias is not None:
-        d = d + bias.astype(dtype)
-    return a, d
-
-
-def _scaled_and_shifted(settings: _Settings, x: jax.Array, a: jax.Array, d: jax.Array) -> jax.Array:
-    """:func:`_scale_and_shift`, which for its gradient keeps x itself and no other such array."""
-    return jax.checkpoint(functools.partial(_scale_and_shift, settings), prevent_cse=False)(x, a, d)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _scale_and_shift(settings: _Settings, x: jax.Array, a: jax.Array, d: jax.Array) -> jax.Array:
-    """Returns x a + d in the result's dtype."""
-    dtype = promote_types(x.dtype, a.dtype)
-    a, d = (settings.wide(p.astype(dtype), x.ndim) for p in (a, d))
-    return (x.astype(dtype) * a + d).astype(settings.out_dtype)
-
-
-@_scale_and_shift.defjvp
-def _scale_and_shift_jvp(
-    settings: _Settings, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """Differentiates x a + d; the compiler may not see that it is the same a in both directions.
-
-    It would otherwise write out the one broadcast that both use, an array of the size of x, where
-    reductions are library calls (XLA's CPU backend).
-    """
-    x, a, _ = primals
-    dx, da, dd = tangents
-    dtype = promote_types(x.dtype, a.dtype)
-    a, da, dd = (
-        settings.wide(p.astype(dtype), x.ndim) for p in (lax.optimization_barrier(a), da, dd)
-    )
-    slope = dx.astype(dtype) * a + x.astype(dtype) * da + dd
-    return _scale_and_shift(settings, *primals), slope.astype(settings.out_dtype)
-
-
 def _update(
     running: Moments, recorded: Moments, some: jax.Array | None, momentum: float
 ) -> Moments:
@@ -382,7 +350,22 @@ def _hashable(groups: Any) -> Any:
     return None if groups is None else tuple(tuple(group) for group in groups)
 
 
-def _named(running: Moments | None) -> list[tuple[str, jax.Array | None]]:
-    if running is None:
-        return []
-    return [("running.mean", running.mean), ("running.variance", running.variance)]
+def _named(name: str, values: Moments | Calibration | None) -> list[tuple[str, jax.Array | None]]:
+    return [] if values is None else [(f"{name}.{n}", a) for n, a in values._asdict().items()]
+
+
+def _checked(
+    calibration: Calibration | None, test_statistics: TestStatistics, x: jax.Array
+) -> Calibration:
+    if calibration is None:
+        raise ValueError(
+            f"test_statistics={test_statistics!r} needs a calibration, which "
+            "steinnorm.nnx.calibrate and steinnorm.linen.calibrate measure on clean inputs; pass "
+            "it as calibration=steinnorm.Calibration(...)."
+        )
+    if jnp.iscomplexobj(x):
+        raise TypeError(
+            f"test_statistics={test_statistics!r} needs a real input: what it knows of noise is "
+            f"of real values; got dtype {x.dtype}."
+        )
+    return calibration

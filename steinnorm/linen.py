@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,15 +13,23 @@ from flax import linen as nn
 from flax.linen.module import merge_param
 
 from steinnorm import _checks, functional
+from steinnorm._calibration import Recorder, Totals, merged, totals_of
+from steinnorm._sharding import placed_like
+from steinnorm.calibrated import Calibration
+from steinnorm.functional import CALIBRATED
 from steinnorm.shrinkage import Shrinkage, resolve
 from steinnorm.shrinkage_factors import shrinkage_factors
 from steinnorm.statistics import Moments
 
-__all__ = ["BatchNorm", "SteinBatchNorm", "freeze"]
+__all__ = ["BatchNorm", "SteinBatchNorm", "calibrate", "freeze"]
 
 _frozen: contextvars.ContextVar[tuple[_checks.Paths, bool] | None] = contextvars.ContextVar(
     "steinnorm_frozen", default=None
 )
+# The collection of what `calibrate` measured, and, while it runs, of what layers count.
+_CALIBRATION = "calibration"
+# Its variables in the order of the fields of `Calibration`.
+_CALIBRATION_NAMES = ("mean", "var", "mean_spread", "var_spread")
 
 
 class SteinBatchNorm(nn.BatchNorm):
@@ -65,7 +73,8 @@ class SteinBatchNorm(nn.BatchNorm):
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
         training; nothing is recorded), or "shrunk" (the test batch shrunk towards the running
-        statistics).
+        statistics), or "calibrated" or "calibrated_streams" (the test batch judged by what
+        :func:`calibrate` measured, in the collection ``calibration``).
 
     Raises:
       TypeError: a shrinkage that is neither a name nor a ``Shrinkage``.
@@ -111,13 +120,18 @@ class SteinBatchNorm(nn.BatchNorm):
 
         Returns:
           The normalised input, in its shape.
+
+        Raises:
+          ValueError: the layer is to use a calibration that it does not have.
         """
         inference = merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
         paths, affine = _frozen.get() or (None, False)
         frozen = paths is not None and paths.holds("/".join(self.path))
-        inference = inference or frozen
+        initializing = self.is_initializing()
+        counting = self._is_named(_CALIBRATION) and not initializing
+        inference = inference or frozen or counting
         shape = tuple(jnp.shape(x)[a] for a in _checks.feature_axes(self.axis, jnp.ndim(x)))
         running_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, running_dtype)
@@ -132,8 +146,10 @@ class SteinBatchNorm(nn.BatchNorm):
         )
         if frozen and affine:
             scale, bias = jax.lax.stop_gradient((scale, bias))
-        initializing = self.is_initializing()
         before = Moments(mean.value, var.value)
+        if counting:
+            self._count(x, mask, before)
+        statistics = "running" if counting or initializing else self.test_statistics
         result = functional.stein_batch_norm(
             x,
             scale,
@@ -141,7 +157,8 @@ class SteinBatchNorm(nn.BatchNorm):
             before,
             use_running_average=inference,
             shrinkage=self.shrinkage,
-            test_statistics=self.test_statistics,
+            test_statistics=statistics if inference else self.test_statistics,
+            calibration=self._calibration() if inference and statistics in CALIBRATED else None,
             axis=self.axis,
             mask=mask,
             momentum=self.momentum,
@@ -159,6 +176,39 @@ class SteinBatchNorm(nn.BatchNorm):
             self.sow("intermediates", "mean_factor", factors.mean)
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y
+
+    def _calibration(self) -> Calibration:
+        """Returns what the layer was calibrated with."""
+        names = [n for n in _CALIBRATION_NAMES if self.has_variable(_CALIBRATION, n)]
+        if len(names) < len(_CALIBRATION_NAMES):
+            raise ValueError(
+                f"test_statistics={self.test_statistics!r} needs a calibrated layer: variables = "
+                "steinnorm.linen.calibrate(net.apply, variables, batches of clean inputs), whose "
+                f"collection {_CALIBRATION!r} 'apply' must be given. {_IN_STACKS}"
+            )
+        return Calibration(*(self.get_variable(_CALIBRATION, name) for name in names))
+
+    def _count(self, x: Any, mask: jax.Array | None, running: Moments) -> None:
+        """Adds the input to what the layer has counted of this batch."""
+        totals = totals_of(
+            x,
+            axis=self.axis,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+            reference=running.mean,
+            epsilon=self.epsilon,
+        )
+        mean = running.mean
+        totals = jax.tree.map(lambda a: placed_like(a, mean).astype(jnp.float32), totals)
+        variables = {
+            name: self.variable(_CALIBRATION, name, jnp.zeros_like, mean, jnp.float32)
+            for name in Totals._fields
+        }
+        before = Totals(**{name: v.value for name, v in variables.items()})
+        for name, value in merged(before, totals)._asdict().items():
+            variables[name].value = value
 
     def _is_named(self, collection: str) -> bool:
         """Whether the caller asked for a collection by its name.
@@ -226,3 +276,112 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
     finally:
         _frozen.reset(token)
     paths.check("SteinBatchNorm")
+
+
+_IN_STACKS = (
+    f"Around nn.scan and nn.vmap name the collection in variable_axes, as batch_stats is: "
+    f"variable_axes={{'params': 0, 'batch_stats': 0, {_CALIBRATION!r}: 0}}."
+)
+
+
+def calibrate(
+    apply_fn: Callable[..., Any] | nn.Module,
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    on_batch: Callable[[int], None] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measures what clean inputs look like to each layer, for ``test_statistics="calibrated"``.
+
+    One pass in inference mode with running statistics. Counted are, for every
+    :class:`SteinBatchNorm`, mean and variance of its input and how much the mean and the variance
+    of single examples scatter (see :class:`~steinnorm.Calibration`); exactly, in batches of any
+    sizes, with the masks that the model passes. A layer that is called twice counts both calls.
+    Sharded inputs are counted over all devices.
+
+    Args:
+      apply_fn: ``net.apply``, or the module ``net`` itself, or a function that is called as
+        ``apply_fn(variables, batch, mutable=["calibration"], **options)`` and returns what
+        ``net.apply`` does; for a batch of several arguments
+        ``lambda variables, batch, **options: net.apply(variables, *batch, **options)``.
+      variables: of the trained module; left as they are.
+      batches: clean inputs as at test time, not augmented; some thousand examples. Each batch is
+        an array or a pytree of arrays; ``apply_fn`` is compiled once for each shape of it.
+      on_batch: called after each batch with the number of batches done.
+      **options: further arguments of ``apply_fn``, such as ``train=False``.
+
+    Returns:
+      The variables with a collection ``calibration`` more, or in place of an old one: ``mean``,
+      ``var``, ``mean_spread`` and ``var_spread`` of each layer. Nothing but calibrated test
+      statistics uses them. Training does not update them: calibrate again afterwards.
+
+    Raises:
+      TypeError: a layer has complex inputs.
+      ValueError: no layer to calibrate, a layer that no batch reached (around ``nn.scan`` and
+        ``nn.vmap`` the collection has to be named in ``variable_axes``, as ``batch_stats`` is),
+        fewer than two examples, or values that are not finite.
+
+    Warns:
+      UserWarning: below 100 examples, with how rough the calibration is.
+
+    Example:
+      >>> import jax
+      >>> net = SteinBatchNorm(use_running_average=True, test_statistics="calibrated")
+      >>> x = jax.random.normal(jax.random.key(0), (200, 8, 4))
+      >>> variables = net.init(jax.random.key(1), x)
+      >>> variables = calibrate(net.apply, variables, [x[:150], x[150:]])
+      >>> sorted(variables), net.apply(variables, x[:1]).shape
+      (['batch_stats', 'calibration', 'params'], (1, 8, 4))
+    """
+    apply = apply_fn.apply if isinstance(apply_fn, nn.Module) else apply_fn
+    known = {name: value for name, value in variables.items() if name != _CALIBRATION}
+
+    @jax.jit
+    def count(variables: dict[str, Any], batch: Any) -> Any:
+        _, counted = apply(variables, batch, mutable=[_CALIBRATION], **options)
+        return counted.get(_CALIBRATION, {})
+
+    recorder = Recorder(
+        f"apply_fn must evaluate all of the model. {_IN_STACKS} (A layer of another class with "
+        "'mean' and 'var' in batch_stats is named here too, unless it was seen to be called.)"
+    )
+    called: set[str] = set()
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if not isinstance(context.module, SteinBatchNorm):
+            called.add("/".join(context.module.path))
+        return call(*args, **kwargs)
+
+    for batch in batches:
+        with nn.intercept_methods(note):
+            counted = count(known, batch)
+        recorder.add({path: Totals(**sums) for path, sums in _leaves(counted, Totals._fields)})
+        if on_batch is not None:
+            on_batch(recorder.batches)
+    means = {
+        path: held["mean"]
+        for path, held in _leaves(known.get("batch_stats", {}), ("mean", "var"))
+        # Where nothing was seen, a compiled apply_fn was not traced again.
+        if recorder.has(path) or (called and path not in called)
+    }
+    if not means:
+        raise ValueError(f"apply_fn calls no SteinBatchNorm to calibrate. {_IN_STACKS}")
+    calibrated: dict[str, Any] = {}
+    for path, found in recorder.calibrations(means).items():
+        held = calibrated
+        for name in filter(None, path.split("/")):
+            held = held.setdefault(name, {})
+        held.update(zip(_CALIBRATION_NAMES, found, strict=True))
+    return {**known, _CALIBRATION: calibrated}
+
+
+def _leaves(
+    tree: Mapping[str, Any], names: tuple[str, ...], path: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields, by path, what a collection holds for the layers that have such variables."""
+    if all(name in tree and not isinstance(tree[name], Mapping) for name in names):
+        yield path, {name: tree[name] for name in names}
+    for name, held in tree.items():
+        if isinstance(held, Mapping):
+            yield from _leaves(held, names, f"{path}/{name}".lstrip("/"))

@@ -28,7 +28,9 @@ def shrinkage_factors(result: Normalised, running: Moments | None = None) -> Shr
     """Returns the least-squares factors of the shrunk statistics on the batch's own.
 
     Both are measured from the target: zero, or ``running`` for a shrinkage towards it. For
-    :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor.
+    :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor. With
+    calibrated test statistics the target is the calibration, and the factors are those of the
+    formulas (1: the shift is real, 0: it is noise).
 
     Args:
       result: what :func:`~steinnorm.stein_batch_norm` returned for a batch.
@@ -40,6 +42,8 @@ def shrinkage_factors(result: Normalised, running: Moments | None = None) -> Shr
     Raises:
       ValueError: the result holds no batch statistics.
     """
+    if result.factors is not None:
+        return ShrinkageFactors(*result.factors)
     if result.batch is None or result.shrinkage is None:
         raise ValueError(
             "expected the result of a call that used batch statistics; this one used running "

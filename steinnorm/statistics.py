@@ -71,6 +71,7 @@ def batch_statistics(
     axis_index_groups: Any = None,
     use_fast_variance: bool = True,
     noise: bool = False,
+    examples: bool = False,
     dtype: Any = None,
     reference: ArrayLike | None = None,
     epsilon: ArrayLike = 0.0,
@@ -99,6 +100,7 @@ def batch_statistics(
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
         intermediates, and an all-reduce of 5 * C numbers (7 * C with a mask) instead of 2 * C.
+      examples: also count the ``examples``; with ``noise`` they are counted in any case.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
       reference: a guess of the means, such as running means, in the shape of the features; zeros
         by default. It decides what is read twice, not the result.
@@ -119,6 +121,47 @@ def batch_statistics(
       >>> s.mean, s.variance, s.count
       (Array([2., 0.], dtype=float32), Array([1., 0.], dtype=float32), Array(2., dtype=float32))
     """
+    plan, x, *others = planned(
+        x,
+        axis=axis,
+        mask=mask,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
+        use_fast_variance=use_fast_variance,
+        noise=noise,
+        examples=examples,
+        dtype=dtype,
+        reference=reference,
+        epsilon=epsilon,
+    )
+    compute: Callable[..., BatchStatistics] = functools.partial(_statistics, plan)
+    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
+        # A backward pass keeps x itself and per-channel values. The barriers that prevent_cse would
+        # add make it keep a float32 copy of a bfloat16 input as well.
+        save = jax.checkpoint_policies.save_only_these_names(_SAVED)
+        compute = jax.checkpoint(compute, policy=save, prevent_cse=False)
+    return compute(x, *others)
+
+
+def planned(
+    x: ArrayLike,
+    *,
+    axis: _checks.Axes,
+    mask: ArrayLike | None,
+    axis_name: AxisName | None,
+    axis_index_groups: Any,
+    use_fast_variance: bool,
+    noise: bool,
+    examples: bool,
+    dtype: Any,
+    reference: ArrayLike | None,
+    epsilon: ArrayLike,
+) -> tuple[Plan, jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """Checks the arguments of :func:`batch_statistics` and prepares them for its sums.
+
+    Returns:
+      How to reduce, the batch, its mask, the reference and epsilon, laid out over devices.
+    """
     x = _checks.inexact_input(x)
     features = _checks.feature_axes(axis, x.ndim)
     if noise and jnp.iscomplexobj(x):
@@ -135,6 +178,7 @@ def batch_statistics(
         axes=tuple(a for a in range(x.ndim) if a not in features),
         dtype=computing,
         by_example=noise,
+        counts_examples=examples,
         two_passes=not use_fast_variance,
         axis_name=axis_name,
         groups=axis_index_groups,
@@ -142,13 +186,7 @@ def batch_statistics(
     start = jnp.zeros(shape, computing) if reference is None else jnp.asarray(reference, computing)
     small = jnp.asarray(epsilon, jnp.finfo(computing).dtype)
     start, small = (placed_as_features(a, x, features) for a in (start, small))
-    compute: Callable[..., BatchStatistics] = functools.partial(_statistics, plan)
-    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
-        # A backward pass keeps x itself and per-channel values. The barriers that prevent_cse would
-        # add make it keep a float32 copy of a bfloat16 input as well.
-        save = jax.checkpoint_policies.save_only_these_names(_SAVED)
-        compute = jax.checkpoint(compute, policy=save, prevent_cse=False)
-    return compute(x, valid, start, small)
+    return plan, x, valid, start, small
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -164,6 +202,8 @@ def _statistics(
         variance=variance,
         count=_shared(sums["count"], variance),
     )
+    if plan.by_example or plan.counts_examples:
+        result = result._replace(examples=_shared(sums["examples"], variance))
     if not plan.by_example:
         return result
     squares = _squares_of_examples(sums, shift, variance)
@@ -172,11 +212,7 @@ def _statistics(
     mean_noise, variance_noise = (
         select(examples > 1, correction * jnp.maximum(a, 0)) for a in squares
     )
-    return result._replace(
-        mean_noise=mean_noise,
-        variance_noise=variance_noise,
-        examples=_shared(examples, variance),
-    )
+    return result._replace(mean_noise=mean_noise, variance_noise=variance_noise)
 
 
 def _squares_of_examples(

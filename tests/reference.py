@@ -1,7 +1,7 @@
 """The equations of steinnorm in float64 NumPy: what the tests compare the library with.
 
 Written from the equations, one function per equation, for reading and not for speed. Nothing here
-imports jax or steinnorm. The equations are numbered here, (R1) to (R15); the source stands beside
+imports jax or steinnorm. The equations are numbered here, (R1) to (R18); the source stands beside
 each number. C is the number of channels, N the number of values behind a channel's statistics.
 """
 
@@ -279,6 +279,111 @@ def toward_running(
     mean = running_m + f_mean * (m - running_m)
     variance = np.exp(np.log(running_v) + f_variance * log_ratio)
     return mean.reshape(shape), variance.reshape(shape)
+
+
+# ------------------------------------------------------------------------------------ calibrated
+
+
+class Calibration(NamedTuple):
+    """What a layer's clean inputs look like; all in the shape of the feature axes."""
+
+    mean: np.ndarray  # m0
+    variance: np.ndarray  # v0, biased
+    mean_spread: np.ndarray  # rho
+    variance_spread: np.ndarray  # kappa
+
+
+def calibration(x: Any, *, axis: int | tuple[int, ...] = -1, mask: Any = None) -> Calibration:
+    """(R16) steinnorm's own: m0, v0 over all values; spreads between the B examples (axis 0).
+
+    With n_b, t_b = sum (x - m0), w_b = sum ((x - m0)^2 - v0) over the values of example b and N
+    the sum of n_b: rho = B sum t_b^2 / (N^2 v0), kappa = B sum w_b^2 / (N^2 v0^2). Where all n_b
+    are equal these are the variances over examples of an example's mean and of its mean squared
+    distance from m0, over v0 and v0^2. Zero where v0 is.
+    """
+    s = batch_statistics(x, axis=axis, mask=mask)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # The noise of (R14) with B/(B-1) taken out again.
+        each = np.maximum(s.examples - 1.0, 0)
+        rho, kappa = each * s.mean_noise / s.variance, each * s.variance_noise / s.variance**2
+    varies = s.variance > 0
+    return Calibration(s.mean, s.variance, np.where(varies, rho, 0.0), np.where(varies, kappa, 0.0))
+
+
+def calibrated_factors(
+    statistics: Statistics, known: Calibration, *, epsilon: float = 0.0, streams: bool = False
+) -> tuple[float, float, np.ndarray]:
+    """(R17) steinnorm's own: the factors a and b, and v'.
+
+    k = 1 + 1.5/B, v' = v/(1 - rho/B), z = (m - m0)/sqrt(v'), L = log(v'/v0),
+    a = max(0, 1 - k (C-2) mean(rho)/B / sum z^2), b = max(0, 1 - k (C-2) mean(kappa)/B / sum L^2),
+    with epsilon added to v' and v0 in z and L. C - 2 is at least 1. Channels with v0 = 0 or no
+    value count nowhere; those with v = 0, or rho/B = 1, have v' = v0 and do not count in b.
+    Streams: 1/B is max(1 - r, 1/B), r = sum of the batch's own spreads over that of the known,
+    which is sum_i B noise_i(m)/v_i over sum_i rho_i, and likewise with kappa.
+    """
+    s = statistics
+    examples = np.maximum(np.broadcast_to(s.examples, s.mean.shape), 1).astype(np.float64)
+    judged = (known.variance > 0) & (s.count > 0)
+    varies = judged & (s.variance > 0)
+    k = 1 + 1.5 / examples
+    each_mean = each_variance = 1 / examples
+    if streams and np.all(examples > 1):
+        own_mean = (examples * s.mean_noise / s.variance)[varies].sum()
+        own_variance = (examples * s.variance_noise / s.variance**2)[varies].sum()
+        each_mean = np.maximum(1 - own_mean / known.mean_spread[varies].sum(), each_mean)
+        each_variance = np.maximum(
+            1 - own_variance / known.variance_spread[varies].sum(), each_variance
+        )
+    seen = 1 - np.minimum(known.mean_spread, 1) * each_mean
+    varies = varies & (seen > 0)
+    corrected = np.where(varies, s.variance / np.where(varies, seen, 1), known.variance)
+
+    def factor(distance: np.ndarray, noise: np.ndarray, counts: np.ndarray) -> float:
+        total = np.sum(distance[counts] ** 2)
+        channels = counts.sum()
+        if channels == 0 or total == 0:
+            return 0.0
+        return max(0.0, 1 - max(channels - 2, 1) * np.mean((k * noise)[counts]) / total)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = (s.mean - known.mean) / np.sqrt(corrected + epsilon)
+        change = np.log((corrected + epsilon) / (known.variance + epsilon))
+    a = factor(z, known.mean_spread * each_mean, judged)
+    b = factor(change, known.variance_spread * each_variance, varies)
+    return a, b, corrected
+
+
+def calibrated(
+    x: Any,
+    known: Calibration,
+    running_mean: Any,
+    running_variance: Any,
+    *,
+    epsilon: float = 0.0,
+    streams: bool = False,
+    axis: int | tuple[int, ...] = -1,
+    mask: Any = None,
+) -> tuple[np.ndarray, float, float]:
+    """(R18) steinnorm's own: the test batch, aligned with the running statistics.
+
+    m^ = m0 + a (m - m0), v^ = v0 (v'/v0)^b, x' = (x - m^) sqrt(v0/v^) + m0,
+    y = (x' - running_mean)/sqrt(running_variance + epsilon), and with epsilon added to v' and v0.
+    Channels with v0 = 0 or without a value: inference with running statistics. Returns y, a, b.
+    """
+    x = _float64(x)
+    s = batch_statistics(x, axis=axis, mask=mask)
+    a, b, corrected = calibrated_factors(s, known, epsilon=epsilon, streams=streams)
+    judged = (known.variance > 0) & (s.count > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(judged, known.mean + a * (s.mean - known.mean), known.mean)
+        ratio = (corrected + epsilon) / (known.variance + epsilon)
+        scale = np.where(judged, ratio ** (b / 2), 1.0)  # sqrt(v^/v0)
+    wide = [x.shape[i] if i in _feature_axes(x.ndim, axis) else 1 for i in range(x.ndim)]
+    mean, scale, m0 = (p.reshape(wide) for p in (mean, scale, known.mean))
+    aligned = np.where(judged.reshape(wide), (x - mean) / scale + m0, x)
+    y = normalise(aligned, running_mean, running_variance, epsilon=epsilon, axis=axis)
+    return y, a, b
 
 
 # ------------------------------------------------------------------------------------------ layer

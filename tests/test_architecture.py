@@ -26,13 +26,14 @@ LAYERS = [
     ["_checks"],
     ["estimators", "_sums", "torch_weights"],
     ["statistics"],
-    ["rules"],
+    ["rules", "_affine", "calibrated"],
     ["shrinkage"],
     ["functional"],
-    ["shrinkage_factors", "_nnx_modules"],
+    ["shrinkage_factors", "_calibration", "_nnx_modules"],
+    ["_nnx_layer"],
     ["linen", "nnx"],
 ]
-FLAX_ALLOWED = {"_nnx_modules", "linen", "nnx"}
+FLAX_ALLOWED = {"_nnx_modules", "_nnx_layer", "linen", "nnx"}
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60  # of code; about 40 is the aim
 

@@ -10,8 +10,11 @@ import pytest
 import steinnorm
 
 PLACES = {
-    "steinnorm.linen": ["BatchNorm", "SteinBatchNorm", "freeze"],
-    "steinnorm.nnx": ["ShrinkageFactor", "SteinBatchNorm", "convert", "freeze", "revert"],
+    "steinnorm.linen": ["BatchNorm", "SteinBatchNorm", "calibrate", "freeze"],
+    "steinnorm.nnx": [
+        *("CalibrationStat", "ShrinkageFactor", "SteinBatchNorm"),
+        *("calibrate", "convert", "freeze", "revert"),
+    ],
     "steinnorm.torch_weights": importlib.import_module("steinnorm.torch_weights").__all__,
     "steinnorm.attacks": [
         name

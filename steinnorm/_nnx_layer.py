@@ -1,0 +1,303 @@
+"""The NNX layer; :mod:`steinnorm.nnx` has it, and what changes the layers of a whole model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes, initializers
+
+from steinnorm import _checks, functional
+from steinnorm._calibration import Totals, merged, totals_of
+from steinnorm._sharding import placed_like
+from steinnorm.calibrated import Calibration
+from steinnorm.shrinkage import Shrinkage, resolve
+from steinnorm.shrinkage_factors import shrinkage_factors
+from steinnorm.statistics import Moments
+
+__all__ = ["CalibrationStat", "CalibrationSum", "ShrinkageFactor", "SteinBatchNorm"]
+
+_NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+class ShrinkageFactor(nnx.Intermediate):
+    """How much a layer shrank its means, or variances: captured by those who name this type."""
+
+
+class CalibrationStat(nnx.BatchStat):
+    """What ``calibrate`` measured of a layer's clean inputs.
+
+    A batch statistic too: what maps, shards or saves a model's ``nnx.BatchStat`` takes these along.
+    """
+
+
+class CalibrationSum(nnx.BatchStat):
+    """What a layer counts while ``calibrate`` runs; no other model has such variables."""
+
+
+# Attributes of a calibrated layer, in the order of the fields of `Calibration`.
+CALIBRATION_ATTRIBUTES = ("calibrated_mean", "calibrated_var", "mean_spread", "var_spread")
+
+
+class SteinBatchNorm(nnx.BatchNorm):
+    """Batch normalisation with shrunk statistics; every argument of ``flax.nnx.BatchNorm`` and two.
+
+    The variables are Flax's: parameters ``scale`` and ``bias``, batch statistics ``mean`` and
+    ``var``. A state of ``flax.nnx.BatchNorm`` loads into this layer and the other way round, with
+    the same inference: the running statistics hold what the layer normalised with, so inference
+    needs no shrinkage. ``shrinkage="none"`` is Flax's layer, but that a smaller ``dtype`` rounds
+    the result only, not what it is computed from.
+
+    How much was shrunk can be read: under ``nnx.capture(..., ShrinkageFactor)`` each call sows
+    ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
+    not computed.
+
+    Args:
+      num_features: number of features.
+      use_running_average: True in inference, False in training; set by ``model.eval()`` and
+        ``model.train()``, by ``nnx.view`` or in the call.
+      axis: the feature axis, or several (then ``num_features`` is the product of their sizes).
+      momentum: share of the running value that an update keeps, in [0, 1].
+      epsilon: added to the variance; a scalar or one for each channel, may be traced.
+      dtype: dtype of the result (default: that of input and parameters together).
+      param_dtype: dtype of ``scale`` and ``bias``.
+      use_bias: whether to add a learned bias.
+      use_scale: whether to multiply by a learned scale.
+      bias_init: initializer of the bias, by default zeros.
+      scale_init: initializer of the scale, by default ones.
+      axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
+        with sharded inputs, where statistics are global already).
+      axis_index_groups: groups of indices of that axis.
+      use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
+        where a mean is far from its running value; False finds the mean first, in a read and an
+        all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
+      promote_dtype: function from (x, mean, var, scale, bias) and dtype to the promoted five; what
+        it rounds to a smaller dtype is used as it was.
+      rngs: rng streams, for the parameters.
+      bias_metadata: metadata of the bias.
+      scale_metadata: metadata of the scale.
+      shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
+        :class:`~steinnorm.Shrinkage`.
+      test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
+        training; nothing is recorded), or "shrunk" (the test batch shrunk towards the running
+        statistics), or "calibrated" or "calibrated_streams" (the test batch judged by what
+        :func:`calibrate` measured). ``nnx.view(model, test_statistics=...)`` changes it in every
+        layer.
+
+    Raises:
+      TypeError: a shrinkage that is neither a name nor a ``Shrinkage``.
+      ValueError: an unknown name, a momentum outside [0, 1], a negative epsilon.
+
+    Example:
+      >>> import jax
+      >>> from flax import nnx
+      >>> layer = SteinBatchNorm(4, rngs=nnx.Rngs(0))
+      >>> x = jax.random.normal(jax.random.key(0), (8, 4))
+      >>> y = layer(x)  # training: batch statistics, recorded
+      >>> layer.eval()
+      >>> layer(x[:1]).shape  # inference: running statistics
+      (1, 4)
+    """
+
+    calibration_sums: dict[str, CalibrationSum]  # there only while `calibrate` runs
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int | tuple[int, ...] = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Any = initializers.zeros_init(),  # noqa: B008 - Flax's own default
+        scale_init: Any = initializers.ones_init(),  # noqa: B008 - Flax's own default
+        axis_name: str | tuple[str, ...] | None = None,
+        axis_index_groups: Any = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Any = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = _NO_METADATA,
+        scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        shrinkage: str | Shrinkage = "stein",
+        test_statistics: functional.TestStatistics = "running",
+    ):
+        resolve(shrinkage)
+        _checks.momentum(momentum)
+        _checks.epsilon(epsilon, jnp.shape(epsilon))
+        _checks.one_of("test_statistics", test_statistics, functional.TEST_STATISTICS)
+        super().__init__(
+            num_features,
+            use_running_average=use_running_average,
+            axis=axis,  # type: ignore[arg-type]  # Flax takes tuples, its annotation does not
+            momentum=momentum,
+            epsilon=epsilon,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            use_bias=use_bias,
+            use_scale=use_scale,
+            bias_init=bias_init,
+            scale_init=scale_init,
+            axis_name=axis_name,  # type: ignore[arg-type]
+            axis_index_groups=axis_index_groups,
+            use_fast_variance=use_fast_variance,
+            promote_dtype=promote_dtype,
+            rngs=rngs,
+            bias_metadata=bias_metadata,
+            scale_metadata=scale_metadata,
+        )
+        numbers = jax.tree.leaves(shrinkage)  # a traced one makes the rule part of the state
+        is_state = any(isinstance(number, jax.Array) for number in numbers)
+        self.shrinkage = nnx.data(shrinkage) if is_state else shrinkage
+        self.test_statistics = test_statistics
+        self.frozen: Literal["no", "statistics", "all"] = "no"  # see freeze()
+
+    def __call__(
+        self,
+        x: Any,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalises ``x``.
+
+        Args:
+          x: the input, any rank.
+          use_running_average: True in inference, False in training; goes before the attribute.
+          mask: which values count for the statistics, broadcastable to ``x``; the output is not
+            masked. An all-False mask leaves the running statistics alone and uses them.
+
+        Returns:
+          The normalised input, in its shape.
+
+        Raises:
+          ValueError: ``x`` has other features than the layer, the mode was given nowhere, or the
+            layer is to use a calibration that it does not have.
+        """
+        inference = self.use_running_average if use_running_average is None else use_running_average
+        counting = hasattr(self, "calibration_sums")
+        if self.frozen != "no" or counting:
+            inference = True
+        if inference is None:
+            raise ValueError(
+                "SteinBatchNorm was not told whether to use running averages. Either\n"
+                "  SteinBatchNorm(..., use_running_average=False)  # in the constructor,\n"
+                "  layer(x, use_running_average=False)             # in the call, or\n"
+                "  model.train() or model.eval()                   # for the whole model."
+            )
+        shape = tuple(jnp.shape(x)[a] for a in _checks.feature_axes(self.axis, jnp.ndim(x)))
+        if math.prod(shape) != self.num_features:
+            raise ValueError(
+                f"SteinBatchNorm was built for num_features={self.num_features}; got an input of "
+                f"shape {jnp.shape(x)} with {math.prod(shape)} features along axis {self.axis}."
+            )
+        affine = [None if p is None else p[...] for p in (self.scale, self.bias)]
+        if self.frozen == "all":
+            affine = jax.lax.stop_gradient(affine)
+        x, mean, var, scale, bias = self._promoted(x, self.mean[...], self.var[...], *affine)
+        per_channel = jax.tree.map(lambda a: a.reshape(shape), (mean, var, scale, bias))
+        mean, var, scale, bias = per_channel
+        running = Moments(mean, var)
+        if counting:
+            self._count(x, mask, running)
+        result = functional.stein_batch_norm(
+            x,
+            scale,
+            bias,
+            running,
+            use_running_average=inference,
+            shrinkage=self.shrinkage,
+            test_statistics="running" if counting else self.test_statistics,
+            calibration=None if counting or not inference else self._calibration(shape),
+            axis=self.axis,
+            mask=mask,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+        )
+        if not inference:
+            # A variable outlives the trace of a gradient, so it must not hold that trace's values.
+            self.mean[...], self.var[...] = jax.tree.map(
+                lambda a: jax.lax.stop_gradient(a).reshape(-1), result.running
+            )
+        # Without a capture `sow` would create attributes, and computing the factors cost time.
+        captured = (type(v) for v in getattr(self, "__captures__", ()))
+        if result.batch is not None and ShrinkageFactor in captured:
+            factors = shrinkage_factors(result, running)
+            self.sow(ShrinkageFactor, "mean_factor", factors.mean)
+            self.sow(ShrinkageFactor, "variance_factor", factors.variance)
+        return result.y
+
+    def _calibration(self, shape: tuple[int, ...]) -> Calibration | None:
+        """Returns what the layer was calibrated with, where it is to be used."""
+        if self.test_statistics not in functional.CALIBRATED:
+            return None
+        if not all(hasattr(self, name) for name in CALIBRATION_ATTRIBUTES):
+            raise ValueError(
+                f"test_statistics={self.test_statistics!r} needs a calibrated layer: "
+                "model = steinnorm.nnx.calibrate(model, batches of clean inputs)."
+            )
+        found = (getattr(self, name)[...] for name in CALIBRATION_ATTRIBUTES)
+        return Calibration(*(a.reshape(shape) for a in found))
+
+    def _count(self, x: jax.Array, mask: jax.Array | None, running: Moments) -> None:
+        """Adds the input to what the layer has counted of this batch."""
+        totals = totals_of(
+            x,
+            axis=self.axis,
+            mask=mask,
+            axis_name=self.axis_name,
+            axis_index_groups=self.axis_index_groups,
+            use_fast_variance=self.use_fast_variance,
+            reference=running.mean,
+            epsilon=self.epsilon,
+        )
+        variables = self.calibration_sums
+        before = Totals(**{name: variables[name][...] for name in Totals._fields})
+        like = before.count
+        flat = jax.tree.map(lambda a: placed_like(a.reshape(-1), like).astype(like.dtype), totals)
+        for name, value in merged(before, flat)._asdict().items():
+            variables[name][...] = value
+
+    def _promoted(self, *arrays: Any) -> tuple[Any, ...]:
+        """Promotes as Flax's layer does, but for what would lose digits by it.
+
+        The result is rounded to ``dtype`` in the end; rounding what it is computed from, a running
+        mean of 1000.3 to bfloat16, would lose it.
+        """
+        promoted = self.promote_dtype(arrays, dtype=self.dtype)
+        pairs = zip(arrays, promoted, strict=True)
+        return tuple(b if a is None or _is_rounded(b, a) else a for b, a in pairs)
+
+    def set_view(
+        self,
+        use_running_average: bool | None = None,
+        test_statistics: functional.TestStatistics | None = None,
+    ) -> None:
+        """What ``nnx.view`` may change.
+
+        Args:
+          use_running_average: True in inference, False in training.
+          test_statistics: "running", "batch", "shrunk", "calibrated" or "calibrated_streams".
+        """
+        super().set_view(use_running_average=use_running_average)
+        if test_statistics is not None:
+            _checks.one_of("test_statistics", test_statistics, functional.TEST_STATISTICS)
+            self.test_statistics = test_statistics
+
+
+def _is_rounded(before: Any, after: jax.Array) -> bool:
+    dtype = jnp.result_type(before)
+    is_exact = jnp.issubdtype(dtype, jnp.inexact)  # integers have to become something
+    return is_exact and jnp.finfo(after.dtype).bits < jnp.finfo(dtype).bits

@@ -1,0 +1,514 @@
+"""Test statistics judged by a calibration: the rule, against its equations in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.hlo_text import collectives
+from steinnorm import Calibration, RunningStatistics, stein_batch_norm
+from steinnorm.shrinkage_factors import shrinkage_factors
+from tests import reference
+from tests.derivatives import assert_derivatives
+
+CHANNELS, SIZE, EPSILON = 8, (4, 2, 8), 1e-5
+KINDS = ("calibrated", "calibrated_streams")
+
+
+def population(seed=0, examples=300, size=SIZE):
+    """Examples with means and deviations of their own; channels that differ in everything."""
+    rng = np.random.default_rng(seed)
+    per_channel = np.random.default_rng(99)
+    level, across, within = (per_channel.uniform(0.5, 2, size[-1]) for _ in range(3))
+    shape = (examples,) + (1,) * (len(size) - 1) + (size[-1],)
+    gain = np.exp(0.3 * rng.normal(size=shape))
+    noise = rng.normal(size=(examples, *size))
+    return (level + across * rng.normal(size=shape) + within * gain * noise).astype(np.float32)
+
+
+KNOWN = reference.calibration(population())
+RUNNING = (KNOWN.mean + 0.2, KNOWN.variance * np.linspace(0.6, 1.5, CHANNELS))
+
+
+def library(known=KNOWN, running=RUNNING, dtype=jnp.float32):
+    """The same values as the library takes them."""
+    return {
+        "calibration": Calibration(*(jnp.asarray(a, dtype) for a in known)),
+        "running": RunningStatistics(*(jnp.asarray(a, dtype) for a in running)),
+    }
+
+
+@functools.cache
+def compiled(kind, **options):
+    call = functools.partial(
+        stein_batch_norm,
+        use_running_average=True,
+        test_statistics=kind,
+        epsilon=EPSILON,
+        **options,
+    )
+    return jax.jit(lambda x, mask, values: call(x, mask=mask, **values))
+
+
+def layer(x, kind="calibrated", mask=None, values=None, **options):
+    return compiled(kind, **options)(x, mask, library() if values is None else values)
+
+
+def assert_is_reference(x, kind="calibrated", mask=None, known=KNOWN, tolerance=3e-5, **options):
+    got = layer(x, kind, mask, library(known), **options)
+    y, a, b = reference.calibrated(
+        x, known, *RUNNING, epsilon=EPSILON, streams=kind == KINDS[1], mask=mask, **options
+    )
+    np.testing.assert_allclose(got.factors, (a, b), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got.y, y, rtol=tolerance, atol=tolerance)
+    return got
+
+
+def shifted(examples, gain=1.6, offset=1.0, seed=1):
+    return (population(seed, examples) * gain + offset).astype(np.float32)
+
+
+class TestEquations:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("examples", [1, 2, 16])
+    def test_agrees_with_the_reference(self, kind, examples):
+        for gain, offset in ((1.0, 0.0), (1.6, 1.0), (0.3, -0.5)):
+            assert_is_reference(shifted(examples, gain, offset), kind)
+
+    @given(
+        gain=st.floats(0.05, 5),
+        offset=st.floats(-5, 5),
+        seed=st.integers(0, 1000),
+        kind=st.sampled_from(KINDS),
+    )
+    def test_agrees_with_the_reference_whatever_happens_to_the_batch(
+        self, gain, offset, seed, kind
+    ):
+        got = assert_is_reference(shifted(4, gain, offset, seed), kind, tolerance=1e-4)
+        assert all(0 <= factor <= 1 for factor in got.factors)
+
+    def test_without_epsilon_it_is_what_the_two_equations_say(self):
+        """Written down once more, as plainly as they stand, for a batch that both move."""
+        x = shifted(5).astype(np.float64)
+        m, v, size = x.mean((0, 1, 2)), x.var((0, 1, 2)), 5
+        m0, v0, rho, kappa = KNOWN
+        k, noise = 1 + 1.5 / size, (CHANNELS - 2) / size
+        corrected = v / (1 - rho / size)
+        z, change = (m - m0) / np.sqrt(corrected), np.log(corrected / v0)
+        a = max(0, 1 - k * noise * rho.mean() / np.sum(z**2))
+        b = max(0, 1 - k * noise * kappa.mean() / np.sum(change**2))
+        assert 0.1 < a < 0.99
+        assert 0.1 < b < 0.99
+        mean, variance = m0 + a * (m - m0), v0 * (corrected / v0) ** b
+        want = ((x - mean) * np.sqrt(v0 / variance) + m0 - RUNNING[0]) / np.sqrt(RUNNING[1])
+        got = stein_batch_norm(
+            x.astype(np.float32),
+            use_running_average=True,
+            test_statistics="calibrated",
+            epsilon=0.0,
+            **library(),
+        )
+        np.testing.assert_allclose(got.y, want, rtol=3e-5, atol=3e-5)
+        np.testing.assert_allclose(got.factors, (a, b), rtol=1e-4)
+        own = (x - np.asarray(got.used.mean)) / np.sqrt(np.asarray(got.used.variance))
+        np.testing.assert_allclose(got.y, own, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_noise_that_explains_everything_leaves_the_running_statistics(self, kind):
+        noisy = KNOWN._replace(
+            mean_spread=KNOWN.mean_spread / 2, variance_spread=KNOWN.variance_spread * 1e6
+        )
+        x = population(2, 3)
+        got = layer(x, kind, values=library(noisy))
+        np.testing.assert_array_equal(got.factors[1], 0)
+        if got.factors[0] == 0:
+            want = reference.normalise(x, *RUNNING, epsilon=EPSILON)
+            np.testing.assert_allclose(got.y, want, rtol=1e-5, atol=1e-5)
+
+    def test_one_clean_example_is_normalised_with_the_running_statistics(self):
+        x = np.broadcast_to(KNOWN.mean, (1, *SIZE)) + np.float32(0)
+        swing = np.where(np.arange(4) % 2, 1, -1).reshape(1, 4, 1, 1)
+        x = (x + swing * np.sqrt(KNOWN.variance * (1 - KNOWN.mean_spread))).astype(np.float32)
+        got = layer(x)  # mean m0 and corrected variance v0: nothing has moved
+        np.testing.assert_allclose(got.factors, 0, atol=1e-6)
+        want = reference.normalise(x, *RUNNING, epsilon=EPSILON)
+        np.testing.assert_allclose(got.y, want, rtol=1e-4, atol=1e-4)
+
+    def test_many_examples_that_moved_are_believed_and_aligned(self):
+        """The output is then what the clean inputs' would be, not of mean 0 and deviation 1."""
+        clean, moved = population(3, 400), population(3, 400) * 3 + 5
+        want = reference.normalise(clean, *RUNNING, epsilon=EPSILON)
+        got = layer(moved.astype(np.float32))
+        assert min(got.factors) > 0.99
+        np.testing.assert_allclose(got.y.mean((0, 1, 2)), want.mean((0, 1, 2)), atol=0.1)
+        np.testing.assert_allclose(got.y.std((0, 1, 2)), want.std((0, 1, 2)), rtol=0.1)
+
+    def test_scale_and_bias(self):
+        x = shifted(3)
+        scale, bias = jnp.arange(1.0, 9.0), jnp.arange(8.0) - 3
+        got = stein_batch_norm(
+            x, scale, bias, use_running_average=True, test_statistics="calibrated", **library()
+        )
+        np.testing.assert_allclose(got.y, layer(x).y * scale + bias, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("axis", [1, (1, 3)])
+    def test_feature_axes(self, axis):
+        x = np.random.default_rng(0).normal(1, 2, (40, 3, 5, 4)).astype(np.float32)
+        known = reference.calibration(x, axis=axis)
+        values = library(known, (known.mean, known.variance))
+        got = layer(x[:4] * 2, values=values, axis=axis)
+        y, *factors = reference.calibrated(
+            x[:4] * 2, known, known.mean, known.variance, epsilon=EPSILON, axis=axis
+        )
+        np.testing.assert_allclose(got.y, y, rtol=3e-5, atol=3e-5)
+        np.testing.assert_allclose(got.factors, factors, rtol=1e-3)
+
+    def test_batch_and_running_statistics_are_reported_as_they_are(self):
+        x = shifted(4)
+        got = layer(x)
+        np.testing.assert_allclose(got.batch.mean, x.mean((0, 1, 2)), rtol=1e-5)
+        np.testing.assert_array_equal(got.running.mean, np.float32(RUNNING[0]))
+        assert got.batch.examples == 4
+        assert got.shrinkage is None
+        np.testing.assert_array_equal(shrinkage_factors(got), got.factors)
+
+
+class TestStreams:
+    def test_examples_that_are_alike_are_believed_less(self):
+        """Ten copies of one example: their common difference from the others is no shift."""
+        one = population(4, 1)
+        alike = np.repeat(one, 10, axis=0)
+        plain, careful = (layer(alike, kind) for kind in KINDS)
+        single = layer(one)
+        assert plain.factors[0] > 0.3
+        np.testing.assert_allclose(careful.factors[0], 0, atol=0.1)
+        np.testing.assert_allclose(single.factors[0], 0, atol=0.1)
+        assert careful.factors[1] < plain.factors[1]
+
+    def test_one_example_is_the_same_in_both(self):
+        x = shifted(1)
+        np.testing.assert_array_equal(layer(x, KINDS[1]).y, layer(x).y)
+
+    def test_examples_that_differ_enough_are_the_same_in_both(self):
+        x = shifted(64, gain=1.0)
+        factors = np.array([layer(x, kind).factors for kind in KINDS])
+        np.testing.assert_allclose(factors[1], factors[0], atol=0.25)
+
+
+class TestChannelsThatCannotBeJudged:
+    def test_dense_layers_with_one_example(self):
+        """One value a channel shows no variance, so the scale is that of the running statistics."""
+        clean = population(5, 300, (CHANNELS,))
+        known = reference.calibration(clean)
+        np.testing.assert_allclose(known.mean_spread, 1, rtol=1e-6)
+        for offset in (0, 3):
+            got = assert_is_reference(clean[:1] + np.float32(offset), known=known)
+            assert got.factors[1] == 0
+        assert got.factors[0] > 0.5
+        assert_is_reference(clean[:2] * 2, known=known)
+        first, second = (layer(x, values=library(known)).y for x in (clean[:1], clean[1:2]))
+        assert np.any(np.abs(first - second) > 0.1)  # the answer still depends on the input
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_channel_that_was_constant_uses_the_running_statistics(self, kind):
+        def zero(a):
+            return np.where(np.arange(CHANNELS) == 2, 0, a)
+
+        known = KNOWN._replace(
+            variance=zero(KNOWN.variance),
+            mean_spread=zero(KNOWN.mean_spread),
+            variance_spread=zero(KNOWN.variance_spread),
+        )
+        x = shifted(4)
+        got = assert_is_reference(x, kind, known=known)
+        running = reference.normalise(x, *RUNNING, epsilon=EPSILON)
+        np.testing.assert_allclose(got.y[..., 2], running[..., 2], rtol=1e-5, atol=1e-5)
+        x[..., 2] = 1e4  # nor does it decide for the others
+        others = np.arange(CHANNELS) != 2
+        again = layer(x, kind, values=library(known))
+        np.testing.assert_allclose(again.y[..., others], got.y[..., others], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_channel_that_is_constant_in_the_batch_keeps_its_scale(self, kind):
+        x = shifted(4)
+        x[..., 2] = 1.5
+        got = assert_is_reference(x, kind)
+        scale = np.sqrt(got.used.variance[2] / np.float32(RUNNING[1][2]))
+        np.testing.assert_allclose(scale, 1, rtol=1e-5)
+
+    def test_next_to_no_variance_is_not_magnified_without_bound(self):
+        x = shifted(4)
+        x[..., 2] = 1.5 + 1e-6 * x[..., 2]
+        got = layer(x)
+        most = np.sqrt((KNOWN.variance[2] + EPSILON) / EPSILON / RUNNING[1][2])
+        assert np.ptp(got.y[..., 2]) <= most * np.ptp(x[..., 2]) * 1.01
+
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_one_or_two_channels_have_to_move_by_more_than_their_noise(self, channels):
+        known = reference.Calibration(*(a[:channels] for a in KNOWN))
+        values = library(known, tuple(a[:channels] for a in RUNNING))
+        near = (known.mean + 0.1 * np.sqrt(known.variance * known.mean_spread)).astype(np.float32)
+        swing = np.where(np.arange(4) % 2, 1, -1).reshape(1, 4, 1) * np.sqrt(known.variance)
+        got = [
+            layer((swing + near + offset).astype(np.float32), values=values).factors[0]
+            for offset in (0, 3, 30)
+        ]
+        assert got[0] == 0
+        assert got[2] > 0.9
+        assert got[0] <= got[1] <= got[2] < 1
+
+    @pytest.mark.parametrize("shape", [(0, *SIZE), (3, 0, 2, 8)])
+    def test_an_empty_batch(self, shape):
+        for kind in KINDS:
+            got = layer(np.zeros(shape, np.float32), kind)
+            assert got.y.shape == shape
+            np.testing.assert_array_equal(got.factors, 0)
+            np.testing.assert_array_equal(got.used.mean, np.float32(RUNNING[0]))
+
+    def test_nothing_is_known(self):
+        """A calibration of a dead layer: inference with running statistics."""
+        dead = KNOWN._replace(variance=np.zeros(CHANNELS))
+        x = shifted(4)
+        got = layer(x, values=library(dead))
+        want = reference.normalise(x, *RUNNING, epsilon=EPSILON)
+        np.testing.assert_allclose(got.y, want, rtol=1e-5, atol=1e-5)
+
+
+class TestMasks:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_masked_examples_are_as_if_they_were_not_there(self, kind):
+        x = shifted(8)
+        there = np.arange(8) % 3 > 0
+        x[~there] = np.nan
+        got = layer(x, kind, there.reshape(8, 1, 1, 1))
+        alone = layer(x[there], kind)
+        np.testing.assert_allclose(got.y[there], alone.y, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(got.factors, alone.factors, rtol=1e-4)
+        assert got.batch.examples == there.sum()
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_masks_of_single_values(self, kind):
+        mask = np.random.default_rng(0).random((4, *SIZE)) < 0.7
+        mask[1:, ..., 3] = False  # one example of this channel
+        mask[..., 5] = False  # none of this one
+        mask[:2, 1:3] = False
+        x = np.where(mask, shifted(4), np.nan)
+        got = layer(x, kind, mask)
+        np.testing.assert_array_equal(got.batch.examples, [4, 4, 4, 1, 4, 0, 4, 4])
+        y, a, b = reference.calibrated(
+            np.where(mask, x, 0), KNOWN, *RUNNING, epsilon=EPSILON, mask=mask
+        )
+        if kind == KINDS[0]:
+            np.testing.assert_allclose(got.factors, (a, b), rtol=1e-3)
+            np.testing.assert_allclose(got.y[mask], y[mask], rtol=3e-5, atol=3e-5)
+        assert np.all(np.isfinite(got.y[mask]))
+
+    def test_one_mask_for_all_examples(self):
+        x, mask = shifted(4), (np.arange(4) < 3).reshape(4, 1, 1)
+        got = layer(x, mask=mask)
+        assert got.batch.examples == 4
+        alone = layer(x[:, :3])
+        np.testing.assert_allclose(got.y[:, :3], alone.y, rtol=1e-5, atol=1e-5)
+
+    def test_nothing_valid_is_inference_with_running_statistics(self):
+        x = shifted(4)
+        got = layer(x, mask=np.zeros((4, 1, 1, 1), bool))
+        want = reference.normalise(x, *RUNNING, epsilon=EPSILON)
+        np.testing.assert_allclose(got.y, want, rtol=1e-5, atol=1e-5)
+
+
+class TestDtypes:
+    def test_bfloat16(self):
+        x = jnp.asarray(shifted(4), jnp.bfloat16)
+        got, want = layer(x), layer(x.astype(jnp.float32))
+        assert got.y.dtype == jnp.bfloat16
+        assert got.factors[0].dtype == jnp.float32
+        np.testing.assert_allclose(got.y.astype(jnp.float32), want.y, rtol=1e-2, atol=1e-2)
+
+    @pytest.mark.usefixtures("x64")
+    def test_float64(self):
+        x = shifted(4).astype(np.float64)
+        got = layer(x, values=library(dtype=jnp.float64))
+        y, *factors = reference.calibrated(x, KNOWN, *RUNNING, epsilon=EPSILON)
+        np.testing.assert_allclose(got.y, y, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(got.factors, factors, rtol=1e-9)
+        layer(x)  # a float32 calibration serves a float64 input
+
+    def test_large_means(self):
+        known = KNOWN._replace(mean=KNOWN.mean + 1e4)
+        x = (shifted(16).astype(np.float64) + 1e4).astype(np.float32)
+        got = layer(x, values=library(known, (known.mean, RUNNING[1])))
+        want, *_ = reference.calibrated(x, known, known.mean, RUNNING[1], epsilon=EPSILON)
+        np.testing.assert_allclose(got.y, want, atol=1e-2)
+
+
+class TestDerivatives:
+    @pytest.mark.usefixtures("x64")
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_they_are_those_of_what_is_evaluated(self, kind):
+        values, x = library(dtype=jnp.float64), jnp.asarray(shifted(3), jnp.float64)
+        weights = np.random.default_rng(1).normal(size=x.shape)
+        assert all(0 < f < 1 for f in layer(x, kind, values=values).factors)
+
+        def loss(x, known):
+            y = layer(x, kind, values=values | {"calibration": known}).y
+            return jnp.sum(weights * jnp.sin(y))
+
+        assert_derivatives(lambda x: loss(x, values["calibration"]), x)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_no_infinity_and_no_nan_on_the_way(self, kind):
+        dead = KNOWN._replace(variance=np.where(np.arange(CHANNELS) < 3, 0, KNOWN.variance))
+        x = shifted(4)
+        x[..., 4] = 1.0
+        still = np.broadcast_to(KNOWN.mean, x.shape).astype(np.float32)
+
+        @jax.jit
+        def gradient(x, mask, values):
+            return jax.grad(lambda x: jnp.sum(jnp.sin(layer(x, kind, mask, values).y)))(x)
+
+        with jax.debug_infs(True), jax.debug_nans(True):
+            for batch in (x, x[:1], x[:1, :1, :1], still):
+                jax.block_until_ready(gradient(batch, None, library(dead)))
+            nothing = np.zeros((4, 1, 1, 1), bool)
+            jax.block_until_ready(gradient(x, nothing, library(dead)))
+
+
+class TestModes:
+    def test_training_does_not_use_it(self):
+        x, values = shifted(4), library()
+        plain = stein_batch_norm(x, running=values["running"])
+        got = stein_batch_norm(x, test_statistics="calibrated", **values)
+        np.testing.assert_array_equal(got.y, plain.y)
+        np.testing.assert_array_equal(got.running.mean, plain.running.mean)
+        assert got.factors is None
+        stein_batch_norm(x, running=values["running"], test_statistics="calibrated")
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_errors(self, kind):
+        options = {"use_running_average": True, "test_statistics": kind}
+        values = library()
+        with pytest.raises(ValueError, match=r"nnx.calibrate and steinnorm.linen.calibrate"):
+            stein_batch_norm(shifted(2), running=values["running"], **options)
+        with pytest.raises(TypeError, match=r"real input.*complex64"):
+            stein_batch_norm(shifted(2) + 1j, shrinkage="none", **values, **options)
+        short = jax.tree.map(lambda a: a[:3], values["calibration"])
+        with pytest.raises(ValueError, match=r"calibration.mean must have the shape .*\(8,\)"):
+            stein_batch_norm(shifted(2), **values | {"calibration": short}, **options)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_export_with_a_symbolic_batch(self, kind):
+        def function(x, mask):
+            return compiled(kind)(x, mask, library()).y
+
+        (b,) = jax.export.symbolic_shape("b")
+        exported = jax.export.export(jax.jit(function), platforms=["cpu", "cuda", "tpu"])(
+            jax.ShapeDtypeStruct((b, *SIZE), "float32"),
+            jax.ShapeDtypeStruct((b, 1, 1, 1), "bool"),
+        )
+        x, mask = shifted(5), np.arange(5).reshape(5, 1, 1, 1) > 0
+        np.testing.assert_allclose(exported.call(x, mask), function(x, mask), rtol=1e-5, atol=1e-5)
+        whole = jax.export.export(jax.jit(lambda x: compiled(kind)(x, None, library()).y))(
+            jax.ShapeDtypeStruct((b, *SIZE), "float32")
+        )
+        np.testing.assert_allclose(whole.call(x), layer(x, kind).y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason=f"needs 4 devices, got {jax.device_count()}")
+@pytest.mark.parametrize("kind", KINDS)
+class TestDevices:
+    """B counts the examples of all devices."""
+
+    def want(self, kind, mask=None):
+        got = layer(shifted(8), kind, mask)
+        return got.y, got.factors
+
+    def assert_close(self, got, want):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_shard_map(self, kind, masked, mesh):
+        mask = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool).reshape(8, 1, 1, 1) if masked else None
+
+        def run(x, mask=None):
+            got = layer(x, kind, mask, axis_name="devices")
+            return got.y, got.factors
+
+        mapped = jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=(P("devices"),) * (1 + masked),
+            out_specs=(P("devices"), P()),
+        )
+        arguments = (shifted(8), mask) if masked else (shifted(8),)
+        self.assert_close(jax.jit(mapped)(*arguments), self.want(kind, mask))
+
+    def test_pmap(self, kind):
+        def run(x):
+            got = layer(x, kind, axis_name="devices")
+            return got.y, got.factors
+
+        x = shifted(8)
+        y, factors = jax.pmap(run, axis_name="devices")(x.reshape(4, 2, *SIZE))
+        want = self.want(kind)
+        self.assert_close((y.reshape(x.shape), [f[3] for f in factors]), (want[0], list(want[1])))
+
+    @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+    def test_jit_with_sharded_inputs(self, kind, axis_type):
+        both = jax.make_mesh((2, 2), ("data", "model"), axis_types=(axis_type,) * 2)
+        spec = P("data", None, None, "model")
+        mask = np.array([1, 1, 0, 0, 1, 0, 1, 1], bool).reshape(8, 1, 1, 1)
+        with jax.set_mesh(both):
+            x = jax.device_put(shifted(8), NamedSharding(both, spec))
+            got = jax.jit(lambda x: layer(x, kind))(x)
+            masked = jax.jit(lambda x, mask: layer(x, kind, mask))(x, mask)
+        self.assert_close((got.y, got.factors), self.want(kind))
+        self.assert_close((masked.y, masked.factors), self.want(kind, mask))
+
+
+@pytest.mark.usefixtures("as_users_compile")
+class TestCosts:
+    @staticmethod
+    def program(kind, examples=64, mask=None):
+        x = jax.ShapeDtypeStruct((examples, 16, 16, CHANNELS), "float32")
+        run = compiled(kind, shrinkage="none")
+        return run.lower(x, mask, library()).compile()
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_it_moves_no_more_bytes_than_batch_statistics_do(self, masked):
+        mask = jax.ShapeDtypeStruct((64, 1, 1, 1), "bool") if masked else None
+        x = 64 * 16 * 16 * CHANNELS * 4
+        found = {
+            kind: self.program(kind, mask=mask).cost_analysis()["bytes accessed"] / x
+            for kind in ("batch", "calibrated")
+        }
+        assert found["calibrated"] <= 1.01 * found["batch"]  # per-channel values alone are added
+
+    @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_one_all_reduce_of_as_many_numbers(self, mesh, masked):
+        def run(x, mask, kind):
+            return layer(x, kind, mask, axis_name="devices", shrinkage="none").y
+
+        def reduced(kind):
+            mask = P("devices") if masked else None
+            mapped = jax.shard_map(
+                functools.partial(run, kind=kind),
+                mesh=mesh,
+                in_specs=(P("devices"), mask),
+                out_specs=P("devices"),
+            )
+            x = jax.ShapeDtypeStruct((8, *SIZE), "float32")
+            some = jax.ShapeDtypeStruct((8, 1, 1, 1), "bool") if masked else None
+            return collectives(jax.jit(mapped).lower(x, some).compile().as_text())
+
+        batch, judged = reduced("batch"), reduced("calibrated")
+        assert judged.all_reduces == batch.all_reduces == 1
+        assert judged.always <= batch.always + masked  # the number of examples
+        assert judged.others == batch.others == 0
