@@ -195,7 +195,7 @@ def _plan(dataset: Dataset, request: Request, *, pixel_labels: bool) -> Plan:
             batch_sizes=(1, 4),
             strengths=(4, 16),
             test_examples=min(32, request.test_examples),
-            train_examples=64,
+            train_examples=128,
         )
     return plan.for_examples(len(dataset.test))
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from experiments.tasks import Task
 
-_GROUPED_VALUES = 1 << 19  # input values that one call takes, unless a single batch has more
+# What one call takes, unless a single batch has more.
+_GROUPED_EXAMPLES, _GROUPED_VALUES = 64, 1 << 20
 
 
 def score_name(task: Task) -> str:
@@ -63,14 +64,15 @@ def measure(
     if len(inputs) % batch_size:
         raise ValueError(f"{len(inputs)} examples do not fill batches of {batch_size}")
     batches = len(inputs) // batch_size
-    most = max(1, _GROUPED_VALUES // (batch_size * inputs[0].size))
-    # Of the sizes that divide the number of batches, so that all calls have one shape.
-    groups = max(g for g in range(1, min(most, batches) + 1) if batches % g == 0)
+    fitting = min(_GROUPED_EXAMPLES, _GROUPED_VALUES // inputs[0].size)
+    groups = max(1, fitting // batch_size)
+    x, y = (a.reshape(batches, batch_size, *a.shape[1:]) for a in (inputs, targets))
     parts = []
-    for start in range(0, len(inputs), groups * batch_size):
-        chosen = slice(start, start + groups * batch_size)
-        x, y = (a[chosen].reshape(groups, batch_size, *a.shape[1:]) for a in (inputs, targets))
-        parts.append(np.asarray(_grouped(logits_fn, jnp.asarray(x), jnp.asarray(y), task=task)))
+    for start in range(0, batches, groups):
+        # All calls have one shape, whatever is measured: the last one is filled up with copies.
+        chosen = np.minimum(np.arange(start, start + groups), batches - 1)
+        kept = _grouped(logits_fn, jnp.asarray(x[chosen]), jnp.asarray(y[chosen]), task=task)
+        parts.append(np.asarray(kept)[: (batches - start) * batch_size])
     return np.concatenate(parts)
 
 

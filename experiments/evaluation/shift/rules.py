@@ -13,7 +13,7 @@ from experiments.data.examples import Examples
 from experiments.evaluation.measure import as_logits_fn
 from experiments.models.norms import in_evaluation
 from steinnorm import Shrinkage
-from steinnorm.nnx import SteinBatchNorm
+from steinnorm.nnx import SteinBatchNorm, calibrate
 from steinnorm.statistics import BatchStatistics, Moments
 
 RUNNING, BATCH, MIXED = "running", "batch", "N/(N+n)"
@@ -31,6 +31,11 @@ class Sources:
     def __init__(self, model: nnx.Module, train: Examples, calibration_batch: int = 250):
         self.model, self._train, self._batch = model, train, calibration_batch
 
+    @functools.cached_property
+    def calibrated(self) -> nnx.Module:
+        """The network with what its clean training inputs look like to each layer."""
+        return calibrate(self.model, self.batches())
+
     def batches(self) -> Iterator[jax.Array]:
         """Yields the training inputs once, without augmentation, in [0, 1]."""
         for start in range(0, len(self._train), self._batch):
@@ -43,10 +48,16 @@ def to_unit(inputs: np.ndarray) -> jax.Array:
     return values / 255 if inputs.dtype == np.uint8 else values
 
 
+def _view(model: nnx.Module, source: str) -> nnx.Module:
+    return nnx.view(model, use_running_average=True, test_statistics=source)
+
+
 RULES: Mapping[str, Callable[[Sources], nnx.Module]] = {
     RUNNING: lambda sources: in_evaluation(sources.model, "running"),
     BATCH: lambda sources: in_evaluation(sources.model, "batch"),
     "shrunk": lambda sources: in_evaluation(sources.model, "shrunk"),
+    "calibrated": lambda sources: _view(sources.calibrated, "calibrated"),
+    "calibrated_streams": lambda sources: _view(sources.calibrated, "calibrated_streams"),
 }
 """Name -> the network ready for evaluation.  ``N/(N+n)`` is made by ``mixed``, for any n."""
 

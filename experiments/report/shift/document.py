@@ -23,6 +23,9 @@ _EXPLAINED = {
     MIXED: "N/(N+n) of the test batch's and n/(N+n) of the running ones, N examples per batch "
     "(Schneider et al. 2020, arXiv 2006.16971), with the best n of a list",
     "shrunk": "the test batch's, shrunk towards the running ones by their measured noise",
+    "calibrated": "the test batch's, judged by one pass over the un-augmented training inputs "
+    "(`steinnorm.nnx.calibrate`)",
+    "calibrated_streams": "the same where the examples of a batch may be alike",
 }
 SORTED = {
     "miou": "Neighbouring frames share a batch, as in a video.",

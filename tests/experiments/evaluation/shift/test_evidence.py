@@ -71,12 +71,12 @@ def test_mixing_goes_from_batch_to_running(sources):
         )
 
 
-@pytest.mark.parametrize("groups", [1, 1 << 20])
-def test_memory_decides_the_groups_and_not_the_answers(sources, monkeypatch, groups):
+@pytest.mark.parametrize(("name", "most"), [("_GROUPED_VALUES", 1), ("_GROUPED_EXAMPLES", 10)])
+def test_groups_do_not_change_the_answers(sources, monkeypatch, name, most):
     examples = _examples(24)
     answers = logits_fn(sources, "batch", 2)
     expected = evidence.measure(answers, examples.inputs, examples.targets, 2, Classification(3))
-    monkeypatch.setattr(evidence, "_GROUPED_VALUES", groups)
+    monkeypatch.setattr(evidence, name, most)
     found = evidence.measure(answers, examples.inputs, examples.targets, 2, Classification(3))
     np.testing.assert_array_equal(found, expected)
 
