@@ -146,7 +146,8 @@ def _labels(workdirs: Sequence[Path]) -> dict[Path, str]:
     whole = {w: w.resolve().parts for w in workdirs}
     for length in range(1, max(len(parts) for parts in whole.values()) + 1):
         labels = {w: "/".join(parts[-length:]) for w, parts in whole.items()}
-        if len(set(labels.values())) == len(labels):
+        # Folders of results are named after them.
+        if len({file_name(label) for label in labels.values()}) == len(labels):
             break
     return labels
 

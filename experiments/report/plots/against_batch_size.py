@@ -41,6 +41,7 @@ def draw(parts: Sequence[tuple[str, Scores, Scores | None]], score: str) -> byte
             columns,
             figsize=(style.WIDTH, _HEIGHT * len(parts) + 1.0),
             squeeze=False,
+            sharey="row",
             layout="constrained",
         )
         for row, (name, mixed, ordered) in zip(grid, parts, strict=True):
@@ -84,6 +85,7 @@ def _panel(axis: Axes, scores: Scores, score: str) -> None:
     axis.set_xticks(places, [str(size) for size in scores.batch_sizes])
     axis.set_xlabel("test examples per batch")
     axis.set_ylabel(f"{'mIoU' if score == 'miou' else score} (%)")
+    axis.tick_params(labelleft=True)
     axis.grid(axis="y", alpha=0.3)
 
 

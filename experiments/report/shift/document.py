@@ -145,7 +145,9 @@ def _part(facts: Facts, part: Part) -> Iterator[str]:
     yield tables.clean_scores(mixed)
     yield (
         "The worst condition: how many points a rule is above (+) or below (-) the better of "
-        "running and batch, where that is lowest:"
+        "running and batch, where that is lowest; and in how many conditions and batch sizes it "
+        f"is more than 1 point below. One of {mixed.examples} examples is "
+        f"{100 / mixed.examples:.2g} points, and the lowest of many cells is low by chance too:"
     )
     yield tables.worst_leads(mixed)
     yield "Paired differences of the mean over all conditions, in points, with 95 % intervals:"

@@ -72,15 +72,15 @@ class Scores:
         chosen = [c for c in self.conditions if where(c)]
         return np.mean([self.values[c, rule, size] for c in chosen for size in sizes], axis=0)
 
-    def worst(self, rule: str, batch_size: int) -> tuple[float, Condition]:
-        """Returns the lowest lead over the better of running and batch, and where it is."""
-        leads = [
-            self.values[c, rule, batch_size][0]
-            - max(self.values[c, name, batch_size][0] for name in (RUNNING, BATCH))
+    def leads(self, rule: str, batch_size: int) -> dict[Condition, float]:
+        """Returns how far a rule is above the better of running and batch, by condition."""
+        return {
+            c: float(
+                self.values[c, rule, batch_size][0]
+                - max(self.values[c, name, batch_size][0] for name in (RUNNING, BATCH))
+            )
             for c in self.conditions
-        ]
-        lowest = int(np.argmin(leads))
-        return float(leads[lowest]), self.conditions[lowest]
+        }
 
 
 def is_clean(condition: Condition) -> bool:

@@ -42,15 +42,21 @@ def clean_scores(scores: Scores) -> str:
 def worst_leads(scores: Scores) -> str:
     """Returns the table of the worst condition of each rule and batch size.
 
-    A cell is the lead over the better of running and batch, in points, where it is lowest.
+    A cell is the lead over the better of running and batch, in points, where it is lowest.  The
+    last column counts the conditions and batch sizes with a lead below -1 point.
     """
     rows = []
     for rule in scores.rules:
-        found = [scores.worst(rule, size) for size in scores.batch_sizes]
-        lowest = min(lead for lead, _ in found)
-        cells = [f"{_points(lead)} ({_short(condition)})" for lead, condition in found]
-        rows.append([rule, *cells, _points(lowest)])
-    return markdown(_header(scores, "lowest"), rows)
+        found = [scores.leads(rule, size) for size in scores.batch_sizes]
+        worst = [min(leads, key=leads.__getitem__) for leads in found]
+        cells = [
+            f"{_points(leads[c])} ({_short(c)})" for leads, c in zip(found, worst, strict=True)
+        ]
+        lowest = min(min(leads.values()) for leads in found)
+        below = sum(lead < -0.01 for leads in found for lead in leads.values())
+        total = len(found) * len(scores.conditions)
+        rows.append([rule, *cells, _points(lowest), f"{below} of {total}"])
+    return markdown([*_header(scores, "lowest"), "below -1"], rows)
 
 
 def differences(scores: Scores) -> str:

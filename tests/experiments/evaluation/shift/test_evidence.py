@@ -31,7 +31,7 @@ def _trained(model, x):
 @pytest.fixture(scope="module")
 def sources():
     examples = _examples(24)
-    return Sources(_trained(Tiny(3), examples.inputs), examples, 8)
+    return Sources(_trained(Tiny(3), examples.inputs), _examples(120), 40)
 
 
 @pytest.mark.parametrize("rule", [*RULES, mixed_name(4)])

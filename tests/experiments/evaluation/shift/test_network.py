@@ -32,7 +32,7 @@ def _network(folder, model=None, plan=PLAN):
     model = model or _trained(Tiny(3), examples.inputs)
     order, sizes = by_class(examples.targets, plan.batch_sizes)
     about = identity(model, examples, examples, order, plan)
-    sources = Sources(model, examples, 8)
+    sources = Sources(model, _examples(120), 40)
     return Network("tiny", sources, Classification(3), examples, order, sizes, Store(folder, about))
 
 

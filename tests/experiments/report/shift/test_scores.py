@@ -35,11 +35,9 @@ def test_means_over_conditions_and_sizes():
 
 
 def test_the_worst_condition_against_the_better_of_two():
-    lead, where = _scores().worst("shrunk", 8)
-    assert lead == pytest.approx(0.3 - 0.6)
-    assert where == DARK
+    assert _scores().leads("shrunk", 8) == pytest.approx({CLEAN: -0.05, DARK: -0.3, FOG: 0.1})
     assert tables.worst_leads(_scores()).splitlines()[-1] == (
-        "| shrunk | -20.0 (darkness 2) | -30.0 (darkness 2) | -30.0 |"
+        "| shrunk | -20.0 (darkness 2) | -30.0 (darkness 2) | -30.0 | 4 of 6 |"
     )
 
 
