@@ -5,10 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.__main__ import main
 from experiments.commands.shift import _labels
 from tests.experiments import cli
+from tests.experiments.data import test_cityscapes as cityscapes
+from tests.experiments.data import test_volumes as volumes
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,48 @@ def test_a_smoke_run_killed_and_gone_on(trained, env, tmp_path):
     again = json.loads((killed / "shift.json").read_text())
     for row, expected in zip(again, rows, strict=True):
         assert row["value"] == expected["value"]
+
+
+def _volumes(root):
+    """40 volumes: 24 for training, 8 for validation, 8 for the test."""
+    volumes._table(root, volumes._rows(root, 40))
+
+
+def _frames(root):
+    """14 frames of noise in some colour, 4 of them for the test."""
+    random = np.random.default_rng(0)
+    for i in range(14):
+        labels = random.choice([7, 11, 23], (32, 48)).astype(np.uint8)
+        name = "train" if i < 10 else "val"
+        image, _ = cityscapes._write(root, name, f"city/{i:03d}", i, (32, 48), labels=labels)
+        pixels = 12 * i + random.integers(0, 80, (32, 48, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(image)
+
+
+@pytest.mark.parametrize(
+    ("config", "write", "metric", "examples"),
+    [
+        ("volumes", _volumes, "accuracy", 8),
+        # Compiling the network for six rules, two sizes and the gradient takes a minute.
+        pytest.param("cityscapes", _frames, "miou", 4, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:a calibration from")  # of so few examples
+def test_volumes_and_label_maps(tmp_path, config, write, metric, examples):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data")
+    work, out, cache = (tmp_path / name for name in ("work", "out", "cache"))
+    where = ["--data-dir", str(tmp_path / "data"), "--cache-dir", str(cache)]
+    arguments = ["--smoke", "--epochs", "1", "--norm", "batch", "--workdir", str(work)]
+    assert main(["train", config, *arguments, *where]) == 0
+    arguments = [str(work), "--out", str(out), "--smoke", "--cache-dir", str(cache)]
+    assert main(["shift", *arguments]) == 0
+    rows = json.loads((out / "shift.json").read_text())
+    assert {row["metric"] for row in rows} == {metric}
+    assert {row["n"] for row in rows if row["batches"] == "mixed"} == {examples}
+    assert {row["batches"] for row in rows} == {"mixed", "sorted"}
+    # The network is hardly trained, but conditions and rules do change its answers.
+    assert len({row["value"] for row in rows}) > 1
 
 
 def _fails(capsys, *arguments):
