@@ -232,7 +232,7 @@ def _report(
         suffix = "" if len(groups) == 1 else f"-{file_name(names[i])}"
         suffix += f"-{names[: i + 1].count(names[i])}" if names.count(names[i]) > 1 else ""
         plot = f"shift{suffix}.png"
-        drawn = [(part.label, part.mixed, part.ordered) for part in parts]
+        drawn = [(part.label, part.mixed, part.ordered) for part in parts if part.drawn]
         write_bytes(request.out / plot, against_batch_size.draw(drawn, facts.score))
         sections.append((facts, parts, plot))
         written += [row for part in parts for row in rows(facts, part)]
@@ -267,22 +267,22 @@ def _parts(found: Sequence[_Loaded], chosen: Sequence[int]) -> list[Part]:
         key = json.dumps([dataclasses.asdict(loaded.settings.config), loaded.settings.norm])
         part = Part(loaded.network.label, about, mixed, ordered)
         kinds.setdefault(key, []).append(part)
-    parts = []
-    for same in kinds.values():
-        if len(same) > 1:
-            in_order = [part.ordered for part in same if part.ordered is not None]
-            label = f"Mean of {', '.join(part.label for part in same)}"
-            parts.append(
-                Part(
-                    label,
-                    "Trainings that differ in their seed.",
-                    average(part.mixed for part in same),
-                    average(in_order) if in_order else None,
-                    len(same),
-                )
-            )
-        parts += same
-    return parts
+    return [part for same in kinds.values() for part in _with_mean(same)]
+
+
+def _with_mean(same: Sequence[Part]) -> list[Part]:
+    """Returns the parts of trainings that differ in their seed, and before them their mean."""
+    if len(same) == 1:
+        return list(same)
+    ordered = [part.ordered for part in same if part.ordered is not None]
+    mean = Part(
+        f"Mean of {', '.join(part.label for part in same)}",
+        "Trainings that differ in their seed, each with its own n.",
+        average(part.mixed for part in same),
+        average(ordered) if ordered else None,
+        len(same),
+    )
+    return [mean, *(dataclasses.replace(part, drawn=False) for part in same)]
 
 
 def _machine() -> str:

@@ -43,6 +43,7 @@ class Part:
       mixed: scores in mixed batches.
       ordered: scores in sorted batches, where there are any.
       networks: how many are behind it.
+      drawn: whether it is in the plot; a network whose mean with others is there is not.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Part:
     mixed: Scores
     ordered: Scores | None
     networks: int = 1
+    drawn: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
