@@ -173,7 +173,8 @@ def evaluate(  # noqa: PLR0917
     Args:
         workdir: Work folder of a training.
         data_dir: Folder of the data set; that of the training by default.
-        statistics: Sources of the statistics, as running,batch,shrunk; the config's by default.
+        statistics: Sources of the statistics, as running,batch,shrunk,calibrated; the config's by
+            default.
         attacks: Attacks and noises, separated by commas: `all` of the config's; fgsm, pgd,
             pgd-margin, apgd, apgd-dlr, apgd-margin, apgd-t, fab-t, square, autoattack, segpgd, sea,
             each also with -l2 behind; gaussian, uniform, rademacher, truncated_gaussian,

@@ -9,6 +9,7 @@ both are moved to the mean of the two (after Chan, Golub & LeVeque 1979), which 
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -88,7 +89,7 @@ def totals_of(
       epsilon: the layer's.
 
     Returns:
-      The sums about the input's mean, in the shape of the features.
+      The sums about a reference close to the input's mean, in the shape of the features.
 
     Raises:
       TypeError: a complex input.
@@ -109,6 +110,7 @@ def totals_of(
         reference=reference,
         epsilon=epsilon,
     )
+    plan = dataclasses.replace(plan, movable=True)
     sums, about = sums_about(plan, x, valid, start, small)
     shift, variance = shift_and_variance(sums)
 
@@ -116,34 +118,36 @@ def totals_of(
         return (a.reshape(()) if a.size == 1 else a) + jnp.zeros_like(variance)
 
     totals = Totals(reference=about, **{n: per_channel(a) for n, a in sums.items()})
-    totals = _recentred(totals, shift)
     # A channel that is constant but for roundings has no spread at all.
     spread = ("sum", "squares", "nt", "nw", "tt", "tw", "ww")
     varies = variance != 0  # NaN is kept, to be told
-    return totals._replace(**{n: select(varies, getattr(totals, n)) for n in spread})
+    totals = totals._replace(**{n: select(varies, getattr(totals, n)) for n in spread})
+    return totals._replace(reference=about + select(~varies, shift))
 
 
 def merged(a: Totals, b: Totals, *, on_device: bool = True) -> Totals:
     """Adds what was counted twice, about the mean of both.
 
     Args:
-      a: empty, or about its mean.
-      b: of the same shape.
+      a: of the first.
+      b: of the second, of the same shape.
       on_device: whether these are JAX's arrays or NumPy's.
     """
     maximum = jnp.maximum if on_device else np.maximum
     gap = b.reference - a.reference
-    step = (a.sum + b.sum + b.count * gap) / maximum(a.count + b.count, 1)
-    first, second = _recentred(a, step), _recentred(b, step - gap)
+    # Rounded once, so that both are moved by exactly what their references differ by.
+    mean = a.reference + (a.sum + b.sum + b.count * gap) / maximum(a.count + b.count, 1)
+    first, second = _recentred(a, mean), _recentred(b, mean)
     added = Totals(*(p + q for p, q in zip(first, second, strict=True)))
-    return added._replace(reference=first.reference)
+    return added._replace(reference=mean)
 
 
-def _recentred(t: Totals, step: Any) -> Totals:
-    """Moves the reference by ``step``: then t - step n and w - 2 step t + step^2 n are summed."""
+def _recentred(t: Totals, reference: Any) -> Totals:
+    """Moves the reference by a step: then t - step n and w - 2 step t + step^2 n are summed."""
+    step = reference - t.reference
     s2 = step * step
     return t._replace(
-        reference=t.reference + step,
+        reference=reference,
         sum=t.sum - step * t.count,
         squares=t.squares - 2 * step * t.sum + s2 * t.count,
         nt=t.nt - step * t.nn,
@@ -235,7 +239,7 @@ class Recorder:
 
 def _calibration(totals: Totals, like: Any) -> Calibration:
     count = np.maximum(totals.count, 1)
-    t = _recentred(totals, totals.sum / count)
+    t = _recentred(totals, totals.reference + totals.sum / count)
     dtype = jnp.result_type(like)
     variance = np.maximum(t.squares, 0) / count
     # What is left of a constant channel are the roundings of its means.

@@ -22,6 +22,16 @@ def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) 
     return jnp.where(valid, quotient, jnp.asarray(otherwise, quotient.dtype))
 
 
+def abs_squared(x: jax.Array) -> jax.Array:
+    """Returns the squared magnitude, real."""
+    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
+
+
+def real(x: jax.Array) -> jax.Array:
+    """Returns the real part; a real array as it is, without an operation."""
+    return x.real if jnp.iscomplexobj(x) else x
+
+
 def largest_magnitude(x: jax.Array) -> jax.Array:
     """Largest magnitude in ``x``, or 1 where ``x`` is all zeros; constant under differentiation.
 

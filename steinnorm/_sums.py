@@ -28,9 +28,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steinnorm._numerics import abs_squared, real
 from steinnorm._sharding import select, sharded_axes
 
-__all__ = ["AxisName", "Plan", "Sums", "abs_squared", "shift_and_variance", "sums_about"]
+__all__ = ["AxisName", "Plan", "Sums", "shift_and_variance", "sums_about"]
 
 AxisName = str | tuple[str, ...]
 Sums = dict[str, jax.Array]
@@ -57,6 +58,7 @@ class Plan:
       dtype: what to compute in.
       by_example: whether products of the examples' own sums are wanted, for sampling noise.
       counts_examples: whether the number of examples with a valid value is; by example it is.
+      movable: whether the sums must be right about any other reference too, not the mean alone.
       two_passes: whether to find the mean first, by a read and an all-reduce of its own.
       axis_name: mapped axis to sum over as well, or None.
       groups: groups of indices within that axis, or None.
@@ -66,6 +68,7 @@ class Plan:
     dtype: Any
     by_example: bool = False
     counts_examples: bool = False
+    movable: bool = False
     two_passes: bool = False
     axis_name: AxisName | None = None
     groups: Any = None
@@ -281,8 +284,9 @@ def _repeat_if_far(
     # False for certain on a GPU, so that XLA removes all that depends on it.
     far = lax.platform_dependent(far, cuda=jnp.zeros_like, rocm=jnp.zeros_like, default=lambda f: f)
     mean = reference + shift
-    # About the mean the values sum to zero; only these are not zero and have to be summed.
-    names = [n for n in ("squares", "tt", "ww", "nw") if n in sums]
+    # About the mean the values sum to zero, and what is multiplied by the shift does not matter.
+    again_too = ("sum", "tw", "nt") if plan.movable else ()
+    names = [n for n in ("squares", "tt", "ww", "nw", *again_too) if n in sums]
 
     def again() -> Sums:
         centred = _block_by_parts(plan, x, valid, mean, like=block, repeat=far)
@@ -294,10 +298,13 @@ def _repeat_if_far(
         roundings = jnp.square(8 * float(jnp.finfo(variance.dtype).eps) * largest)
         nothing = products["squares"] <= sums["count"] * jnp.minimum(roundings, 1e-3 * epsilon)
         products["squares"] = select(~nothing, products["squares"])
-        return {n: _complete(plan, x, products | {"sum": 0 * shift})[n] for n in names}
+        if valid is None:
+            products = _complete(plan, x, {"sum": 0 * shift} | products)
+        return {n: products[n] for n in names}
 
     repeated = lax.cond(far, again, lambda: {n: sums[n] for n in names})
-    zero = {n: select(~far, sums[n]) for n in ("sum", "tw", "nt") if n in sums}
+    rest = [n for n in ("sum", "tw", "nt") if n in sums and n not in names]
+    zero = {n: select(~far, sums[n]) for n in rest}
     return sums | zero | repeated, select(far, mean, reference)
 
 
@@ -388,13 +395,3 @@ def _agreed(plan: Plan, far: jax.Array) -> jax.Array:
 def _example_axis(plan: Plan) -> int:
     """Returns where the example axis is once the other axes have been summed over."""
     return sum(a not in plan.axes for a in range(plan.axes[0]))
-
-
-def abs_squared(x: jax.Array) -> jax.Array:
-    """Returns the squared magnitude, real."""
-    return jnp.square(x.real) + jnp.square(x.imag) if jnp.iscomplexobj(x) else jnp.square(x)
-
-
-def real(x: jax.Array) -> jax.Array:
-    """Returns the real part; a real array as it is, without an operation."""
-    return x.real if jnp.iscomplexobj(x) else x

@@ -365,7 +365,7 @@ def calibrate(
         # Where nothing was seen, a compiled apply_fn was not traced again.
         if recorder.has(path) or (called and path not in called)
     }
-    if not means:
+    if not means and recorder.batches:
         raise ValueError(f"apply_fn calls no SteinBatchNorm to calibrate. {_IN_STACKS}")
     calibrated: dict[str, Any] = {}
     for path, found in recorder.calibrations(means).items():

@@ -12,13 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
-from steinnorm._numerics import promote_types
+from steinnorm._numerics import promote_types, real
 from steinnorm._sharding import placed_as_features, placed_on, select
 from steinnorm._sums import (
     AxisName,
     Plan,
     Sums,
-    real,
     shift_and_variance,
     sums_about,
 )

@@ -329,8 +329,9 @@ def calibrated_factors(
     k = 1 + 1.5 / examples
     each_mean = each_variance = 1 / examples
     if streams and np.all(examples > 1):
-        own_mean = (examples * s.mean_noise / s.variance)[varies].sum()
-        own_variance = (examples * s.variance_noise / s.variance**2)[varies].sum()
+        size, v = examples[varies], s.variance[varies]
+        own_mean = np.sum(size * s.mean_noise[varies] / v)
+        own_variance = np.sum(size * s.variance_noise[varies] / v**2)
         each_mean = np.maximum(1 - own_mean / known.mean_spread[varies].sum(), each_mean)
         each_variance = np.maximum(
             1 - own_variance / known.variance_spread[varies].sum(), each_variance

@@ -16,7 +16,7 @@ from tests.test_architecture import ROOT, relative
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")]
 )
-EXAMPLES = ["docs/attacks.md", "docs/estimators.md", "docs/layer.md"]
+EXAMPLES = ["docs/attacks.md", "docs/calibrate.md", "docs/estimators.md", "docs/layer.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)

@@ -110,6 +110,16 @@ def test_large_offset(shape, use_fast_variance):
 
 
 @pytest.mark.usefixtures("as_users_compile")
+def test_noise_of_unequal_examples_whose_mean_is_far_from_the_reference():
+    """Sums that are made again count each example's own number of values."""
+    x = (np.random.default_rng(0).normal(50, 2, (6, 5, 3))).astype(np.float32)
+    mask = np.arange(5) < np.array([1, 5, 2, 5, 3, 4]).reshape(6, 1)
+    got = batch_statistics(x, mask=mask[..., None], noise=True)
+    want = reference.batch_statistics(x, mask=mask[..., None])
+    np.testing.assert_allclose(got.mean_noise, want.mean_noise, rtol=1e-4)
+    np.testing.assert_allclose(got.variance_noise, want.variance_noise, rtol=1e-4)
+
+
 @pytest.mark.parametrize("noise", [False, True])
 def test_the_reference_decides_what_is_read_not_the_result(noise):
     x = draw((16, 5, 5, 3), None)[0].astype(np.float32)

@@ -19,6 +19,7 @@ from experiments.data.examples import Dataset
 from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example, run_checks
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel, check_fits
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import Plan, Run, Watcher, as_logits_fn, measure
 from experiments.evaluation.run_checks import Checker
@@ -28,6 +29,7 @@ from experiments.tasks import Task
 from experiments.training.folder import RunSettings, data_dir_of, read_settings
 from experiments.training.weights import load_weights
 from steinnorm.attacks.files import write_json
+from steinnorm.functional import CALIBRATED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +113,9 @@ def run(
             f"examples in batches of {evaluation.batch_size}"
         )
         plans = _plans(evaluation, settings.norm, request)
+        calibrating = Calibrating(model, dataset.train, evaluation)
+        if any(plan.statistics in CALIBRATED for plan in plans):
+            display.say(str(calibrating))
         run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
         checkers = _checkers(request, evaluation, settings, dataset, task)
         checked_sources = dict.fromkeys(plan.statistics for plan in plans) if checkers else {}
@@ -119,10 +124,11 @@ def run(
         with display.bar("compiling", steps) as bar:
             watcher = _Shown(bar)
             for plan in plans:
-                measure(model, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
+                known = calibrating.model(plan.statistics)
+                measure(known, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
             for source in checked_sources:
                 for checker in checkers:
-                    checker.check(model, source, run, workdir, watcher)
+                    checker.check(calibrating.model(source), source, run, workdir, watcher)
         identity = identity_of(model, dataset.test, evaluation.batch_size)
         rows, checks = _collected(workdir, task, identity)
         write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
@@ -220,6 +226,7 @@ def _checkers(
         request,
         settings,
         dataset,
+        evaluation,
     )
     found = []
     for norm, evaluated in radii.items():
@@ -234,7 +241,11 @@ def _checkers(
 
 
 def _with_twin(
-    checker: Checker, request: Request, settings: RunSettings, dataset: Dataset
+    checker: Checker,
+    request: Request,
+    settings: RunSettings,
+    dataset: Dataset,
+    evaluation: EvaluationConfig,
 ) -> Checker:
     """Adds the plain batch-norm model for the transfer check, or the reason why there is none."""
     if settings.norm == "batch":
@@ -251,8 +262,11 @@ def _with_twin(
         )
     twin, _ = load_weights(request.twin, other, dataset, checker.task, request.weights)
 
+    calibrating = Calibrating(twin, dataset.train, evaluation)
+
     def twin_with(source: Statistics) -> jax.tree_util.Partial:
-        return as_logits_fn(in_evaluation(twin, "running" if source == "none" else source))
+        source = "running" if source == "none" else source
+        return as_logits_fn(in_evaluation(calibrating.model(source), source))
 
     return dataclasses.replace(checker, twin=twin_with)
 

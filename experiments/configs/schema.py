@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # importing them takes JAX, for which --help must not wait
     from steinnorm.attacks.catalogue import AttackSettings
     from steinnorm.attacks.checks import CheckSettings
 
-Statistics = Literal["running", "batch", "shrunk", "none"]
+Statistics = Literal["running", "batch", "shrunk", "calibrated", "calibrated_streams", "none"]
 """Where a norm's statistics came from when a number was measured.
 
 ``running``: stored during training; ``batch``: the test batch's own; ``shrunk``: those, shrunk
-towards the stored ones; ``none``: the norm uses no statistics of batches (group normalisation).
+towards the stored ones; ``calibrated``: those, as far as clean training examples say that they are
+to be trusted, and ``calibrated_streams`` for batches of like examples; ``none``: the norm uses no
+statistics of batches (group normalisation).
 """
 
 
@@ -274,6 +276,9 @@ class EvaluationConfig:
       batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
       attacks: measured besides the clean score.
       statistics: sources of statistics, each measured in full.
+      calibration_examples: for calibrated statistics, how many examples of the training part they
+        are calibrated on, at most; as many means and variances of examples as that say what is
+        usual to a few percent.
       shown_worst: radii at which the worst of all attacks stands in the short table.
       checks: how the evaluation itself is tested, wherever there are attacks.
     """
@@ -281,6 +286,7 @@ class EvaluationConfig:
     batch_size: Count
     attacks: tuple[AttackConfig, ...] = ()
     statistics: tuple[Statistics, ...] = ("running", "batch")
+    calibration_examples: Count = 4096
     shown_worst: tuple[NotNegative, ...] = ()
     checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
 

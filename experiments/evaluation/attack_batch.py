@@ -19,6 +19,7 @@ from steinnorm.attacks import (
     batch_threats,
     catalogue,
 )
+from steinnorm.functional import CALIBRATED
 
 ThreatModel = Literal["joint", "independent", "companion"]
 """Who attacks whom in a batch whose statistics count.
@@ -28,7 +29,7 @@ batch stays as it is; ``companion``: only the others are attacked, and it is the
 errs.
 """
 
-DEPENDENT = ("batch", "shrunk")
+DEPENDENT = ("batch", "shrunk", *CALIBRATED)
 """Sources of statistics with which an example's answer depends on its batch."""
 
 

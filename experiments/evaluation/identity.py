@@ -13,20 +13,25 @@ from flax import nnx
 import steinnorm
 from experiments.data.examples import Examples
 from steinnorm.attacks.code_digest import code_digest
+from steinnorm.nnx import CalibrationStat
 
 
 def identity_of(model: nnx.Module, examples: Examples, batch_size: int) -> dict[str, Any]:
     """Returns all that an evaluation depends on, whichever its attacks, as JSON gives it back.
 
     Args:
-      model: the trained model, before it is made ready for evaluation.
+      model: the trained model, calibrated or not, before it is made ready for evaluation.
       examples: the test part.
       batch_size: test examples per batch.
     """
     data = hashlib.sha256(np.ascontiguousarray(examples.inputs).data)
     data.update(np.ascontiguousarray(examples.targets).data)
+    rest, calibration = nnx.state(model, nnx.Not(CalibrationStat), CalibrationStat)
+    # What a model is calibrated with comes on top: its other results stay those of its weights.
+    calibrated = {"calibration": weights_digest(calibration)} if calibration else {}
     return {
-        "weights": weights_digest(model),
+        **calibrated,
+        "weights": weights_digest(rest),
         "data": data.hexdigest(),
         "batch_size": batch_size,
         "code": code_version(),

@@ -70,7 +70,8 @@ def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]
 def in_evaluation(model: nnx.Module, statistics: Statistics) -> nnx.Module:
     """Returns ``model`` made ready for evaluation, with statistics from the given source.
 
-    The given model stays as it is, and no source records anything.
+    The given model stays as it is, and no source records anything. Calibrated statistics need a
+    calibrated model (``experiments.evaluation.calibration``).
     """
     if statistics == "none":
         return model

@@ -8,7 +8,14 @@ from experiments.results import CLEAN
 REFERENCE = "batch"
 """The norm that all others are compared with."""
 
-SOURCE_NAMES = {"running": "running", "batch": "test batch", "shrunk": "shrunk", "none": "none"}
+SOURCE_NAMES = {
+    "running": "running",
+    "batch": "test batch",
+    "shrunk": "shrunk",
+    "calibrated": "calibrated",
+    "calibrated_streams": "calibrated (streams)",
+    "none": "none",
+}
 THREAT_MODELS = ("", "joint", "independent", "companion")
 
 

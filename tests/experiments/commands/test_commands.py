@@ -351,6 +351,20 @@ def test_mistakes_in_evaluation_are_one_line(more, messages, trained, capsys):
     assert not (trained / "results.json").exists()
 
 
+def test_calibrated_statistics(trained, tmp_path, capsys):
+    workdir = cli.copied(trained, tmp_path / "work")
+    few = ["--test-examples", "9"]
+    assert _evaluate(workdir, *few, "--statistics", "running,calibrated") == 0
+    assert re.search(r"calibrating on \d+ of \d+ training examples", capsys.readouterr().out)
+    clean = {r["statistics"]: r["value"] for r in cli.results(workdir) if r["metric"] == "loss"}
+    assert list(clean) == ["running", "calibrated"]
+    assert clean["running"] != clean["calibrated"]
+    # A later command, which does not calibrate, knows the results.
+    assert _evaluate(workdir, *few, "--statistics", "running") == 0
+    assert "calibrating" not in capsys.readouterr().out
+    assert {r["statistics"] for r in cli.results(workdir)} == {"running", "calibrated"}
+
+
 def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):
     workdir = cli.copied(trained, tmp_path / "work")
     few = ["--test-examples", "9", "--statistics", "running"]
