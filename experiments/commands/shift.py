@@ -17,11 +17,11 @@ from experiments.configs.data import CityscapesData
 from experiments.data.cityscapes import in_file_order
 from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.measure import Watcher
 from experiments.evaluation.shift import evidence
 from experiments.evaluation.shift.network import Network, measure_all, steps
 from experiments.evaluation.shift.plan import Plan, all_fitting, by_class
-from experiments.evaluation.shift.rules import Sources
 from experiments.evaluation.shift.store import Store, identity
 from experiments.report.figures import file_name
 from experiments.report.plots import against_batch_size
@@ -163,15 +163,15 @@ def _load(
     model, progress = load_weights(workdir, settings, dataset, task, request.weights)
     plan = _plan(dataset, request, pixel_labels=config.task == "segmentation")
     test = dataset.test.take(np.arange(plan.test_examples))
-    train = dataset.train.take(np.arange(min(len(dataset.train), plan.train_examples or 10**9)))
+    calibrating = Calibrating(model, dataset.train, config.evaluation)
+    most = config.evaluation.calibration_examples
     if isinstance(config.data, CityscapesData):
         places = in_file_order(config.data, len(dataset.test))
         order, sizes = places[places < len(test)], [s for s in plan.batch_sizes if s > 1]
     else:
         order, sizes = by_class(test.targets, plan.batch_sizes)
-    about = identity(model, train, test, order, plan)
+    about = identity(model, (dataset.train, test), most, order, plan)
     store = Store(request.out / "measured" / file_name(label), about)
-    sources = Sources(model, train)
     display.say(
         f"{label}: {config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}, "
         f"{request.weights} weights, of step {progress.step}; {len(test)} test examples"
@@ -179,9 +179,9 @@ def _load(
     words = (
         f"{config.name} ({config.preset}), norm {settings.norm}, training seed {settings.seed}, "
         f"{request.weights} weights, of step {progress.step}; {len(dataset.train)} training "
-        f"examples, {len(train)} of them for calibration"
+        f"examples, {min(most, len(dataset.train))} of them for calibration"
     )
-    network = Network(label, sources, task, test, order, sizes, store)
+    network = Network(label, calibrating, task, test, order, sizes, store)
     return _Loaded(network, settings, plan, words)
 
 
@@ -196,7 +196,6 @@ def _plan(dataset: Dataset, request: Request, *, pixel_labels: bool) -> Plan:
             batch_sizes=(1, 4),
             strengths=(4, 16),
             test_examples=min(32, request.test_examples),
-            train_examples=128,
         )
     return plan.for_examples(len(dataset.test))
 

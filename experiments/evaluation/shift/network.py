@@ -7,10 +7,11 @@ import numpy as np
 
 from experiments.data.corruptions import corrupt_all
 from experiments.data.examples import Examples
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.measure import Watcher
 from experiments.evaluation.shift import evidence
 from experiments.evaluation.shift.plan import CLEAN, Cell, Condition, Plan
-from experiments.evaluation.shift.rules import Sources, logits_fn, mixed_name
+from experiments.evaluation.shift.rules import logits_fn, mixed_name
 from experiments.evaluation.shift.store import Results, Store
 from experiments.tasks import Task
 
@@ -21,7 +22,7 @@ class Network:
 
     Attributes:
       label: what the report calls it.
-      sources: the network and its rules.
+      calibrating: the network, calibrated where a rule needs it.
       task: how its answers are judged.
       test: the examples, in an order without meaning.
       order: positions of the examples of sorted batches, in their order.
@@ -30,7 +31,7 @@ class Network:
     """
 
     label: str
-    sources: Sources
+    calibrating: Calibrating
     task: Task
     test: Examples
     order: np.ndarray
@@ -61,7 +62,7 @@ class Network:
             inputs, targets = inputs[self.order], targets[self.order]
         if not size:  # any size, since answers do not depend on it
             size = next(s for s in range(min(64, len(inputs)), 0, -1) if len(inputs) % s == 0)
-        answers = logits_fn(self.sources, cell.rule, size)
+        answers = logits_fn(self.calibrating, cell.rule, size)
         return evidence.measure(answers, inputs, targets, size, self.task)
 
 

@@ -64,7 +64,6 @@ class Plan:
       batch_sizes: ascending; each divides the next.
       strengths: the list that n of ``N/(N+n)`` is chosen from.
       test_examples: at most so many of the first test examples.
-      train_examples: at most so many for calibration; None is all.
       seed: of the corruptions and of the bootstrap.
     """
 
@@ -73,7 +72,6 @@ class Plan:
     batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 64)
     strengths: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     test_examples: int = 1024
-    train_examples: int | None = None
     seed: int = 0
 
     @property
@@ -94,8 +92,7 @@ class Plan:
     @property
     def rules(self) -> list[str]:
         """The rules whose answers depend on the batch, with ``N/(N+n)`` for any n."""
-        names = [name for name in RULES if name != RUNNING]
-        return [BATCH, MIXED, *(name for name in names if name != BATCH)]
+        return [BATCH, MIXED, *(name for name in RULES if name not in (RUNNING, BATCH))]
 
     def for_examples(self, test: int) -> "Plan":
         """Returns the plan for a test part of so many examples, all of whose batches are full.

@@ -2,64 +2,27 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from experiments.data.examples import Examples
+from experiments.configs.schema import Statistics
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.measure import as_logits_fn
 from experiments.models.norms import in_evaluation
 from steinnorm import Shrinkage
-from steinnorm.nnx import SteinBatchNorm, calibrate
+from steinnorm.nnx import SteinBatchNorm
 from steinnorm.statistics import BatchStatistics, Moments
 
-RUNNING, BATCH, MIXED = "running", "batch", "N/(N+n)"
+RUNNING: Final = "running"
+BATCH: Final = "batch"
+MIXED = "N/(N+n)"
 
 
-class Sources:
-    """A trained network, and what the rules make of it when they are asked for.
-
-    Args:
-      model: in training mode.
-      train: its training part, for rules that need it.
-      calibration_batch: training examples per batch of the pass over them.
-    """
-
-    def __init__(self, model: nnx.Module, train: Examples, calibration_batch: int = 250):
-        self.model, self._train, self._batch = model, train, calibration_batch
-
-    @functools.cached_property
-    def calibrated(self) -> nnx.Module:
-        """The network with what its clean training inputs look like to each layer."""
-        return calibrate(self.model, self.batches())
-
-    def batches(self) -> Iterator[jax.Array]:
-        """Yields the training inputs once, without augmentation, in [0, 1]."""
-        for start in range(0, len(self._train), self._batch):
-            yield to_unit(self._train.inputs[start : start + self._batch])
-
-
-def to_unit(inputs: np.ndarray) -> jax.Array:
-    """Returns inputs in [0, 1] as float32; bytes stand for value / 255."""
-    values = jnp.asarray(inputs, jnp.float32)
-    return values / 255 if inputs.dtype == np.uint8 else values
-
-
-def _view(model: nnx.Module, source: str) -> nnx.Module:
-    return nnx.view(model, use_running_average=True, test_statistics=source)
-
-
-RULES: Mapping[str, Callable[[Sources], nnx.Module]] = {
-    RUNNING: lambda sources: in_evaluation(sources.model, "running"),
-    BATCH: lambda sources: in_evaluation(sources.model, "batch"),
-    "shrunk": lambda sources: in_evaluation(sources.model, "shrunk"),
-    "calibrated": lambda sources: _view(sources.calibrated, "calibrated"),
-    "calibrated_streams": lambda sources: _view(sources.calibrated, "calibrated_streams"),
-}
-"""Name -> the network ready for evaluation.  ``N/(N+n)`` is made by ``mixed``, for any n."""
+RULES: tuple[Statistics, ...] = (RUNNING, BATCH, "shrunk", "calibrated", "calibrated_streams")
+"""Sources of statistics.  ``N/(N+n)`` is made by ``mixed``, for any n."""
 
 
 def mixed_name(n: int) -> str:
@@ -117,14 +80,16 @@ def _apply_mixed(
     return model(x)
 
 
-def logits_fn(sources: Sources, rule: str, batch_size: int) -> jax.tree_util.Partial:
+def logits_fn(calibrating: Calibrating, rule: str, batch_size: int) -> jax.tree_util.Partial:
     """Returns a network under a rule, as a pure function of one batch of inputs.
 
     Args:
-      sources: of the network.
+      calibrating: the network, calibrated where the rule needs it.
       rule: one of ``RULES``, or ``mixed_name(n)``.
       batch_size: examples per batch.
     """
-    if rule in RULES:
-        return as_logits_fn(RULES[rule](sources))
-    return mixed(sources.model, batch_size, int(rule.removeprefix("N/(N+").removesuffix(")")))
+    for source in RULES:
+        if source == rule:
+            return as_logits_fn(in_evaluation(calibrating.model(source), source))
+    n = int(rule.removeprefix("N/(N+").removesuffix(")"))
+    return mixed(calibrating.model(BATCH), batch_size, n)

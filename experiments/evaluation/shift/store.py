@@ -30,25 +30,31 @@ _ROOMS = ("data", "models", "tasks", "evaluation")
 
 
 def identity(
-    model: nnx.Module, train: Examples, test: Examples, order: np.ndarray, plan: Plan
+    model: nnx.Module,
+    parts: tuple[Examples, Examples],
+    calibration_examples: int,
+    order: np.ndarray,
+    plan: Plan,
 ) -> dict[str, Any]:
     """Returns all that results depend on besides condition and cell, as JSON gives it back.
 
     Args:
       model: the trained network.
-      train: the examples that rules are calibrated on.
-      test: the examples that are measured.
+      parts: the training part, from which calibration examples are drawn, and the examples that
+        are measured.
+      calibration_examples: at most so many.
       order: those of sorted batches.
       plan: its seed counts.
     """
     data = hashlib.sha256(np.ascontiguousarray(order).data)
-    for part in (train, test):
+    for part in parts:
         data.update(np.ascontiguousarray(part.inputs).data)
         data.update(np.ascontiguousarray(part.targets).data)
     own = Path(__file__).parents[2]
     return {
         "weights": weights_digest(model),
         "data": data.hexdigest(),
+        "calibration_examples": calibration_examples,
         "seed": plan.seed,
         # Reports and commands are left out: they change nothing about what was measured.
         "code": code_digest(Path(steinnorm.__file__).parent, *(own / room for room in _ROOMS)),

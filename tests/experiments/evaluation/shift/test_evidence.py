@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.configs.schema import EvaluationConfig
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.shift import evidence
-from experiments.evaluation.shift.rules import RULES, Sources, logits_fn, mixed_name
+from experiments.evaluation.shift.rules import RULES, logits_fn, mixed_name
 from experiments.tasks import Binary, Classification, Segmentation
 from steinnorm.nnx import SteinBatchNorm, convert, revert
 from tests.experiments.evaluation.test_measure import Tiny, _examples
@@ -28,10 +30,14 @@ def _trained(model, x):
     return model
 
 
+def _network(model):
+    return Calibrating(model, _examples(120), EvaluationConfig(batch_size=40))
+
+
 @pytest.fixture(scope="module")
 def sources():
     examples = _examples(24)
-    return Sources(_trained(Tiny(3), examples.inputs), _examples(120), 40)
+    return _network(_trained(Tiny(3), examples.inputs))
 
 
 @pytest.mark.parametrize("rule", [*RULES, mixed_name(4)])
@@ -51,7 +57,7 @@ def test_mixed_statistics_against_float64(n, batch_size):
     before = random.normal(1.0, 2.0, (32, 5, 5, 3)).astype(np.float32)
     model = _trained(Alone(3), before)
     x = random.normal(3.0, 0.5, (batch_size, 5, 5, 3)).astype(np.float32)
-    found = logits_fn(Sources(model, _examples()), mixed_name(n), batch_size)(jnp.asarray(x))
+    found = logits_fn(_network(model), mixed_name(n), batch_size)(jnp.asarray(x))
     share = batch_size / (batch_size + n)
     wide = x.astype(np.float64)
     mean = share * wide.mean((0, 1, 2)) + (1 - share) * np.float64(model.norm.mean[...])
@@ -64,7 +70,7 @@ def test_mixed_statistics_against_float64(n, batch_size):
 def test_mixing_goes_from_batch_to_running(sources):
     x = jnp.asarray(_examples(8).inputs)
     # The mixture is of plain statistics, whatever shrinkage a network was trained with.
-    sources = Sources(convert(revert(sources.model), "none"), _examples())
+    sources = _network(convert(revert(sources.model("batch")), "none"))
     for n, rule in ((0, "batch"), (10**9, "running")):
         np.testing.assert_allclose(
             logits_fn(sources, mixed_name(n), 8)(x), logits_fn(sources, rule, 8)(x), atol=1e-5
@@ -86,7 +92,7 @@ def test_what_is_kept_gives_the_score_of_the_task(task):
     maps = isinstance(task, Segmentation)
     examples = _examples(16, 2 if isinstance(task, Binary) else 3, maps=maps)
     model = _trained(Tiny(task.outputs, per_pixel=maps), examples.inputs)
-    answers = logits_fn(Sources(model, examples), "running", 8)
+    answers = logits_fn(_network(model), "running", 8)
     kept = evidence.measure(answers, examples.inputs, examples.targets, 8, task)
     outputs = answers(jnp.asarray(examples.inputs))
     summary = {k: np.asarray(v) for k, v in task.summary(outputs, examples.targets).items()}

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 from experiments.configs.data import CityscapesData
+from experiments.configs.schema import EvaluationConfig
 from experiments.data import split
 from experiments.data.cityscapes import in_file_order
 from experiments.errors import ConfigError
+from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.shift import network as shift
 from experiments.evaluation.shift.network import Network, choose, measure_all, steps
 from experiments.evaluation.shift.plan import CLEAN, Cell, Condition, Plan, all_fitting, by_class
-from experiments.evaluation.shift.rules import Sources, mixed_name
+from experiments.evaluation.shift.rules import mixed_name
 from experiments.evaluation.shift.store import Store, identity
 from experiments.tasks import Classification
 from tests.experiments.evaluation.shift.test_evidence import Tiny, _trained
@@ -31,9 +33,12 @@ def _network(folder, model=None, plan=PLAN):
     examples = _examples(plan.test_examples)
     model = model or _trained(Tiny(3), examples.inputs)
     order, sizes = by_class(examples.targets, plan.batch_sizes)
-    about = identity(model, examples, examples, order, plan)
-    sources = Sources(model, _examples(120), 40)
-    return Network("tiny", sources, Classification(3), examples, order, sizes, Store(folder, about))
+    train = _examples(120)
+    about = identity(model, (train, examples), 120, order, plan)
+    calibrating = Calibrating(model, train, EvaluationConfig(batch_size=40))
+    return Network(
+        "tiny", calibrating, Classification(3), examples, order, sizes, Store(folder, about)
+    )
 
 
 def _all(network):
