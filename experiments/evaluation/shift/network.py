@@ -1,6 +1,7 @@
 """Measures trained networks condition after condition; chooses n of ``N/(N+n)`` on some of them."""
 
 import dataclasses
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from experiments.evaluation.shift.plan import CLEAN, Cell, Condition, Plan
 from experiments.evaluation.shift.rules import logits_fn, mixed_name
 from experiments.evaluation.shift.store import Results, Store
 from experiments.tasks import Task
+
+_SAVE_EVERY = 30.0  # seconds of work that a kill loses at most, besides the cell it interrupts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +53,17 @@ class Network:
           watcher: is told which cell begins, and when it is done.
         """
         results = self.store.load(condition)
-        for cell in cells:
-            watcher.begins(f"{self.label}, {_words(condition)}, {cell.rule}")
-            results[cell] = self._cell(cell, inputs)
-            watcher.advanced()
-        self.store.save(condition, results)
+        saved = time.monotonic()
+        try:
+            for cell in cells:
+                watcher.begins(f"{self.label}, {_words(condition)}, {cell.rule}")
+                results[cell] = self._cell(cell, inputs)
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    self.store.save(condition, results)
+                    saved = time.monotonic()
+                watcher.advanced()
+        finally:
+            self.store.save(condition, results)
 
     def _cell(self, cell: Cell, inputs: np.ndarray) -> np.ndarray:
         targets, size = self.test.targets, cell.batch_size
