@@ -105,7 +105,7 @@ def totals_of(
         axis_index_groups=axis_index_groups if mapped else None,
         use_fast_variance=use_fast_variance,
         noise=True,
-        examples=True,
+        examples=False,
         dtype=None,
         reference=reference,
         epsilon=epsilon,

@@ -326,7 +326,12 @@ def test_transforms_agree(key):
         ((), {"shrinkage": "stain"}, ValueError, "got 'stain'"),
         ((), {"momentum": 1.5}, ValueError, r"momentum must be in \[0, 1\].*got 1.5"),
         ((), {"epsilon": -1.0}, ValueError, "epsilon must be finite and at least 0; got -1.0"),
-        ((), {"test_statistics": "test"}, ValueError, "running, batch, shrunk; got 'test'"),
+        (
+            (),
+            {"test_statistics": "test"},
+            ValueError,
+            "shrunk, calibrated, calibrated_streams; got 'test'",
+        ),
         ((), {"use_running_average": True}, ValueError, "running must be given"),
         ((), {"shrinkage": "toward_running"}, ValueError, "running must be given"),
         ((jnp.ones(4),), {}, ValueError, r"scale must have the shape .*\(5,\); got \(4,\)"),

@@ -74,7 +74,7 @@ def test_help_of_a_config_has_types_and_ranges(capsys):
         "keeps for validation; must be in [0, 1) (default: 0.2)",
         "--model.stem-strides INT INT|null ",
         "--train.adversary JSON|null ",
-        "--evaluation.statistics {running,batch,shrunk,calibrated,calibrated_streams,none} ... ",
+        "--evaluation.statistics {running,batch,shrunk,calibrated,calibrated_streams, none} ... ",
     ):
         assert expected in text, expected
 
