@@ -21,7 +21,7 @@ _LOOKS = (
     ("#0072B2", "P"),
 )
 _HEIGHT = 3.6  # inches of a row of panels
-_DODGE = 0.08  # between rules at one batch size, where batch sizes are 1 apart
+_DODGE = 0.06  # between rules at one batch size, where batch sizes are 1 apart
 
 
 def draw(parts: Sequence[tuple[str, Scores, Scores | None]], score: str) -> bytes:
@@ -95,7 +95,8 @@ def _legend(figure: Figure, axis: Axes, scores: Scores) -> None:
         handles,
         labels,
         loc="outside upper center",
-        ncols=min(4, len(labels)),
+        ncols=len(labels),
+        columnspacing=1.2,
         frameon=False,
         title=f"rule; bars: 95 % intervals over {scores.examples} test examples "
         "(differences of rules are paired and surer)",
