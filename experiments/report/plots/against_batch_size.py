@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.evaluation.shift.rules import RUNNING
 from experiments.report.plots import style
 from experiments.report.shift.scores import Scores, estimate
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; each rule has a marker besides.
 _LOOKS = (
-    ("#000000", "_"),
+    ("#000000", ""),
     ("#777777", "s"),
     ("#56B4E9", "D"),
     ("#CC79A7", "v"),
@@ -26,6 +27,9 @@ _DODGE = 0.06  # between rules at one batch size, where batch sizes are 1 apart
 
 def draw(parts: Sequence[tuple[str, Scores, Scores | None]], score: str) -> bytes:
     """Draws mean scores over conditions: on the left mixed batches, on the right sorted ones.
+
+    Bars are not those of the scores, which all rules share for the most part, but of the paired
+    differences to running: where a bar does not reach that line, the rule differs from it.
 
     Args:
       parts: name, scores in mixed batches and in sorted ones; a row each.
@@ -67,13 +71,19 @@ def _panel(axis: Axes, scores: Scores, score: str) -> None:
     middle = (len(scores.rules) - 1) / 2
     for i, rule in enumerate(scores.rules):
         colour, marker = _LOOKS[i % len(_LOOKS)]
-        found = [estimate(100 * scores.mean(rule, size)) for size in scores.batch_sizes]
-        heights = np.array([e.value for e in found])
-        bars = np.array([[e.value - e.low for e in found], [e.high - e.value for e in found]])
+        heights = np.array([100 * scores.mean(rule, size)[0] for size in scores.batch_sizes])
+        if rule == RUNNING:
+            axis.plot(places, heights, label=rule, color=colour, linewidth=1.4)
+            continue
+        found = [
+            estimate(100 * (scores.mean(rule, size) - scores.mean(RUNNING, size)))
+            for size in scores.batch_sizes
+        ]
+        bars = [[e.value - e.low for e in found], [e.high - e.value for e in found]]
         axis.errorbar(
             places + _DODGE * (i - middle),
             heights,
-            yerr=bars,
+            yerr=np.array(bars),
             label=rule,
             color=colour,
             marker=marker,
@@ -98,6 +108,6 @@ def _legend(figure: Figure, axis: Axes, scores: Scores) -> None:
         ncols=len(labels),
         columnspacing=1.2,
         frameon=False,
-        title=f"rule; bars: 95 % intervals over {scores.examples} test examples "
-        "(differences of rules are paired and surer)",
+        title="bars: 95 % intervals of the paired difference to running "
+        f"({scores.examples} test examples in mixed batches)",
     )
