@@ -250,6 +250,50 @@ def report(workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Pat
     command.run(workdirs, out)
 
 
+def shift(  # noqa: PLR0917
+    workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    out: Path,
+    data_dir: Path | None = None,
+    data_name: str = "",
+    test_examples: int = 1024,
+    seed: int = 0,
+    smoke: bool = False,
+    weights: str = "best",
+    cache_dir: Path | None = None,
+) -> None:
+    """Measure trained networks on corrupted test data, in batches of 1 to 64 and in sorted ones.
+
+    Compares where the norms may take their statistics from: stored, the test batch's, and what lies
+    between. Run the same command again to go on with a measurement that was stopped.
+
+    Args:
+      workdirs: Work folders of trainings, with any norm but group.
+      out: Folder for the results.
+      data_dir: Folder of the data set; that of each training by default.
+      data_name: Name of the data set in the report, as "CIFAR-10 (JPEG copy)"; the config's by
+        default.
+      test_examples: At most so many of the first test examples; batches of the largest size that
+        they fill.
+      seed: Seed of the corruptions and of the bootstrap.
+      smoke: Few examples, corruptions and batch sizes, to see that all parts run.
+      weights: best (by validation) or last.
+      cache_dir: Folder for decoded data; the user's cache by default.
+    """
+    from experiments.commands import shift as command  # noqa: PLC0415
+
+    request = command.Request(
+        out=out,
+        data_dir=data_dir,
+        data_name=data_name,
+        test_examples=test_examples,
+        seed=seed,
+        smoke=smoke,
+        weights=weights,
+        cache_dir=cache_dir or user_cache(),
+    )
+    command.run(workdirs, request)
+
+
 def list_configs() -> None:
     """List the configurations and presets with data set, size and expected time."""
     from experiments.configs import presets  # noqa: PLC0415
@@ -300,6 +344,7 @@ def _parsed(arguments: list[str]) -> Callable[[], Any]:
         "evaluate": evaluate,
         "report": report,
         "risk": risk,
+        "shift": shift,
         "list": list_configs,
     }
     if arguments[:1] != ["train"]:

@@ -302,3 +302,14 @@ def _train_ids() -> np.ndarray:
     for train_id, label_id in enumerate(CLASSES.values()):
         table[label_id] = train_id
     return table
+
+
+def in_file_order(config: CityscapesData, test_frames: int) -> np.ndarray:
+    """Returns the positions of the test frames in the order of their files, (test_frames,).
+
+    Args:
+      config: with which they were loaded.
+      test_frames: how many there are.
+    """
+    stream = 2 if config.validation == "folder" else 1  # the test is the last part that is split
+    return np.argsort(split.shuffled_order(test_frames, config.split_seed, stream))

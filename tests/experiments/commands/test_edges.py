@@ -150,7 +150,13 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys, failure
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        ([], ["demo, train, evaluate, report, risk, list", "see python -m experiments --help"]),
+        (
+            [],
+            [
+                "demo, train, evaluate, report, risk, shift, list",
+                "see python -m experiments --help",
+            ],
+        ),
         (["trian"], ["Unrecognized options: trian", "demo, train, evaluate"]),
         (["train"], ["CONFIG", "--workdir", "see python -m experiments train --help"]),
         (["train", "digits"], ["--workdir", "see python -m experiments train --help"]),

@@ -13,7 +13,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.attack_batch import DEPENDENT
 from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.identity import identity_of, is_of
-from experiments.evaluation.measure import Plan
+from experiments.evaluation.plan import Plan
 from experiments.models.norms import in_evaluation
 from steinnorm.nnx import CalibrationStat, SteinBatchNorm
 

@@ -1,0 +1,1 @@
+"""Reports how rules for a norm's statistics do on shifted test data."""
