@@ -22,11 +22,12 @@ from experiments.data.batches import check_fills
 from experiments.errors import ConfigError
 from experiments.evaluation.measure import clean_scores
 from experiments.models.build import build
-from experiments.models.norms import NORMS, sources
+from experiments.models.norms import NORMS, shrinkage, sources
 from experiments.tasks import Task
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.folder import RunFolder, RunSettings
 from experiments.training.loop import Loop, Trained, Validation
+from experiments.training.shrinkage_notes import ShrinkageNotes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,10 @@ def run(
         folder.begin(anew=not checkpoints.steps)
         began = time.perf_counter()
         batch_size = config.train.batch_size
-        with TrainingDisplay(folder, display, batch_size, task.score, events) as observer:
+        notes = ShrinkageNotes(shrinkage(norm))
+        with TrainingDisplay(
+            folder, display, batch_size, task.score, events=events, notes=notes
+        ) as observer:
             loop = Loop(
                 task=task,
                 config=config.train,

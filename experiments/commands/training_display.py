@@ -15,6 +15,7 @@ from experiments.errors import ConfigError
 from experiments.results import LoggedStep
 from experiments.training.folder import RunFolder
 from experiments.training.loop import Observer
+from experiments.training.shrinkage_notes import ShrinkageNotes
 
 
 class Events(Protocol):
@@ -84,6 +85,7 @@ class TrainingDisplay(Observer):
       batch_size: over all devices, for the rate.
       score: name of the score to show.
       events: for TensorBoard, or None.
+      notes: what there is to say of the shrinkage.
     """
 
     def __init__(
@@ -92,8 +94,11 @@ class TrainingDisplay(Observer):
         display: Display,
         batch_size: int,
         score: str,
+        *,
         events: Events | None = None,
+        notes: ShrinkageNotes | None = None,
     ):
+        self._notes = notes or ShrinkageNotes(None)
         self._folder, self._display, self._events = folder, display, events
         self._batch_size, self._score = batch_size, score
         self._validation = ""
@@ -145,7 +150,12 @@ class TrainingDisplay(Observer):
             if seconds > 0:
                 line["examples_per_second"] = round(steps * self._batch_size / seconds, 1)
         self._logged = now, row.step
+        if self._notes.target:
+            line["target"] = self._notes.target
         self._folder.log(line)
+        for told in self._notes.look(row):
+            self._folder.log({"kind": "note", "step": row.step, "note": told})
+            self._display.say(told)
         if self._events:
             for name in ("loss", "accuracy", "learning_rate", "epoch"):
                 self._events.add_scalar(f"train/{name}", line[name], row.step)

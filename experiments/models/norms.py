@@ -11,6 +11,7 @@ from flax import nnx
 
 from experiments.configs.schema import Statistics
 from steinnorm.nnx import SteinBatchNorm, convert, revert
+from steinnorm.shrinkage import Shrinkage, resolve
 
 
 class NormFactory(Protocol):
@@ -60,6 +61,11 @@ def _group(num_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
     # Four groups where the channels allow it: at these widths Flax's 32 would be one per channel.
     groups = math.gcd(num_features, 4)
     return nnx.GroupNorm(num_features, num_groups=groups, dtype=dtype, rngs=rngs)
+
+
+def shrinkage(name: str) -> Shrinkage | None:
+    """Returns the shrinkage of the norm of that name; None for ``group``, which has none."""
+    return None if name == "group" else resolve(_SHRINKAGES[name])
 
 
 def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]:

@@ -18,8 +18,10 @@ from experiments.commands.training_display import (
 )
 from experiments.configs.overrides import resolve
 from experiments.errors import ConfigError
+from experiments.models.norms import shrinkage
 from experiments.results import LoggedStep
 from experiments.training.folder import RunFolder, RunSettings
+from experiments.training.shrinkage_notes import ShrinkageNotes
 
 NAN = float("nan")
 
@@ -309,3 +311,18 @@ def test_the_bar_ends_with_the_last_validation(folder, clock):
         watch.validated(1, {"accuracy": 0.75})
         watch._display.progress.refresh()
     assert "validation accuracy 0.750" in _shown(console)
+
+
+def test_what_the_shrinkage_does_is_logged_and_said_once(folder):
+    console = _console()
+    notes = ShrinkageNotes(shrinkage("stein"))
+    low = {"norm": {"mean_factor": 0.01, "variance_factor": 0.75}}
+    with _watched(folder, console, batch_size=16, score="auc", notes=notes) as watch:
+        for step in range(5, 45, 5):  # of ten an epoch
+            watch.logged(_row(step, factors=low))
+    (line,) = _shown(console).splitlines()
+    assert line.startswith("stein: 1 of 1 layers have stopped centring their input")
+    lines = _lines(folder)
+    assert {row["target"] for row in lines if row["kind"] == "train"} == {"zero"}
+    (note,) = (row for row in lines if row["kind"] == "note")
+    assert (note["step"], note["note"]) == (10, line)
