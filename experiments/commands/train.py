@@ -5,6 +5,7 @@ import functools
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -121,12 +122,10 @@ def run(
         with TrainingDisplay(
             folder, display, batch_size, task.score, events=events, notes=notes
         ) as observer:
-            loop = Loop(
-                task=task,
-                config=config.train,
-                seed=seed,
-                statistics=_statistics(norm),
-                validate=_validation(settings, dataset, task),
+            loop = _loop(
+                settings,
+                dataset,
+                task,
                 checkpoints=checkpoints,
                 checkpoint_every=checkpoint_every,
                 checkpoint_at_epochs=checkpoint_at_epochs,
@@ -142,6 +141,18 @@ def run(
         for line in _ends(trained, places.workdir, task.score, seconds):
             display.say(line)
     return trained
+
+
+def _loop(settings: RunSettings, dataset: data.Dataset, task: Task, **more: Any) -> Loop:
+    """Returns the training of these settings; ``more`` are its fields that change no result."""
+    return Loop(
+        task=task,
+        config=settings.config.train,
+        seed=settings.seed,
+        statistics=_statistics(settings.norm),
+        validate=_validation(settings, dataset, task),
+        **more,
+    )
 
 
 def _statistics(norm: str) -> Statistics:
