@@ -4,6 +4,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.data import devices
+
 _SETTINGS = {
     # Smaller programs are compiled faster than they are read.
     "jax_persistent_cache_min_compile_time_secs": 0.05,
@@ -27,3 +29,19 @@ def _compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def several_devices():
+    """For tests of evaluations whose batches lie on all four devices."""
+
+
+@pytest.fixture(autouse=True)
+def _one_device_evaluates(request, monkeypatch):
+    """Evaluations run on one device in all other tests: programs for four take longer to compile.
+
+    tests/experiments/evaluation/test_measure.py took 37 s of processor time with four, 30 s so.
+    """
+    if "several_devices" not in request.fixturenames:
+        only = devices.own_mesh(1)
+        monkeypatch.setattr(devices, "own_mesh", lambda count: only)

@@ -39,6 +39,8 @@ def _measured(out):
     }
 
 
+# What goes on where is fast: tests/experiments/evaluation/shift/test_network.py.
+@pytest.mark.slow
 def test_a_smoke_run_killed_and_gone_on(trained, env, tmp_path):
     arguments = ["shift", trained / "S0", trained / "S1", "--smoke"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -259,6 +259,7 @@ def test_an_evaluation_fails_loudly_where_an_attack_leaves_its_ball(tiny, monkey
         evaluate(tiny, Classification(3), _examples(), _plan(attacks=(FGSM,)), run=RUN)
 
 
+@pytest.mark.usefixtures("several_devices")
 @pytest.mark.parametrize("statistics", ["running", "batch"])
 def test_several_devices_measure_what_one_measures(statistics, tiny, monkeypatch):
     """The last batch of six examples lies on three devices, those before it on four."""
