@@ -101,3 +101,12 @@ def _programs_do_not_pile_up():
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # where it is not glibc
             ctypes.CDLL(None).malloc_trim(0)  # gives back what was freed
+
+
+# Modules whose tests start processes of their own and take longest.
+_LONGEST = {"test_distributed", "test_killed", "test_documents", "test_many_devices", "test_demo"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the longest tests first: at the end one worker would wait for the other's."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
