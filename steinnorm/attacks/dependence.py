@@ -58,11 +58,30 @@ class Dependence(NamedTuple):
     gradient_shares: tuple[float, ...]
 
     @property
+    def largest(self) -> float:
+        """The largest change of a logit or share of a gradient; NaN if any is."""
+        changes = (self.alone, self.shuffled, self.companions)
+        return float(np.max([*(change.logit for change in changes), *self.gradient_shares]))
+
+    @property
     def found(self) -> bool:
         """Whether the logits depend on the batch: any change or share is larger than rounding."""
-        changes = (self.alone, self.shuffled, self.companions)
-        magnitudes = [*(change.logit for change in changes), *self.gradient_shares]
-        return not all(value <= ROUNDING for value in magnitudes)  # NaN counts as dependence
+        return not self.largest <= ROUNDING  # NaN counts as dependence
+
+    def __str__(self) -> str:
+        """Returns the verdict with its number, and where predictions changed."""
+        if not self.found:
+            return (
+                f"independent of the batch: changes of {self.largest:.2g} at most, of which "
+                f"rounding explains {ROUNDING:g}; {self.images} images"
+            )
+        ways = {"alone": self.alone, "in another order": self.shuffled}
+        ways["with other companions"] = self.companions
+        changed = ", ".join(f"{change.images} {way}" for way, change in ways.items())
+        return (
+            f"DEPENDS ON THE BATCH: a largest change of {self.largest:.2g}, of which rounding "
+            f"explains {ROUNDING:g}; predictions changed, of {self.images} images: {changed}"
+        )
 
 
 def batch_dependence(
@@ -93,8 +112,8 @@ def batch_dependence(
       >>> import jax, jax.numpy as jnp
       >>> from steinnorm.attacks import batch_dependence
       >>> x = jnp.array([[0.9, 0.1], [0.2, 0.4], [0.5, 0.6]])
-      >>> batch_dependence(lambda x: 4 * x, x, key=jax.random.key(0)).found
-      False
+      >>> print(batch_dependence(lambda x: 4 * x, x, key=jax.random.key(0)))
+      independent of the batch: changes of 0 at most, of which rounding explains 0.01; 3 images
       >>> centred = lambda x: x - x.mean(axis=0, keepdims=True)
       >>> batch_dependence(centred, x, key=jax.random.key(0)).found
       True

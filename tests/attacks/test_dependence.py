@@ -54,6 +54,25 @@ def test_numbers_are_those_of_numpy():
     assert report.found
 
 
+def test_the_verdict_has_a_number_and_what_changed():
+    report = batch_dependence(of(0.5)[0], draws(6, 2, 2, 1), key=KEY)
+    changes = (report.alone, report.shuffled, report.companions)
+    numbers = [*(change.logit for change in changes), *report.gradient_shares]
+    assert report.largest == max(numbers)
+    said = str(report)
+    assert said.startswith(f"DEPENDS ON THE BATCH: a largest change of {report.largest:.2g}, ")
+    assert said.endswith(
+        f"of 6 images: {report.alone.images} alone, 0 in another order, "
+        f"{report.companions.images} with other companions"
+    )
+    assert str(batch_dependence(of(0.0)[0], draws(6, 2, 2, 1), key=KEY)).startswith(
+        "independent of the batch: changes of "
+    )
+    broken = report._replace(alone=report.alone._replace(logit=np.nan))
+    assert np.isnan(broken.largest)
+    assert broken.found
+
+
 def test_the_same_batch_again_finds_nothing_and_ours_does():
     x = draws(6, 2, 2, 1)
     runs = [np.asarray(predict(companions, x)) for _ in range(5)]
