@@ -46,6 +46,7 @@ def numbers(pattern, text):
 def test_every_example_is_short_listed_and_run():
     page = (ROOT / "examples" / "README.md").read_text()
     tests = (ROOT / "tests" / "test_examples.py").read_text()
+    assert EXAMPLES
     for path in EXAMPLES:
         assert len(path.read_text().splitlines()) <= 80
         assert f"`python examples/{path.name}`" in page
@@ -57,17 +58,17 @@ def test_linen_training():
     losses = numbers(rf"^epoch \d: loss of the last batch {NUMBER}$", out)
     assert losses[-1] < losses[0] / 2
     # A network whose statistics are not recorded has nearly the same accuracy (94.7).
-    (means,) = re.findall(rf"^running means of the first norm: {NUMBER} to {NUMBER}$", out, re.M)
+    (means,) = re.findall(rf"^running means of the layer: {NUMBER} to {NUMBER}$", out, re.M)
     assert float(means[0]) < -0.05 < 0.05 < float(means[1])
     (accuracy,) = numbers(rf"^test accuracy: {PERCENT} of 360 images$", out)
-    assert accuracy > 90  # of ten classes; measured: 96.1
+    assert accuracy > 90  # of ten classes; measured: 96.7
 
 
 def test_nnx_convert():
     out = printed_by("nnx_convert")
     assert "converted: SteinBatchNorm in place of BatchNorm\n" in out
     (accuracy,) = numbers(rf"^test accuracy: {PERCENT} of 360 images$", out)
-    assert accuracy > 90  # measured: 95.0
+    assert accuracy > 90  # measured: 95.3
     # The logits of a network that was not loaded differ by 14.
     differences = numbers(rf"^loaded into \w+: logits differ by at most {NUMBER}$", out)
     assert len(differences) == 2
