@@ -4,6 +4,7 @@ Here are the pure functions. The layers are in :mod:`steinnorm.linen` and :mod:`
 attacks in :mod:`steinnorm.attacks`, PyTorch's weights in :mod:`steinnorm.torch_weights`.
 """
 
+from importlib import metadata as _metadata
 from typing import TYPE_CHECKING
 
 from steinnorm import shrinkage as shrinkage
@@ -35,7 +36,19 @@ from steinnorm.statistics import BatchStatistics as BatchStatistics
 from steinnorm.statistics import Moments as Moments
 from steinnorm.statistics import batch_statistics as batch_statistics
 
-__version__ = "0.1.0"
+
+def _version() -> str:
+    """Returns the version that pyproject.toml gave the installed package.
+
+    A folder that is only on the path has no version; "0+unknown" sorts below every release.
+    """
+    try:
+        return _metadata.version("steinnorm")
+    except _metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+__version__ = _version()
 
 # Where people look for these names first is here. Importing them would load Flax or the attacks
 # for everyone, and the layers are there twice; so the names only say where they are.

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pathlib
 import re
+import tomllib
+from importlib import metadata
 
 import pytest
 
@@ -16,7 +18,9 @@ ROOT = pathlib.Path(steinnorm.__file__).parents[1]
 LIBRARY = sorted((ROOT / "steinnorm").glob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 PYTHON = sorted(
-    p for d in ("steinnorm", "experiments", "tests", "benchmarks") for p in (ROOT / d).rglob("*.py")
+    p
+    for d in ("steinnorm", "experiments", "tests", "benchmarks", "examples")
+    for p in (ROOT / d).rglob("*.py")
 )
 MODULES = [f"steinnorm.{p.stem}" for p in LIBRARY if p.stem != "__init__"]
 
@@ -230,14 +234,25 @@ def test_docstring_examples_run(name):
 
 
 def test_version_is_said_once_more_only_in_the_changelog():
-    version = steinnorm.__version__
-    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert steinnorm.__version__ == version, "pyproject.toml changed: pip install -e . again"
     assert f"[{version}]" in (ROOT / "CHANGELOG.md").read_text()
+    for path in [*LIBRARY, ROOT / "README.md", ROOT / "CITATION.cff"]:
+        assert version not in path.read_text(), f"{relative(path)} says the version again"
+
+
+def test_a_package_that_is_not_installed_has_a_version_below_all(monkeypatch):
+    def not_installed(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", not_installed)
+    assert steinnorm._version() == "0+unknown"
 
 
 def test_no_machine_paths():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home|tmp)/|\.\./shared")
-    documents = [ROOT / "README.md", ROOT / "experiments" / "README.md", *ROOT.glob("docs/**/*.md")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "CITATION.cff"]
+    documents += [ROOT / folder / "README.md" for folder in ("experiments", "examples")]
     for path in [*PYTHON, *documents, ROOT / "Makefile", ROOT / "pyproject.toml"]:
         if path.name != "test_architecture.py":
             assert not pattern.search(path.read_text()), relative(path)

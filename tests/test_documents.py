@@ -14,11 +14,16 @@ import pytest
 from tests.test_architecture import ROOT, relative
 
 PAGES = sorted(
-    [ROOT / "README.md", ROOT / "experiments" / "README.md", *(ROOT / "docs").rglob("*.md")]
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+        *(ROOT / folder / "README.md" for folder in ("experiments", "examples")),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
 )
 EXAMPLES = ["docs/attacks.md", "docs/calibrate.md", "docs/estimators.md", "docs/layer.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+NAMED_FILE = re.compile(r"\b(?:tests|steinnorm|experiments|benchmarks|examples)/[\w/]+\.py\b")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 # Runs every program in a namespace of its own; prints what each has printed, as JSON.
@@ -116,7 +121,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_files_and_modules_that_are_named_exist(page):
     text = page.read_text()
-    for path in re.findall(r"\b(?:tests|steinnorm|experiments|benchmarks)/[\w/]+\.py\b", text):
+    for path in NAMED_FILE.findall(text):
         assert (ROOT / path).exists(), path
     for module in re.findall(r"python -m ((?:benchmarks|experiments)[\w.]*\w)", text):
         path = ROOT / module.replace(".", "/")
