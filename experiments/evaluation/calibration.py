@@ -50,12 +50,13 @@ class Calibrating:
             return self._model
         if self._calibrated is None:
             try:
-                self._calibrated = calibrate(self._model, self._batches(), call=_call)
+                self._calibrated = calibrate(self._model, self.batches(), call=_call)
             except ValueError as error:
                 raise ConfigError(f"the model cannot be calibrated: {error}") from error
         return self._calibrated
 
-    def _batches(self) -> Iterator[jax.Array]:
+    def batches(self) -> Iterator[jax.Array]:
+        """Yields the inputs that it is calibrated on, as they are in the files."""
         chosen = np.arange(len(self._train))
         if self._config.calibration_examples < len(chosen):
             # A data set may be sorted by class.

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.data.corruptions import SEVERITIES, fitting
 from experiments.errors import ConfigError
-from experiments.evaluation.shift.rules import BATCH, MIXED, RULES, RUNNING, mixed_name
+from experiments.evaluation.shift.rules import BATCH, FIXED, MIXED, RULES, mixed_name
 
 TUNE = (
     "gaussian_noise",
@@ -92,7 +92,7 @@ class Plan:
     @property
     def rules(self) -> list[str]:
         """The rules whose answers depend on the batch, with ``N/(N+n)`` for any n."""
-        return [BATCH, MIXED, *(name for name in RULES if name not in (RUNNING, BATCH))]
+        return [BATCH, MIXED, *(name for name in RULES if name not in (*FIXED, BATCH))]
 
     def for_examples(self, test: int) -> "Plan":
         """Returns the plan for a test part of so many examples, all of whose batches are full.
@@ -122,7 +122,7 @@ class Plan:
           sorted_sizes: sizes of sorted batches.
         """
         names = [mixed_name(n) if rule == MIXED else rule for rule in self.rules]
-        yield Cell(RUNNING, 0)
+        yield from (Cell(rule, 0) for rule in FIXED)
         yield from (Cell(name, size) for name in names for size in self.batch_sizes)
         if self.has_sorted(condition):
             yield from (Cell(name, size, True) for name in names for size in sorted_sizes)

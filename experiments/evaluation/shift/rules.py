@@ -11,18 +11,23 @@ from flax import nnx
 from experiments.configs.schema import Statistics
 from experiments.evaluation.attack_batch import as_logits_fn
 from experiments.evaluation.calibration import Calibrating
+from experiments.evaluation.shift.recalibrated import recalibrated
 from experiments.models.norms import in_evaluation
 from steinnorm import Shrinkage
 from steinnorm.nnx import SteinBatchNorm
 from steinnorm.statistics import BatchStatistics, Moments
 
 RUNNING: Final = "running"
+RECALIBRATED: Final = "recalibrated"
 BATCH: Final = "batch"
 MIXED = "N/(N+n)"
 
 
 RULES: tuple[Statistics, ...] = (RUNNING, BATCH, "shrunk", "calibrated", "calibrated_streams")
 """Sources of statistics.  ``N/(N+n)`` is made by ``mixed``, for any n."""
+
+FIXED = (RUNNING, RECALIBRATED)
+"""Rules whose answers do not depend on the batch."""
 
 
 def mixed_name(n: int) -> str:
@@ -80,14 +85,22 @@ def _apply_mixed(
     return model(x)
 
 
+@functools.lru_cache(maxsize=8)  # of networks that are measured side by side
+def _recalibrated(calibrating: Calibrating) -> nnx.Module:
+    return recalibrated(calibrating.model(RUNNING), calibrating.batches())
+
+
 def logits_fn(calibrating: Calibrating, rule: str, batch_size: int) -> jax.tree_util.Partial:
     """Returns a network under a rule, as a pure function of one batch of inputs.
 
     Args:
       calibrating: the network, calibrated where the rule needs it.
-      rule: one of ``RULES``, or ``mixed_name(n)``.
+      rule: one of ``RULES`` or ``FIXED``, or ``mixed_name(n)``.
       batch_size: examples per batch.
     """
+    if rule == RECALIBRATED:
+        model = _recalibrated(calibrating)
+        return as_logits_fn(in_evaluation(model, RUNNING))
     for source in RULES:
         if source == rule:
             return as_logits_fn(in_evaluation(calibrating.model(source), source))

@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.evaluation.shift.rules import RUNNING
+from experiments.evaluation.shift.rules import FIXED, RUNNING
 from experiments.report.plots import style
 from experiments.report.shift.scores import Scores, estimate
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; each rule has a marker besides.
 _LOOKS = (
     ("#000000", ""),
+    ("#E69F00", ""),
     ("#777777", "s"),
     ("#56B4E9", "D"),
     ("#CC79A7", "v"),
@@ -72,8 +73,9 @@ def _panel(axis: Axes, scores: Scores, score: str) -> None:
     for i, rule in enumerate(scores.rules):
         colour, marker = _LOOKS[i % len(_LOOKS)]
         heights = np.array([100 * scores.mean(rule, size)[0] for size in scores.batch_sizes])
-        if rule == RUNNING:
-            axis.plot(places, heights, label=rule, color=colour, linewidth=1.4)
+        if rule in FIXED:
+            dashes = "-" if rule == RUNNING else "--"
+            axis.plot(places, heights, dashes, label=rule, color=colour, linewidth=1.4)
             continue
         found = [
             estimate(100 * (scores.mean(rule, size) - scores.mean(RUNNING, size)))

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.data.corruptions import CORRUPTIONS
 from experiments.evaluation.shift.plan import TUNE, Plan
-from experiments.evaluation.shift.rules import BATCH, MIXED, RUNNING
+from experiments.evaluation.shift.rules import BATCH, MIXED, RECALIBRATED, RUNNING
 from experiments.report.shift import tables
 from experiments.report.shift.scores import (
     RESAMPLES,
@@ -19,6 +19,8 @@ from experiments.report.shift.scores import (
 
 _EXPLAINED = {
     RUNNING: "the statistics stored in training; does not depend on the batch",
+    RECALIBRATED: "those of un-augmented training examples, taken again after the training "
+    "(PreciseBN, Wu & Johnson 2021, arXiv 2105.07576); does not depend on the batch",
     BATCH: "those of the test batch, by the norm's own shrinkage where it has one",
     MIXED: "N/(N+n) of the test batch's and n/(N+n) of the running ones, N examples per batch "
     "(Schneider et al. 2020, arXiv 2006.16971), with the best n of a list",

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.evaluation.shift import evidence
 from experiments.evaluation.shift.network import Network
 from experiments.evaluation.shift.plan import TUNE, Cell, Condition, Plan
-from experiments.evaluation.shift.rules import BATCH, MIXED, RUNNING, mixed_name
+from experiments.evaluation.shift.rules import BATCH, FIXED, MIXED, RUNNING, mixed_name
 from experiments.evaluation.shift.store import Results
 
 RESAMPLES = 1000
@@ -125,17 +125,19 @@ def _scores(
     generator = np.random.default_rng((plan.seed, count))
     drawn = generator.multinomial(count, np.full(count, 1 / count), RESAMPLES)
     weights = np.concatenate([np.ones((1, count)), drawn])
-    rules = [RUNNING, *plan.rules]
+    rules = [*FIXED, *plan.rules]
     values = {}
     for condition, results in found.items():
-        running = results[Cell(RUNNING, 0)]
-        same = evidence.scores(running if order is None else running[order], weights)
+        fixed = {}
+        for rule in FIXED:
+            kept = results[Cell(rule, 0)]
+            fixed[rule] = evidence.scores(kept if order is None else kept[order], weights)
         for rule in rules:
             name = mixed_name(n) if rule == MIXED else rule
             for size in batch_sizes:
                 cell = Cell(name, size, order is not None)
                 values[condition, rule, size] = (
-                    same if rule == RUNNING else evidence.scores(results[cell], weights)
+                    fixed[rule] if rule in fixed else evidence.scores(results[cell], weights)
                 )
     return Scores(rules, list(batch_sizes), list(found), values, count)
 

@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments.configs.data import CityscapesData
 from experiments.configs.schema import EvaluationConfig
@@ -14,9 +17,11 @@ from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.shift import network as shift
 from experiments.evaluation.shift.network import Network, choose, measure_all, steps
 from experiments.evaluation.shift.plan import CLEAN, Cell, Condition, Plan, all_fitting, by_class
+from experiments.evaluation.shift.recalibrated import recalibrated
 from experiments.evaluation.shift.rules import mixed_name
 from experiments.evaluation.shift.store import Store, identity
 from experiments.tasks import Classification
+from steinnorm.nnx import convert, revert
 from tests.experiments.evaluation.shift.test_evidence import Tiny, _trained
 from tests.experiments.evaluation.test_measure import Counted, _examples
 
@@ -136,3 +141,18 @@ def test_plans_fit_the_test_part():
     assert len(plan.conditions) == 1 + 3 * 13
     with pytest.raises(ConfigError, match="1 test examples are too few; at least 2 are needed"):
         plan.for_examples(1)
+
+
+def test_recalibration_gives_the_statistics_of_all_examples():
+    """Of the first norm layer, whose inputs do not depend on statistics, in unequal batches."""
+    inputs = 3 * _examples(50).inputs + 1
+    # Without shrinkage: a norm with one records what it normalised with.
+    model = convert(revert(_trained(Tiny(3), _examples().inputs)), "none")
+    before = jax.tree.map(np.array, nnx.state(model))
+    found = recalibrated(model, [jnp.asarray(inputs[:32]), jnp.asarray(inputs[32:])])
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, nnx.state(model)))
+    values = np.asarray(model.first(jnp.asarray(inputs.reshape(50, -1))), np.float64)
+    np.testing.assert_allclose(found.norm.mean[...], values.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.norm.var[...], values.var(axis=0), rtol=1e-4)
+    assert found.norm.momentum == model.norm.momentum
+    assert not np.allclose(found.norm.mean[...], model.norm.mean[...])
