@@ -80,7 +80,7 @@ def run(
             f"examples in batches of {evaluation.batch_size}"
         )
         plans = plans_for(evaluation, settings.norm, request)
-        calibrating = Calibrating(model, dataset.train, evaluation)
+        calibrating = Calibrating(model, dataset.train, evaluation, shared=True)
         if any(plan.statistics in CALIBRATED for plan in plans):
             display.say(str(calibrating))
         run = Run(config.name, settings.norm, settings.seed, dataset.class_names)

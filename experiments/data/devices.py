@@ -182,6 +182,15 @@ def exchange(content: bytes) -> list[bytes]:
     return [row[:n].tobytes() for row, n in zip(gathered, lengths, strict=True)]
 
 
+def of_first(tree: Any) -> Any:
+    """Returns the arrays of the first process in every process; all of them must call it."""
+    if jax.process_count() == 1:
+        return tree
+    of_first = multihost_utils.broadcast_one_to_all(tree)
+    # Bound to no device, as what each process computes by itself: see ``training.weights``.
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), of_first)
+
+
 def wait_for_all(where: str) -> None:
     """Returns once every process has come here; ``where`` names the place."""
     if jax.process_count() > 1:
