@@ -110,9 +110,14 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written; older ones are untouched.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        writing = self._writing
+        if writing is None:
+            return
+        try:
             writing.result()
+        finally:
+            if writing.done():  # else a second Ctrl-C: its failure is still to be told
+                self._writing = None
 
     def _write(self, flat: dict[str, Any], progress: Progress) -> None:
         record = progress._asdict()

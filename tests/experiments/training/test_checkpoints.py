@@ -4,10 +4,12 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -393,3 +395,23 @@ def test_a_save_that_failed_beside_the_training_is_raised_by_the_next(tmp_path, 
     checkpoints.save(_arrays(2), Progress(2))
     assert checkpoints.steps == [2]
     checkpoints.close()
+
+
+def test_a_failure_is_told_though_waiting_for_it_was_interrupted(tmp_path, monkeypatch):
+    """By a second Ctrl-C, while the checkpoint that the first one asked for is written."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    goes_on = threading.Event()
+
+    def save(*_, **__):
+        goes_on.wait()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    _save(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+    goes_on.set()
+    with pytest.raises(CheckpointError, match="no space left"):
+        checkpoints.close()
