@@ -189,9 +189,3 @@ def of_first(tree: Any) -> Any:
     of_first = multihost_utils.broadcast_one_to_all(tree)
     # Bound to no device, as what each process computes by itself: see ``training.weights``.
     return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), of_first)
-
-
-def wait_for_all(where: str) -> None:
-    """Returns once every process has come here; ``where`` names the place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
