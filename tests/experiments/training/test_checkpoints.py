@@ -415,3 +415,20 @@ def test_a_failure_is_told_though_waiting_for_it_was_interrupted(tmp_path, monke
     goes_on.set()
     with pytest.raises(CheckpointError, match="no space left"):
         checkpoints.close()
+
+
+def test_weights_are_read_while_the_next_are_written(tmp_path):
+    """An evaluation beside a running training; what that is writing stays."""
+    folder = tmp_path / "checkpoints"
+    training = Checkpoints(folder)
+    _save(training, 1)
+    training.wait()
+    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    for read_only in (True, False):
+        reading = Checkpoints(folder, read_only=read_only)
+        assert reading.best_step() == 1
+        _assert_same(reading.load(_arrays(0), 1)[0], _arrays(1))
+        reading.close()
+        # A training, which has the folder for itself, removes what a kill left.
+        assert (folder / "2.orbax-checkpoint-tmp").exists() == read_only
+    training.close()
