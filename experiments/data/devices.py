@@ -23,6 +23,9 @@ from experiments.errors import ConfigError
 
 AXIS = "data"
 
+_MOST_APART = 60
+"""Seconds between the ends of two processes; after these a failure of one ends the others."""
+
 
 def join(
     coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
@@ -39,7 +42,9 @@ def join(
       ConfigError: they cannot be joined; the message is JAX's own.
     """
     try:
-        jax.distributed.initialize(coordinator, processes, process_id)
+        jax.distributed.initialize(
+            coordinator, processes, process_id, shutdown_timeout_seconds=_MOST_APART
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot join the other processes: {error}\n"
