@@ -98,7 +98,10 @@ def mesh(batch_size: int) -> Mesh:
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     size = _most(batch_size // processes, min(map(len, by_process.values())))
-    return Mesh(np.asarray([d for own in by_process.values() for d in own[:size]]), (AXIS,))
+    # In the order of the processes, as their rows of a batch are: JAX lists devices as they are
+    # connected.
+    chosen = [device for number in sorted(by_process) for device in by_process[number][:size]]
+    return Mesh(np.asarray(chosen), (AXIS,))
 
 
 def idle(devices: Mesh) -> str:
