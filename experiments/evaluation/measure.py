@@ -59,7 +59,7 @@ def measure(
 
     Raises:
       ConfigError: an attack that does not exist for this task, or processes that do not share the
-        work folder.
+        work folder or do not measure the same.
       LeftThreatError: an attack left its ball or box.
     """
     for attack in plan.attacks:
