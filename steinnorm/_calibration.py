@@ -251,8 +251,9 @@ def _calibration(totals: Totals, like: Any) -> Calibration:
     of_squares = np.maximum(t.ww - 2 * variance * t.nw + variance**2 * t.nn, 0)
 
     def placed(a: Any) -> jax.Array:
-        a = a.astype(dtype)
-        return jax.device_put(a, like.sharding) if isinstance(like, jax.Array) else jnp.asarray(a)
+        # Bound to devices only where the layer is: what is bound to one cannot meet inputs on many.
+        bound = isinstance(like, jax.Array) and like.committed
+        return jax.device_put(a.astype(dtype), like.sharding if bound else None)
 
     return Calibration(
         mean=placed(t.reference),

@@ -379,6 +379,15 @@ class TestDevices:
         inside = stein_nnx.calibrate(layer, batches(sizes=(80, 40)), call=call)
         assert_calibration(of_layer(inside), reference.calibration(X))
 
+    def test_a_layer_that_is_bound_to_no_device_stays_so(self, mesh):
+        """Calibrated on one device, it answers for inputs that lie on several."""
+        layer = stein_nnx.calibrate(norm(), [jnp.asarray(X)])
+        test = nnx.view(layer, use_running_average=True, test_statistics="calibrated")
+        x = jax.device_put(X[:40], NamedSharding(mesh, P("devices")))
+        together = nnx.jit(lambda m, x: m(x))(test, x)
+        assert len(together.devices()) == 4
+        np.testing.assert_allclose(together, test(jnp.asarray(X[:40])), rtol=1e-5, atol=1e-5)
+
     def test_they_stay_where_the_running_statistics_are(self, mesh):
         layer, sharding = norm(), NamedSharding(mesh, P("devices"))
         layer.mean[...] = jax.device_put(layer.mean[...], sharding)

@@ -5,6 +5,8 @@ import os
 import platform
 from pathlib import Path
 
+import filelock
+
 _MOST_BYTES = 4 * 2**30  # of compiled programs; the oldest go
 
 
@@ -20,13 +22,34 @@ def keep_compiled_programs() -> None:
     To be called before JAX is imported.  In a folder for each kind of processor, because a program
     for a CPU runs on CPUs with the same features only.
     """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # with our limit, JAX would delete programs from the user's own folder
     folder = user_cache() / "compiled" / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:  # a home that cannot be written
         return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    _remove_unfinished(folder)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_BYTES))
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes programs that a killed command had begun to write.
+
+    JAX writes a program in place, then the file with the time of its last use.  One without the
+    other would keep JAX from writing any program to the folder, with a warning for each of them.
+    """
+    try:
+        # JAX holds this lock while it writes, so what is there now was written to its end or never
+        # will be.
+        with filelock.FileLock(folder / ".lockfile", timeout=1):
+            for program in folder.glob("*-cache"):
+                used = program.with_name(program.name.removesuffix("-cache") + "-atime")
+                if not used.exists():
+                    program.unlink(missing_ok=True)
+    except (filelock.Timeout, OSError, NotImplementedError):
+        return  # in use, or on a file system that has no locks
 
 
 def _processor() -> str:

@@ -24,7 +24,7 @@ from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
 from experiments.evaluation.plan import Run, Watcher
-from experiments.evaluation.run_checks import Checker
+from experiments.evaluation.run_checks import CheckedModel, Checker
 from experiments.models.norms import in_evaluation
 from experiments.results import Check, Row
 from experiments.tasks import Task
@@ -80,7 +80,7 @@ def run(
             f"examples in batches of {evaluation.batch_size}"
         )
         plans = plans_for(evaluation, settings.norm, request)
-        calibrating = Calibrating(model, dataset.train, evaluation)
+        calibrating = Calibrating(model, dataset.train, evaluation, shared=True)
         if any(plan.statistics in CALIBRATED for plan in plans):
             display.say(str(calibrating))
         run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
@@ -94,8 +94,7 @@ def run(
                 known = calibrating.model(plan.statistics)
                 measure(known, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
             pairs = itertools.product(checked_sources, checkers)
-            _check(calibrating, pairs, run, workdir, watcher)
-        devices.wait_for_all("results of all processes")
+            run_checks.gather(workdir, _check(calibrating, pairs, run, workdir, watcher))
         identity = identity_of(model, dataset.test, evaluation.batch_size)
         rows, checks = _collected(workdir, task, identity)
         if devices.is_first():
@@ -133,15 +132,18 @@ def _check(
     run: Run,
     workdir: Path,
     watcher: Watcher,
-) -> None:
-    """Makes the checks; several processes share them, and each writes its own."""
+) -> list[CheckedModel]:
+    """Makes the checks; several processes share them, and each writes and returns its own."""
     mine, processes = devices.process()
+    found = []
     for number, (source, checker) in enumerate(pairs):
         if number % processes == mine:
-            checker.check(calibrating.model(source), source, run, workdir, watcher)
+            model = calibrating.model(source)
+            found.append(checker.check(model, source, run, workdir, watcher))
         else:
             for _ in range(checker.steps):
                 watcher.advanced()
+    return found
 
 
 def _collected(

@@ -14,6 +14,7 @@ from experiments import data, tasks
 from experiments.commands.console import Bar, Display, make_folder
 from experiments.commands.training_display import shown_reading
 from experiments.configs.data import CityscapesData
+from experiments.data import devices
 from experiments.data.cityscapes import in_file_order
 from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
@@ -170,7 +171,9 @@ def _load(
         order, sizes = places[places < len(test)], [s for s in plan.batch_sizes if s > 1]
     else:
         order, sizes = by_class(test.targets, plan.batch_sizes)
-    about = identity(model, (dataset.train, test), most, order, plan)
+    precision = config.train.matmul_precision
+    with devices.products(precision):
+        about = identity(model, (dataset.train, test), most, order, plan)
     store = Store(request.out / "measured" / file_name(label), about)
     display.say(
         f"{label}: {config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}, "
@@ -181,7 +184,7 @@ def _load(
         f"{request.weights} weights, of step {progress.step}; {len(dataset.train)} training "
         f"examples, {min(most, len(dataset.train))} of them for calibration"
     )
-    network = Network(label, calibrating, task, test, order, sizes, store)
+    network = Network(label, calibrating, task, test, order, sizes, store, precision)
     return _Loaded(network, settings, plan, words)
 
 

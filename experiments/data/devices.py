@@ -23,6 +23,9 @@ from experiments.errors import ConfigError
 
 AXIS = "data"
 
+_MOST_APART = 60
+"""Seconds between the ends of two processes; after these a failure of one ends the others."""
+
 
 def join(
     coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
@@ -39,7 +42,9 @@ def join(
       ConfigError: they cannot be joined; the message is JAX's own.
     """
     try:
-        jax.distributed.initialize(coordinator, processes, process_id)
+        jax.distributed.initialize(
+            coordinator, processes, process_id, shutdown_timeout_seconds=_MOST_APART
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"cannot join the other processes: {error}\n"
@@ -93,7 +98,10 @@ def mesh(batch_size: int) -> Mesh:
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     size = _most(batch_size // processes, min(map(len, by_process.values())))
-    return Mesh(np.asarray([d for own in by_process.values() for d in own[:size]]), (AXIS,))
+    # In the order of the processes, as their rows of a batch are: JAX lists devices as they are
+    # connected.
+    chosen = [device for number in sorted(by_process) for device in by_process[number][:size]]
+    return Mesh(np.asarray(chosen), (AXIS,))
 
 
 def idle(devices: Mesh) -> str:
@@ -182,7 +190,10 @@ def exchange(content: bytes) -> list[bytes]:
     return [row[:n].tobytes() for row, n in zip(gathered, lengths, strict=True)]
 
 
-def wait_for_all(where: str) -> None:
-    """Returns once every process has come here; ``where`` names the place."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+def of_first(tree: Any) -> Any:
+    """Returns the arrays of the first process in every process; all of them must call it."""
+    if jax.process_count() == 1:
+        return tree
+    of_first = multihost_utils.broadcast_one_to_all(tree)
+    # Bound to no device, as what each process computes by itself: see ``training.weights``.
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), of_first)

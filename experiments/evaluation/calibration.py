@@ -9,10 +9,11 @@ import numpy as np
 from flax import nnx
 
 from experiments.configs.schema import EvaluationConfig, Statistics
+from experiments.data import devices
 from experiments.data.examples import Examples, as_inputs
 from experiments.errors import ConfigError
 from steinnorm.functional import CALIBRATED
-from steinnorm.nnx import calibrate
+from steinnorm.nnx import CalibrationStat, calibrate
 
 
 class Calibrating:
@@ -26,10 +27,20 @@ class Calibrating:
       train: the training part.
       config: says how many of it, at most, and how many at a time. Where there are more, they are
         drawn, the same for every model.
+      shared: whether every process asks for the calibrated model, and gets the first one's: their
+        own may differ by rounding, since accelerators choose algorithms by time.
     """
 
-    def __init__(self, model: nnx.Module, train: Examples, config: EvaluationConfig):
+    def __init__(
+        self,
+        model: nnx.Module,
+        train: Examples,
+        config: EvaluationConfig,
+        *,
+        shared: bool = False,
+    ):
         self._model, self._train, self._config = model, train, config
+        self._shared = shared
         self._calibrated: nnx.Module | None = None
 
     def __str__(self) -> str:
@@ -50,9 +61,12 @@ class Calibrating:
             return self._model
         if self._calibrated is None:
             try:
-                self._calibrated = calibrate(self._model, self.batches(), call=_call)
+                calibrated = calibrate(self._model, self.batches(), call=_call)
             except ValueError as error:
                 raise ConfigError(f"the model cannot be calibrated: {error}") from error
+            if self._shared:
+                nnx.update(calibrated, devices.of_first(nnx.state(calibrated, CalibrationStat)))
+            self._calibrated = calibrated
         return self._calibrated
 
     def batches(self) -> Iterator[jax.Array]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def measure(
 
     Raises:
       ConfigError: an attack that does not exist for this task, or processes that do not share the
-        work folder.
+        work folder or do not measure the same.
       LeftThreatError: an attack left its ball or box.
     """
     for attack in plan.attacks:
@@ -151,7 +152,7 @@ class _Measuring:
             results = None
         self.watcher.begins(f"{key.statistics}, {key.attack} {key.epsilon:.3g}")
         done = 0 if results is None else results.batches
-        self._check_agreement(done)
+        self._check_agreement(done, about)
         for _ in range(done):
             self.watcher.advanced()
         mine, processes = devices.process()
@@ -170,9 +171,24 @@ class _Measuring:
         assert len(results) == self.plan.measured(len(self.examples))
         return results
 
-    def _check_agreement(self, done: int) -> None:
-        """Checks that all processes found the same results, and waits until all have looked."""
-        counts = [int(content) for content in devices.exchange(str(done).encode())]
+    def _check_agreement(self, done: int, about: dict[str, Any]) -> None:
+        """Checks that all processes measure the same, and found the same results of it.
+
+        Returns once all have looked.
+        """
+        content = json.dumps([about, done]).encode()
+        found = [json.loads(each) for each in devices.exchange(content)]
+        first = found[0][0]
+        for each, _ in found:
+            parts = {**each, **each["identity"]}
+            others = {**first, **first["identity"]}
+            different = [n for n in parts if n != "identity" and parts[n] != others.get(n)]
+            if different:
+                raise ConfigError(
+                    f"the processes differ in {', '.join(different)}: all of them must run the "
+                    "same command with the same code, data and versions"
+                )
+        counts = [count for _, count in found]
         if len(set(counts)) > 1:
             raise ConfigError(
                 f"the processes find {counts} finished batches in {self.workdir}: all of them must "

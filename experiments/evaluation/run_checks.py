@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,7 +102,7 @@ class Checker:
         }
         path = None
         if workdir:
-            path = workdir / "evaluation" / f"checks-{source}-{self.config.norm}.json"
+            path = _path(workdir, source, self.config.norm)
             found = _load(path)
             if found is not None and found.identity == identity:
                 for _ in range(self.steps):
@@ -178,6 +178,26 @@ class Checker:
         ]
 
 
+def gather(workdir: Path, found: Sequence[CheckedModel]) -> None:
+    """Has the first process write what the others found; all of them must call it.
+
+    Each has written its own before.  But the first one may not see a new file yet: the folder of a
+    file system that machines share is listed from memory for up to a minute.
+
+    Args:
+      workdir: of the evaluation.
+      found: by this process.
+    """
+    content = json.dumps([dataclasses.asdict(each) for each in found]).encode()
+    others = devices.exchange(content)[1:]
+    if not devices.is_first():
+        return
+    for theirs in others:
+        for each in json.loads(theirs):
+            source, norm = each["checks"][0]["statistics"], each["identity"]["config"]["norm"]
+            write_json(_path(workdir, source, norm), each)
+
+
 def load_all(workdir: Path, identity: dict[str, Any]) -> list[CheckedModel]:
     """Returns all checks of the folder that were made of this model on these examples.
 
@@ -190,6 +210,10 @@ def load_all(workdir: Path, identity: dict[str, Any]) -> list[CheckedModel]:
     ours = [checked for checked in found if is_of(checked.identity, identity)]
     order = get_args(Statistics)
     return sorted(ours, key=lambda c: (order.index(c.checks[0].statistics), c.checks[0].name))
+
+
+def _path(workdir: Path, source: str, norm: str) -> Path:
+    return workdir / "evaluation" / f"checks-{source}-{norm}.json"
 
 
 def _load(path: Path) -> CheckedModel | None:

@@ -83,7 +83,8 @@ class Window:
 def convolve(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
     """Convolves in the dtype of ``x``; the gradient of the kernel is summed in float32.
 
-    Forward mode works as well; derivatives of a higher order do not.
+    Forward mode works as well; derivatives of a higher order do not, nor does ``jax.vmap`` of the
+    kernel's gradient.
 
     Args:
       x: (B, ..., I).

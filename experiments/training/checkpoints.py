@@ -54,12 +54,13 @@ class Checkpoints:
 
     Args:
       folder: made where there is none.
+      read_only: leave the folder as it is: a training may be writing to it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, read_only: bool = False):
         # Orbax reports every save at this level; problems come as exceptions and warnings.
         absl_logging.set_verbosity(absl_logging.ERROR)
-        self._folder = folder.absolute()
+        self._folder, self._read_only = folder.absolute(), read_only
         self.kept_step: int | None = None  # the best: it stays, however old
         self._manager = self._open()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -71,8 +72,9 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(_KEPT), _Best(self)]
             ),
-            # What a killed process left half written.
-            cleanup_tmp_directories=True,
+            # What a killed process left half written, or another command is writing now.
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
             # What is written beside the training is hashed there as well, by a thread of ours.
             enable_async_checkpointing=False,
         )
@@ -110,9 +112,14 @@ class Checkpoints:
         Raises:
           CheckpointError: it could not be written; older ones are untouched.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        writing = self._writing
+        if writing is None:
+            return
+        try:
             writing.result()
+        finally:
+            if writing.done():  # else a second Ctrl-C: its failure is still to be told
+                self._writing = None
 
     def _write(self, flat: dict[str, Any], progress: Progress) -> None:
         record = progress._asdict()

@@ -47,7 +47,7 @@ def load_weights(
     graphdef, params, rest = split_model(model)
     state = TrainState(params, rest, optimiser(config.train, 1).init(params))
     folder = workdir / "checkpoints"
-    checkpoints = Checkpoints(folder) if folder.is_dir() else None
+    checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
     if checkpoints is None or not checkpoints.steps:
         raise ConfigError(f"{workdir} holds no checkpoint yet; run its training first")
     step = checkpoints.best_step() if weights == "best" else checkpoints.steps[-1]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from experiments.data import devices
 from experiments.data.corruptions import corrupt_all
 from experiments.data.examples import Examples
 from experiments.evaluation.calibration import Calibrating
@@ -31,6 +32,7 @@ class Network:
       order: positions of the examples of sorted batches, in their order.
       sorted_sizes: sizes of sorted batches; may be empty.
       store: its results.
+      precision: of float32 products on accelerators, as in its training.
     """
 
     label: str
@@ -40,6 +42,7 @@ class Network:
     order: np.ndarray
     sorted_sizes: Sequence[int]
     store: Store
+    precision: str = "highest"
 
     def measure(
         self, condition: Condition, cells: Iterable[Cell], inputs: np.ndarray, watcher: Watcher
@@ -57,7 +60,8 @@ class Network:
         try:
             for cell in cells:
                 watcher.begins(f"{self.label}, {_words(condition)}, {cell.rule}")
-                results[cell] = self._cell(cell, inputs)
+                with devices.products(self.precision):
+                    results[cell] = self._cell(cell, inputs)
                 if time.monotonic() - saved > _SAVE_EVERY:
                     self.store.save(condition, results)
                     saved = time.monotonic()

@@ -38,6 +38,8 @@ def identity(
 ) -> dict[str, Any]:
     """Returns all that results depend on besides condition and cell, as JSON gives it back.
 
+    To be called where ``devices.products`` says how the network computes.
+
     Args:
       model: the trained network.
       parts: the training part, from which calibration examples are drawn, and the examples that
@@ -56,6 +58,8 @@ def identity(
         "data": data.hexdigest(),
         "calibration_examples": calibration_examples,
         "seed": plan.seed,
+        "platform": jax.default_backend(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,  # type: ignore[attr-defined]
         # Reports and commands are left out: they change nothing about what was measured.
         "code": code_digest(Path(steinnorm.__file__).parent, *(own / room for room in _ROOMS)),
         "versions": [module.__version__ for module in (steinnorm, jax, flax)],

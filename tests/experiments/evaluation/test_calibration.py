@@ -1,11 +1,14 @@
 """Calibrated statistics in the evaluation: what they are calibrated on, and whose results count."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from experiments.configs.schema import EvaluationConfig
 from experiments.data.examples import Examples
@@ -54,6 +57,18 @@ def test_a_drawn_part_of_a_large_one(model):
     assert np.all(np.abs(found - inputs[:120].mean((0, 1, 2))) > 0.1)
     again = Calibrating(nnx.clone(model), train, CONFIG).model("calibrated").layers[0]
     np.testing.assert_array_equal(again.calibrated_mean[...], found)
+
+
+def test_every_process_has_the_calibration_of_the_first(model, monkeypatch):
+    """The first one's says 7: two accelerators may choose algorithms that round differently."""
+    of_first = functools.partial(jax.tree.map, lambda x: jnp.full_like(x, 7))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", of_first)
+    own = Calibrating(model, examples(120), CONFIG).model("calibrated")
+    shared = Calibrating(model, examples(120), CONFIG, shared=True).model("calibrated")
+    for layer, is_first in ((own.layers[0], False), (shared.layers[0], True)):
+        assert np.all(np.asarray(layer.calibrated_mean[...]) == 7) == is_first
+    assert not nnx.state(model, CalibrationStat)
 
 
 def test_other_sources_are_measured_with_the_model_as_it_is(model):

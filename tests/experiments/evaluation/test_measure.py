@@ -1,6 +1,7 @@
 """The evaluation: every attack on every batch, resumed where it stopped, for every task."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -291,10 +292,32 @@ def test_several_devices_measure_what_one_measures(statistics, tiny, monkeypatch
                 np.testing.assert_allclose(value, others[name], atol=1e-5, err_msg=name)
 
 
+def _other_process(monkeypatch, change):
+    """Makes another process say what this one does, changed."""
+
+    def exchange(content):
+        about, done = json.loads(content)
+        return [content, json.dumps(change(about, done)).encode()]
+
+    monkeypatch.setattr(devices, "exchange", exchange)
+
+
 def test_processes_that_do_not_see_the_same_folder_are_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "exchange", lambda content: [content, b"2"])
+    _other_process(monkeypatch, lambda about, done: [about, done + 2])
     with pytest.raises(ConfigError, match=r"the processes find \[0, 2\] finished batches"):
         evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN, workdir=tmp_path)
+
+
+def test_processes_that_measure_something_else_are_refused(tiny, monkeypatch):
+    """Their batches would be merged, as if they were of one model."""
+
+    def change(about, done):
+        identity = {**about["identity"], "code": "older", "data": "other"}
+        return [{**about, "seed": 4, "identity": identity}, done]
+
+    _other_process(monkeypatch, change)
+    with pytest.raises(ConfigError, match=r"the processes differ in seed, data, code: all of them"):
+        evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN)
 
 
 def test_the_catalogue():

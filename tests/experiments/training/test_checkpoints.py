@@ -4,10 +4,12 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import warnings
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -393,3 +395,40 @@ def test_a_save_that_failed_beside_the_training_is_raised_by_the_next(tmp_path, 
     checkpoints.save(_arrays(2), Progress(2))
     assert checkpoints.steps == [2]
     checkpoints.close()
+
+
+def test_a_failure_is_told_though_waiting_for_it_was_interrupted(tmp_path, monkeypatch):
+    """By a second Ctrl-C, while the checkpoint that the first one asked for is written."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    goes_on = threading.Event()
+
+    def save(*_, **__):
+        goes_on.wait()
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints._manager, "save", save)
+    _save(checkpoints, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", lambda _: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.wait()
+    goes_on.set()
+    with pytest.raises(CheckpointError, match="no space left"):
+        checkpoints.close()
+
+
+def test_weights_are_read_while_the_next_are_written(tmp_path):
+    """An evaluation beside a running training; what that is writing stays."""
+    folder = tmp_path / "checkpoints"
+    training = Checkpoints(folder)
+    _save(training, 1)
+    training.wait()
+    (folder / "2.orbax-checkpoint-tmp").mkdir()
+    for read_only in (True, False):
+        reading = Checkpoints(folder, read_only=read_only)
+        assert reading.best_step() == 1
+        _assert_same(reading.load(_arrays(0), 1)[0], _arrays(1))
+        reading.close()
+        # A training, which has the folder for itself, removes what a kill left.
+        assert (folder / "2.orbax-checkpoint-tmp").exists() == read_only
+    training.close()

@@ -193,9 +193,9 @@ def test_devices_that_cannot_share_a_batch_evenly_stay_idle(batch_size, used):
 
 @pytest.mark.parametrize(("batch_size", "used"), [(64, 16), (24, 12), (8, 8), (20, 4)])
 def test_every_process_uses_as_many_devices(batch_size, used, monkeypatch):
-    """Four processes of four devices each."""
+    """Four processes of four devices each, listed in another order, as those of a pod may be."""
     monkeypatch.setattr(jax, "process_count", lambda: 4)
-    monkeypatch.setattr(jax, "devices", lambda: [_Device(i, i // 4) for i in range(16)])
+    monkeypatch.setattr(jax, "devices", lambda: [_Device(i, i // 4) for i in reversed(range(16))])
     mesh = devices.mesh(batch_size)
     assert mesh.size == used
     of = [device.process_index for device in mesh.devices]

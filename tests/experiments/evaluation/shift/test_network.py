@@ -46,6 +46,30 @@ def _network(folder, model=None, plan=PLAN):
     )
 
 
+@pytest.mark.parametrize("precision", ["highest", "default"])
+def test_products_are_as_precise_as_in_the_training(precision, tmp_path, monkeypatch):
+    """On a CPU that says it is a GPU, and measures nothing."""
+    seen = []
+
+    def measure(answers, inputs, *_):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return np.zeros(len(inputs))
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(shift.evidence, "measure", measure)
+    network = dataclasses.replace(_network(tmp_path), precision=precision)
+    network.measure(CLEAN, [Cell("batch", 8)], network.test.inputs, Counted())
+    assert seen == [precision]
+
+
+def test_results_of_other_products_are_measured_anew():
+    examples = _examples(PLAN.test_examples)
+    order, _ = by_class(examples.targets, PLAN.batch_sizes)
+    known = identity(Tiny(3), (examples, examples), 120, order, PLAN)
+    with jax.default_matmul_precision("highest"):
+        assert identity(Tiny(3), (examples, examples), 120, order, PLAN) != known
+
+
 def _all(network):
     return {condition: network.store.load(condition) for condition in PLAN.conditions}
 
