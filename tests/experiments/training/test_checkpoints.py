@@ -4,7 +4,6 @@ import gc
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -406,10 +405,14 @@ def test_a_failure_is_told_though_waiting_for_it_was_interrupted(tmp_path, monke
         goes_on.wait()
         raise OSError("no space left")
 
+    def interrupted(_):
+        # Not by a signal: the processes of pytest-xdist ignore SIGINT.
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(checkpoints._manager, "save", save)
     _save(checkpoints, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(Future, "result", lambda _: signal.raise_signal(signal.SIGINT))
+        patch.setattr(Future, "result", interrupted)
         with pytest.raises(KeyboardInterrupt):
             checkpoints.wait()
     goes_on.set()
