@@ -406,7 +406,7 @@ def test_a_failure_is_told_though_waiting_for_it_was_interrupted(tmp_path, monke
         raise OSError("no space left")
 
     def interrupted(_):
-        # Not by a signal: the processes of pytest-xdist ignore SIGINT.
+        # Not by a signal: a job in the background of a shell ignores SIGINT.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints._manager, "save", save)
