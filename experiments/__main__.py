@@ -30,15 +30,15 @@ def demo(
 
     Args:
         workdir: Folder for the results; finished runs in it are reused.
-        norms: Norms to compare; all of them if none is named.
+        norms: Norms to compare; all but those for small batches if none is named.
         seeds: Number of seeds.
         smoke: Tiny network and few images, to see that all parts run.
     """
     # Imported here, so that --help answers at once.
     from experiments.commands import demo as command  # noqa: PLC0415
-    from experiments.models.norms import NORMS  # noqa: PLC0415
+    from experiments.models.norms import DEMO_NORMS  # noqa: PLC0415
 
-    command.run(workdir, norms=norms or NORMS, seeds=seeds, smoke=smoke)
+    command.run(workdir, norms=norms or DEMO_NORMS, seeds=seeds, smoke=smoke)
 
 
 def risk(out: Path, smoke: bool = False, seed: int = 0, parts: str = "") -> None:
@@ -68,7 +68,8 @@ class TrainOptions:
       workdir: Folder for settings, log and checkpoints.
       data_dir: Folder of the data set (not needed for digits).
       preset: One of the config's presets; the first of them by default.
-      norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running or group.
+      norm: batch, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running, batch_renorm,
+        toward_running_learnt or group.
       seed: Seed of the weights and of the order of the examples.
       epochs: Short for --train.epochs.
       train_examples: Short for --data.train-examples.
