@@ -41,6 +41,68 @@ def demo(
     command.run(workdir, norms=norms or DEMO_NORMS, seeds=seeds, smoke=smoke)
 
 
+def compare(  # noqa: PLR0917
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")],
+    workdir: Path,
+    data_dir: Path | None = None,
+    preset: str | None = None,
+    norms: tuple[str, ...] = (),
+    seeds: int = 3,
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    smoke: bool = False,
+    statistics: str = "",
+    attacks: str = "",
+    epsilon: str = "",
+    test_examples: int | None = None,
+    steps: int | None = None,
+    check_examples: int | None = None,
+    cache_dir: Path | None = None,
+) -> None:
+    """Train, evaluate and report several norms with several seeds.
+
+    Run the same command again to go on with a comparison that was stopped. The runs are work
+    folders, which `evaluate`, `report` and `shift` take too.
+
+    Args:
+        config: digits, cifar10, volumes or cityscapes; `list` describes them.
+        workdir: Folder for the report and, in runs/NORM-SEED, the work folders.
+        data_dir: Folder of the data set (not needed for digits).
+        preset: One of the config's presets; the first of them by default.
+        norms: Norms to compare; all but those for small batches if none is named.
+        seeds: Number of seeds, from 0 up.
+        set: A setting for all norms, as --set train.epochs=10, or for one, whose learning rate may
+            be its own, as --set group:train.learning_rate=0.02 (may be repeated).
+        smoke: Tiny networks and few examples, to see that all parts run.
+        statistics: Sources of the statistics, as in evaluate.
+        attacks: Attacks and noises, as in evaluate; `all` of the config's.
+        epsilon: Their radii instead of their own, as in evaluate.
+        test_examples: Only the first of the test part.
+        steps: Gradient steps of the attacks instead of their own.
+        check_examples: Test examples for the checks of the attacks, as in evaluate.
+        cache_dir: Folder for decoded data; the user's cache by default.
+    """
+    from experiments.commands import compare as command  # noqa: PLC0415
+    from experiments.commands import evaluation_request  # noqa: PLC0415
+    from experiments.models.norms import DEMO_NORMS  # noqa: PLC0415
+
+    request = evaluation_request.Request(
+        statistics=statistics,
+        attacks=attacks,
+        epsilons=epsilon,
+        test_examples=test_examples,
+        steps=steps,
+        check_examples=check_examples,
+    )
+    comparison = command.Comparison(
+        configs=command.configs(config, preset, smoke, norms or DEMO_NORMS, set),
+        seeds=seeds,
+        request=request,
+        data_dir=data_dir,
+        cache_dir=cache_dir or user_cache(),
+    )
+    command.run(workdir, comparison)
+
+
 def risk(out: Path, smoke: bool = False, seed: int = 0, parts: str = "") -> None:
     """Measure the risk of every estimator: exactly, by Monte Carlo, on a network's feature maps.
 
@@ -341,6 +403,7 @@ def _parsed(arguments: list[str]) -> Callable[[], Any]:
     """Returns the command that the arguments ask for, ready to be called."""
     commands: dict[str, Callable[..., Any]] = {
         "demo": demo,
+        "compare": compare,
         "train": train,
         "evaluate": evaluate,
         "report": report,

@@ -48,19 +48,21 @@ class _RemembersMore(nnx.Module):
         norm = self.norm
         if norm.use_running_average:
             return norm(x)
+        scale, bias = (None if p is None else p[...] for p in (norm.scale, norm.bias))
         result = functional.stein_batch_norm(
             x,
-            norm.scale[...],
-            norm.bias[...],
+            scale,
+            bias,
             Moments(norm.mean[...], norm.var[...]),
             shrinkage=self.rule(),
             momentum=norm.momentum,
             epsilon=norm.epsilon,
             dtype=norm.dtype,
         )
-        (norm.mean[...], norm.var[...]), batch = jax.lax.stop_gradient(
-            (result.running, result.batch)
-        )
+        assert result.running is not None
+        assert result.batch is not None
+        running, batch = jax.lax.stop_gradient((result.running, result.batch))
+        norm.mean[...], norm.var[...] = running
         self.remember(batch)
         return result.y
 
@@ -229,6 +231,8 @@ class _WithNoise:
     known: jax.Array
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
+        assert batch.mean_noise is not None
+        assert batch.variance_noise is not None
         assert batch.examples is not None
         examples = jnp.maximum(batch.examples, 1).astype(batch.mean.dtype)
         relative = (self.mean_noise / examples, self.variance_noise / examples)

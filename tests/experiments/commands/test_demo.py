@@ -149,7 +149,8 @@ def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
 @pytest.mark.usefixtures("_checks_are_those_of_the_smoke_run")
 def test_what_other_code_has_trained_is_trained_anew(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
-    (workdir / "runs" / "group-0" / "code.txt").write_text("of another version")
+    note = workdir / "runs" / "group-0" / "comparison.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "code": "of another version"}))
     _again(workdir)
     assert trained == [8, 0]
 
@@ -158,7 +159,7 @@ def test_a_training_that_is_not_the_demos_is_not_touched(tmp_path):
     own = tmp_path / "runs" / "batch-0" / "config.json"
     own.parent.mkdir(parents=True)
     own.write_text("{}")
-    with pytest.raises(ConfigError, match="is not the demo's; choose another --workdir"):
+    with pytest.raises(ConfigError, match="no comparison has made; choose another --workdir"):
         demo.run(tmp_path, norms=["batch"], seeds=1, smoke=True)
     assert own.read_text() == "{}"
 
