@@ -32,7 +32,7 @@ _SHRINKAGES = {
     "lasso": "lasso",
     "toward_running": "toward_running",
 }
-_SMALL_BATCH = ("batch_renorm", "toward_running_learnt")
+_SMALL_BATCH = ("batch_renorm", "learnt_noise")
 NORMS = (*_SHRINKAGES, *_SMALL_BATCH, "group")
 """The names, the reference first and the control without batch statistics last."""
 
@@ -70,7 +70,7 @@ def norm_factory(
         return functools.partial(
             BatchRenorm, total_steps=total_steps, momentum=statistics_momentum, dtype=dtype
         )
-    if name == "toward_running_learnt":
+    if name == "learnt_noise":
         return functools.partial(LearntNoise, momentum=statistics_momentum, dtype=dtype)
     return functools.partial(
         SteinBatchNorm, shrinkage=_SHRINKAGES[name], momentum=statistics_momentum, dtype=dtype

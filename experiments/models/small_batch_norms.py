@@ -187,7 +187,7 @@ class LearntNoise(_RemembersMore):
         weight = self.weight[...]
         known = (self.mean_noise[...] / weight, self.variance_noise[...] / weight, weight > 0)
         return Shrinkage(
-            "toward_running_learnt",
+            "learnt_noise",
             _WithNoise(TowardRunningMean(), *known),
             _WithNoise(TowardRunningVariance(), *known),
             needs_noise=True,

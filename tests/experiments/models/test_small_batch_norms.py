@@ -123,7 +123,7 @@ def test_batches_of_one_teach_no_noise():
     assert float(layer.weight[...]) == 0
 
 
-@pytest.mark.parametrize("name", ["batch_renorm", "toward_running_learnt"])
+@pytest.mark.parametrize("name", ["batch_renorm", "learnt_noise"])
 def test_in_inference_they_are_batch_norm(name):
     model = nnx.Sequential(norm_factory(name, total_steps=10)(5, rngs=nnx.Rngs(0)))
     model(jnp.float32(_batch(0)))
