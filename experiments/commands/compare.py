@@ -182,7 +182,7 @@ class _Made:
 
     def is_finished(self, settings: RunSettings, request: Request) -> bool:
         """Returns whether all that is asked for was measured, of a training with these settings."""
-        if not self.by or self._read()["measured"] != _as_json(request):
+        if not self.by or _as_json(request) not in self._read()["measured"]:
             return False
         return read_settings(self._folder) == settings and (self._folder / "results.json").exists()
 
@@ -190,11 +190,13 @@ class _Made:
         """Notes that this code makes the run, where no other has begun it."""
         if not self.by:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {"code": code_version(), "measured": None})
+            write_json(self._path, {"code": code_version(), "measured": []})
 
     def end(self, request: Request) -> None:
-        """Notes what was measured."""
-        write_json(self._path, {**self._read(), "measured": _as_json(request)})
+        """Notes what was measured; several commands may each measure something else."""
+        found = self._read()
+        if _as_json(request) not in found["measured"]:
+            write_json(self._path, {**found, "measured": [*found["measured"], _as_json(request)]})
 
     def remove(self) -> None:
         """Removes the run."""

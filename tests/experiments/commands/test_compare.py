@@ -106,6 +106,19 @@ def test_other_settings_or_requests_are_not_finished(finished, monkeypatch):
     assert begun == [("group", 2), ("batch", 1)]
 
 
+def test_several_requests_are_finished_each_for_itself(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    more = dataclasses.replace(
+        COMPARISON, request=Request(statistics="running", attacks="gaussian")
+    )
+    _compare(workdir, more)
+    attacks = {row["attack"] for row in json.loads((workdir / "results.json").read_text())}
+    assert attacks == {"clean", "gaussian"}
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: pytest.fail("trained again"))
+    for comparison in (COMPARISON, more):
+        _compare(workdir, comparison)
+
+
 def test_a_damaged_note_says_what_to_do(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "work")
     (workdir / "runs" / "batch-0" / "comparison.json").write_text("{")
