@@ -17,7 +17,7 @@ from experiments.evaluation.identity import code_version
 from experiments.models.norms import NORMS
 from experiments.report import REFERENCE, measure, of_task
 from experiments.results import CLEAN
-from experiments.training.folder import RunSettings, read_settings
+from experiments.training.folder import RunSettings, check_same, read_settings
 from steinnorm.attacks.files import write_json
 
 
@@ -125,11 +125,11 @@ def _folder(workdir: Path, norm: str, seed: int) -> Path:
 def _one(folder: Path, comparison: Comparison, norm: str, seed: int, display: Display) -> None:
     """Trains and evaluates one norm with one seed, unless that is done."""
     config = comparison.configs[norm]
-    settings = RunSettings(config, norm, seed)
     made = _Made(folder)
     if comparison.one_code and made.by not in ("", code_version()):
-        made.remove()
-    if not comparison.one_code and made.is_finished(settings, comparison.request):
+        shutil.rmtree(folder)
+    requests = made.missing(RunSettings(config, norm, seed), comparison)
+    if not requests:
         return
     made.begin()
     train.run(
@@ -144,18 +144,19 @@ def _one(folder: Path, comparison: Comparison, norm: str, seed: int, display: Di
     twin = folder.with_name(f"{REFERENCE}-{seed}")
     has_twin = norm != REFERENCE and (twin / "checkpoints").exists()
     has_twin = has_twin and read_settings(twin).config == config
-    evaluate.run(
-        folder,
-        dataclasses.replace(comparison.request, twin=twin if has_twin else None),
-        data_dir=comparison.data_dir,
-        cache_dir=comparison.cache_dir,
-        display=display,
-    )
-    made.end(comparison.request)
+    for request in requests:
+        evaluate.run(
+            folder,
+            dataclasses.replace(request, twin=twin if has_twin else None),
+            data_dir=comparison.data_dir,
+            cache_dir=comparison.cache_dir,
+            display=display,
+        )
+        made.measured(request)
 
 
 class _Made:
-    """The note in a run's folder of who makes it, and of what was measured in the end.
+    """The note in a run's folder of which code makes it, and of what was measured.
 
     Args:
       folder: of the run.
@@ -180,11 +181,25 @@ class _Made:
             )
         return ""
 
-    def is_finished(self, settings: RunSettings, request: Request) -> bool:
-        """Returns whether all that is asked for was measured, of a training with these settings."""
-        if not self.by or _as_json(request) not in self._read()["measured"]:
-            return False
-        return read_settings(self._folder) == settings and (self._folder / "results.json").exists()
+    def missing(self, settings: RunSettings, comparison: Comparison) -> list[Request]:
+        """Returns what is to be measured: nothing where that is done.
+
+        Where the weights are gone, all is measured anew that once was, so that nothing is lost.
+
+        Raises:
+          ConfigError: the run was made with other settings.
+        """
+        wanted = comparison.request
+        if not self.by or not (self._folder / "results.json").exists():
+            return [wanted]
+        check_same(self._folder, read_settings(self._folder), settings)
+        known = [Request(**fields) for fields in self._read()["measured"]]
+        # What must be of one code goes through `train` and `evaluate`, which know versions too.
+        if wanted in known and not comparison.one_code:
+            return []
+        if (self._folder / "checkpoints").exists():
+            return [wanted]
+        return list(dict.fromkeys([*known, wanted]))
 
     def begin(self) -> None:
         """Notes that this code makes the run, where no other has begun it."""
@@ -192,15 +207,12 @@ class _Made:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {"code": code_version(), "measured": []})
 
-    def end(self, request: Request) -> None:
+    def measured(self, request: Request) -> None:
         """Notes what was measured; several commands may each measure something else."""
         found = self._read()
-        if _as_json(request) not in found["measured"]:
-            write_json(self._path, {**found, "measured": [*found["measured"], _as_json(request)]})
-
-    def remove(self) -> None:
-        """Removes the run."""
-        shutil.rmtree(self._folder)
+        fields = dataclasses.asdict(request)  # without the twin, which goes with the run
+        if fields not in found["measured"]:
+            write_json(self._path, {**found, "measured": [*found["measured"], fields]})
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -210,11 +222,6 @@ class _Made:
             raise ConfigError(
                 f"{self._path} is damaged; remove the folder to make the run anew"
             ) from error
-
-
-def _as_json(request: Request) -> dict[str, Any]:
-    """Returns the request but for the twin, which goes with the run."""
-    return {k: v for k, v in dataclasses.asdict(request).items() if k != "twin"}
 
 
 def _clean_score(folder: Path, task: str) -> str:

@@ -89,21 +89,31 @@ def test_finished_runs_stay_with_other_code_and_without_their_weights(
     assert json.loads((workdir / "results.json").read_text()) == rows
 
 
-def test_other_settings_or_requests_are_not_finished(finished, monkeypatch):
-    begun = []
-
-    def stop(config, places, *, norm, **_):
-        begun.append((norm, config.train.epochs))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare.train, "run", stop)
+def test_a_run_of_other_settings_is_refused_with_and_without_its_weights(finished, tmp_path):
     longer = compare.configs("digits", None, True, ["batch", "group"], ["group:train.epochs=2"])
     longer["batch"] = COMPARISON.configs["batch"]
-    with pytest.raises(KeyboardInterrupt):
-        _compare(finished, dataclasses.replace(COMPARISON, configs=longer))
-    with pytest.raises(KeyboardInterrupt):
-        _compare(finished, dataclasses.replace(COMPARISON, request=Request(statistics="batch")))
-    assert begun == [("group", 2), ("batch", 1)]
+    for workdir, has_weights in ((finished, True), (tmp_path / "work", False)):
+        if not has_weights:
+            ignored = shutil.ignore_patterns("checkpoints", "evaluation")
+            shutil.copytree(finished, workdir, ignore=ignored)
+        before = (workdir / "runs" / "group-0" / "results.json").read_bytes()
+        with pytest.raises(ConfigError, match=r"train\.epochs is 1 there, 2 here"):
+            _compare(workdir, dataclasses.replace(COMPARISON, configs=longer))
+        assert (workdir / "runs" / "group-0" / "results.json").read_bytes() == before
+
+
+def test_more_of_a_run_without_weights_is_measured_with_all_that_was_there(
+    finished, tmp_path, monkeypatch
+):
+    ignored = shutil.ignore_patterns("checkpoints", "evaluation")
+    workdir = shutil.copytree(finished, tmp_path / "work", ignore=ignored)
+    asked = []
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        compare.evaluate, "run", lambda folder, request, **_: asked.append(request.statistics)
+    )
+    _compare(workdir, dataclasses.replace(COMPARISON, request=Request(statistics="batch")))
+    assert asked == ["running", "batch"] * 2
 
 
 def test_several_requests_are_finished_each_for_itself(finished, tmp_path, monkeypatch):
