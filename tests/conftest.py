@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -63,8 +64,12 @@ def mixed_dtypes():
 
 @pytest.fixture
 def x64():
-    with jax.enable_x64(True):
-        yield
+    if hasattr(jax, "enable_x64"):
+        with jax.enable_x64(True):
+            yield
+    else:  # JAX before 0.8
+        with importlib.import_module("jax.experimental").enable_x64(True):
+            yield
 
 
 @pytest.fixture
