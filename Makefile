@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-accelerators clean
+.PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,6 +24,7 @@ comma := ,
 EXPERIMENTS := $(VENV)/.installed-experiments
 TEST := $(VENV)/.installed-experiments+test
 DEV := $(VENV)/.installed-experiments+test+dev
+DOCS := $(VENV)/.installed-docs
 
 demo: $(EXPERIMENTS)  ## Train and attack every norm on real digits; prints a table, writes plots.
 	$(BIN)/python -m experiments demo --workdir $(WORKDIR)
@@ -42,6 +43,10 @@ lint: $(DEV)  ## Style, format and types.
 format: $(DEV)  ## Rewrite files in the project's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(DOCS)  ## The documentation site, in site/; any warning is an error.
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html -c docs -d site/.doctrees . site
+	@echo 'site/index.html'
 
 bench: $(TEST)  ## Time, memory and compile time of SteinBatchNorm against Flax and PyTorch.
 	$(BIN)/python -m benchmarks.step_time
@@ -64,4 +69,4 @@ bench-accelerators: $(ACCELERATORS)/.installed  ## What programs compiled for a 
 	$(ACCELERATORS)/bin/python -m benchmarks.accelerators
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(ACCELERATORS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ACCELERATORS) $(OLDEST)-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What older versions of JAX do otherwise; the oldest that are tested stand in ``pyproject.toml``."""
+"""What older versions of JAX do otherwise; the oldest that is tested is in ``pyproject.toml``."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ def _inline(translator: Any, node: nodes.math) -> None:
 
 
 def _block(translator: Any, node: nodes.math_block) -> None:
-    translator.body.append(f'<div class="math">{tex2mathml(_aligned(node.astext()))}</div>')
+    formula = tex2mathml(_aligned(node.astext()), as_block=True)
+    translator.body.append(f'<div class="math">{formula}</div>')
     raise nodes.SkipNode
 
 
@@ -25,6 +26,8 @@ def _aligned(tex: str) -> str:
 
 def setup(app: sphinx.application.Sphinx) -> dict[str, bool]:
     """Makes this the renderer of formulas in HTML."""
-    app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_block, None))
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(_inline, None), block_renderers=(_block, None)
+    )
     app.config.html_math_renderer = "mathml"
     return {"parallel_read_safe": True, "parallel_write_safe": True}
