@@ -23,10 +23,11 @@ def zeros_like(x: jax.Array) -> jax.Array:
     """Returns zeros of the type of ``x``: before JAX 0.8 ``jnp.zeros_like`` forgot mapped axes."""
     zeros = jnp.zeros_like(x)
     missing = tuple(set(varying_axes(x)) - set(varying_axes(zeros)))
-    return jax.lax.pvary(zeros, missing) if missing else zeros
+    lax: Any = jax.lax  # which has no pvary any more
+    return lax.pvary(zeros, missing) if missing else zeros
 
 
-def reshard(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+def reshard(x: jax.Array, sharding: NamedSharding) -> Any:
     """Does what ``jax.reshard`` does, which lay in two other modules before JAX 0.10."""
     for module in ("jax", "jax.sharding"):
         move = getattr(importlib.import_module(module), "reshard", None)
