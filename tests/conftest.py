@@ -29,6 +29,8 @@ import hypothesis
 import jax
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+    jax.enable_x64 = importlib.import_module("jax.experimental").enable_x64
 # Implicit promotion hides mistakes: ranks are never, dtypes only in tests that mix them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -106,12 +108,8 @@ def mixed_dtypes():
 
 @pytest.fixture
 def x64():
-    if hasattr(jax, "enable_x64"):
-        with jax.enable_x64(True):
-            yield
-    else:  # JAX before 0.8
-        with importlib.import_module("jax.experimental").enable_x64(True):
-            yield
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture
