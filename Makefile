@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench bench-accelerators clean \
+.PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
   results-small-batches results-cifar10 results-hippocampus results-camvid
 
 help:  ## Show the targets.
@@ -25,6 +25,7 @@ comma := ,
 EXPERIMENTS := $(VENV)/.installed-experiments
 TEST := $(VENV)/.installed-experiments+test
 DEV := $(VENV)/.installed-experiments+test+dev
+DOCS := $(VENV)/.installed-docs
 
 demo: $(EXPERIMENTS)  ## Train and attack every norm on real digits; prints a table, writes plots.
 	$(BIN)/python -m experiments demo --workdir $(WORKDIR)
@@ -35,6 +36,25 @@ test: $(TEST)  ## The test suite (two workers; skips are printed with their reas
 test-slow: $(TEST)  ## The tests that take minutes.
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
+# The oldest versions, from pyproject.toml: those of the Linen layer, the functions and the attacks,
+# and those of the NNX layer. Tests of what a version does not have are skipped, with the reason.
+# Left out: tests that need the experiments, compare with peers of today or build the package.
+OLDEST := .venv-oldest
+oldest-pair-linen := jax==0.6.2 jaxlib==0.6.2 flax==0.10.7 rich==13.0.0 matplotlib==3.9.0
+oldest-pair-nnx := jax==0.8.1 jaxlib==0.8.1 flax==0.12.6 rich==13.0.0 matplotlib==3.9.0
+NOT_OLDEST := $(foreach name,test_architecture test_documents test_examples test_install test_site,tests/$(name).py)
+NOT_OLDEST += tests/experiments tests/attacks/test_peers.py tests/attacks/test_inputs.py tests/attacks/test_pgd.py
+
+$(OLDEST)-%/.installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(OLDEST)-$*
+	$(OLDEST)-$*/bin/python -m pip install --quiet --disable-pip-version-check $(oldest-pair-$*) \
+	  pytest pytest-xdist chex hypothesis --editable .
+	@touch $@
+
+test-oldest: $(OLDEST)-linen/.installed $(OLDEST)-nnx/.installed  ## The library's tests on the oldest JAX and Flax.
+	for pair in linen nnx; do $(OLDEST)-$$pair/bin/python -m pytest -n 2 --dist worksteal \
+	  -m 'not slow' $(NOT_OLDEST:%=--ignore=%) || exit 1; done
+
 lint: $(DEV)  ## Style, format and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,6 +63,10 @@ lint: $(DEV)  ## Style, format and types.
 format: $(DEV)  ## Rewrite files in the project's format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(DOCS)  ## The documentation site, in site/; any warning is an error.
+	$(BIN)/sphinx-build -E -W --keep-going -q -b html -c docs -d site/.doctrees . site
+	@echo 'site/index.html'
 
 # Tables that take hours. Each goes on where it was stopped, and finished runs stay: commit what is
 # in RESULTS as it comes (weights and per-example files are ignored there). DATA holds the sets.
@@ -107,4 +131,4 @@ bench-accelerators: $(ACCELERATORS)/.installed  ## What programs compiled for a 
 	$(ACCELERATORS)/bin/python -m benchmarks.accelerators
 
 clean:  ## Remove the virtual environment and the caches.
-	rm -rf $(VENV) $(ACCELERATORS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(ACCELERATORS) $(OLDEST)-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from steinnorm._compat import reshard
+
 A = TypeVar("A", bound=jax.Array | None)
 
 __all__ = [
@@ -49,7 +51,7 @@ def placed_as_features(value: A, x: jax.Array, features: Sequence[int]) -> A:
         return value
     sharding = jax.typeof(x).sharding
     spec = PartitionSpec(*(sharding.spec[f] for f in features))
-    return jax.reshard(jnp.asarray(value), NamedSharding(sharding.mesh, spec))
+    return reshard(jnp.asarray(value), NamedSharding(sharding.mesh, spec))
 
 
 def placed_on(mask: jax.Array, x: jax.Array) -> jax.Array:
@@ -59,7 +61,7 @@ def placed_on(mask: jax.Array, x: jax.Array) -> jax.Array:
     sharding = jax.typeof(x).sharding
     sizes = zip(sharding.spec, mask.shape, x.shape, strict=True)
     spec = PartitionSpec(*(names if m == size else None for names, m, size in sizes))
-    return jax.reshard(mask, NamedSharding(sharding.mesh, spec))
+    return reshard(mask, NamedSharding(sharding.mesh, spec))
 
 
 def placed_like(value: jax.Array, other: jax.Array) -> jax.Array:
@@ -67,7 +69,7 @@ def placed_like(value: jax.Array, other: jax.Array) -> jax.Array:
     if not is_explicit(value):
         return value
     spec = jax.typeof(other).sharding.spec  # of nothing but None where it is on one device
-    return jax.reshard(value, NamedSharding(jax.typeof(value).sharding.mesh, spec))
+    return reshard(value, NamedSharding(jax.typeof(value).sharding.mesh, spec))
 
 
 def select(condition: jax.Array, yes: jax.Array, no: ArrayLike = 0) -> jax.Array:

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steinnorm._compat import varying_axes, zeros_like
 from steinnorm._numerics import abs_squared, real
 from steinnorm._sharding import select, sharded_axes
 
@@ -335,7 +336,7 @@ def _block_by_parts(
 
     count, *sums = like
     times = jnp.where(repeat, math.prod(sizes), 0)
-    return count, *lax.fori_loop(0, times, add, tuple(map(jnp.zeros_like, sums)))
+    return count, *lax.fori_loop(0, times, add, tuple(map(zeros_like, sums)))
 
 
 def _axes_to_cut(plan: Plan, x: jax.Array) -> list[int]:
@@ -386,7 +387,7 @@ def _agreed(plan: Plan, far: jax.Array) -> jax.Array:
     """Makes devices that do not share their sums take one decision, since all must reduce again."""
     if plan.axis_name is None:
         return far
-    apart = tuple(jax.typeof(far).manual_axis_type.varying)
+    apart = varying_axes(far)
     if plan.groups is not None:
         apart += (plan.axis_name,) if isinstance(plan.axis_name, str) else plan.axis_name
     return lax.psum(far.astype(jnp.float32), apart) > 0 if apart else far

@@ -92,7 +92,7 @@ def stein_batch_norm(
     They are computed as ``x * a + d`` with per-channel a and d, and the backward pass keeps only
     per-channel values and ``x`` itself (``jax.checkpoint``), so nothing of the size of ``x`` is
     stored beside it. Forward mode and higher derivatives work. The rounding error of y is that of
-    x * a, about 1e-7 |mean| / deviation in float32, where the deviation is at least sqrt(epsilon).
+    x * a, in float32 about ``1e-7 |mean| / deviation``, with a deviation of at least sqrt(epsilon).
 
     A channel whose variance does not exceed epsilon keeps its sample mean. What a rule other than
     ``toward_running`` leaves of a (nearly) constant channel's mean would be divided by

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import flax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -34,6 +35,12 @@ __all__ = [
     "freeze",
     "revert",
 ]
+
+if not hasattr(nnx, "capture"):
+    raise ImportError(
+        f"steinnorm.nnx needs flax 0.12.6 or newer, installed is {flax.__version__}: pip install "
+        "--upgrade flax. steinnorm.linen works with it."
+    )
 
 M = TypeVar("M", bound=nnx.Module)
 

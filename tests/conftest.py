@@ -3,7 +3,12 @@
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
+import re
+import sys
+import traceback
+import types
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,16 +24,38 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import chex
+import flax.nnx
 import hypothesis
 import jax
 import pytest
 
+if not hasattr(jax, "enable_x64"):  # before JAX 0.8
+    jax.enable_x64 = importlib.import_module("jax.experimental").enable_x64
 # Implicit promotion hides mistakes: ranks are never, dtypes only in tests that mix them.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Nearly all of the suite's time is compilation, and this saves 30 % of it (tests/test_functional.py
 # and tests/test_agreement.py: 206 s of processor time with it off, 144 s on).
 jax.config.update("jax_disable_most_optimizations", True)
+
+collect_ignore = []
+if not hasattr(jax, "set_mesh"):
+    collect_ignore.append("test_meshes.py")  # all of it on explicit meshes
+if not hasattr(flax.nnx, "capture"):
+    # The Linen layer runs with an older Flax than the NNX layer, whose tests in the same files this
+    # stand-in skips.
+    collect_ignore.append("test_nnx.py")
+
+    class _NoNNXLayer(types.ModuleType):
+        def __getattr__(self, name: str):
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {"__new__": lambda cls, *_, **__: _skip_nnx()})
+
+    def _skip_nnx() -> None:
+        pytest.skip(f"steinnorm.nnx needs Flax 0.12.6 or newer, here is {flax.__version__}")
+
+    sys.modules["steinnorm.nnx"] = _NoNNXLayer("steinnorm.nnx")
 
 hypothesis.settings.register_profile(
     "steinnorm",
@@ -47,6 +74,24 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function):
+    """Skips a test that itself uses what this JAX or Flax does not have; not one whose code does.
+
+    The suite also runs on the oldest versions that the library supports (``make test-oldest``).
+    """
+    try:
+        return (yield)
+    except AttributeError as error:
+        # Modules that look their old names up do so in a function of their own.
+        code = [f.f_code for f, _ in traceback.walk_tb(error.__traceback__)]
+        asked = [c.co_filename for c in code if c.co_name not in ("getattr", "__getattr__")]
+        by_test = Path(asked[-1]).is_relative_to(Path(__file__).parent)
+        if by_test and re.match(r"module '(jax|flax\.nnx)' has no attribute", str(error)):
+            pytest.skip(f"{error} (jax {jax.__version__}, flax {flax.__version__})")
+        raise
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ MODULES = [f"steinnorm.{p.stem}" for p in LIBRARY if p.stem != "__init__"]
 
 # Each module may import those before it; linen and nnx are beside each other.
 LAYERS = [
+    ["_compat"],
     ["_numerics", "_sharding"],
     ["_checks"],
     ["estimators", "_sums", "torch_weights"],

@@ -127,6 +127,12 @@ class TestGradients:
         )
 
 
+# jaxlib 0.6 leaves two of one program beside each other, for Flax's layer too.
+merges_all_reduces = pytest.mark.skipif(
+    jax.__version_info__ < (0, 8), reason="this XLA does not merge all-reduces"
+)
+
+
 @pytest.mark.usefixtures("as_users_compile")
 class TestAllReduces:
     """Counted in the program that XLA compiled."""
@@ -143,6 +149,7 @@ class TestAllReduces:
         arguments = (x, mask) if masked else (x,)
         assert collectives(jax.jit(mapped).lower(*arguments).compile()) == ["all-reduce"]
 
+    @merges_all_reduces
     @pytest.mark.parametrize("shrinkage", ["none", "stein", "toward_running"])
     @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
     def test_one_under_jit(self, shrinkage, axis_type):

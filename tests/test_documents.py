@@ -20,7 +20,16 @@ PAGES = sorted(
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
-EXAMPLES = ["docs/attacks.md", "docs/calibrate.md", "docs/estimators.md", "docs/layer.md"]
+EXAMPLES = [
+    "docs/attacks.md",
+    "docs/calibrate.md",
+    "docs/convert.md",
+    "docs/estimators.md",
+    "docs/extending.md",
+    "docs/linen.md",
+    "docs/nnx.md",
+    "docs/norms.md",
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NAMED_FILE = re.compile(r"\b(?:tests|steinnorm|experiments|benchmarks|examples)/[\w/]+\.py\b")
@@ -79,7 +88,9 @@ def test_no_page_has_examples_that_are_not_run():
     with_examples = [relative(page) for page in PAGES if ">>> " in page.read_text()]
     assert with_examples == EXAMPLES
     with_programs = [relative(page) for page in PAGES if programs(page)]
-    assert with_programs == ["README.md", "docs/devices.md", "docs/layer.md"]
+    assert with_programs == [
+        *("README.md", "docs/devices.md", "docs/linen.md", "docs/nnx.md"),
+    ]
 
 
 def test_programs_of_the_front_page_run():
@@ -93,7 +104,7 @@ def losses(page, devices):
 
 
 def test_training_steps_on_several_devices_end_where_one_device_does():
-    nnx, linen = losses("docs/layer.md", devices=1)
+    (nnx,), (linen,) = (losses(f"docs/{name}.md", devices=1) for name in ("nnx", "linen"))
     assert max(nnx, linen) < 1  # 2.3 for a model that has learned nothing of ten classes
     on_four = losses("docs/devices.md", devices=4)
     np.testing.assert_allclose(on_four, [nnx, linen, nnx, linen], rtol=1e-5)

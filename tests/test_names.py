@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import flax.nnx
 import pytest
 
 import steinnorm
@@ -48,6 +49,14 @@ def test_names_that_are_nowhere_are_plain_attribute_errors():
         exec("from steinnorm import SteinBathNorm", {})
 
 
+def test_the_nnx_layer_says_which_flax_it_needs(monkeypatch):
+    monkeypatch.delattr(flax.nnx, "capture", raising=False)
+    monkeypatch.delitem(sys.modules, "steinnorm.nnx", raising=False)
+    with pytest.raises(ImportError, match=r"needs flax 0\.12\.6 or newer, installed is \d"):
+        importlib.import_module("steinnorm.nnx")
+
+
+@pytest.mark.skipif(not hasattr(flax.nnx, "capture"), reason="steinnorm.nnx needs Flax 0.12.6")
 def test_modules_that_were_not_imported():
     program = """
 import steinnorm

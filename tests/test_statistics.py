@@ -106,7 +106,9 @@ def test_large_offset(shape, use_fast_variance):
     got = statistics(x, use_fast_variance=use_fast_variance)
     want = reference.batch_statistics(x)
     np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
-    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-6)
+    # Older CPU compilers sum in one chain, with 1.1e-6 in jaxlib 0.8.1.
+    rtol = 1e-6 if jax.__version_info__ >= (0, 10) else 2e-6
+    np.testing.assert_allclose(got.mean, want.mean, rtol=rtol)
 
 
 @pytest.mark.usefixtures("as_users_compile")

@@ -6,6 +6,7 @@ Each of these works with Flax's layer.
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import re
 import sys
 import weakref
@@ -65,7 +66,10 @@ def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 
 def _call_nnx(graphdef: Any, state: Any, x: jax.Array) -> jax.Array:
     """Calls a copy of an NNX model, so that nothing its layers record reaches the original."""
-    return sys.modules["flax.nnx"].merge(graphdef, state, copy=True)(x)
+    merge = sys.modules["flax.nnx"].merge
+    # Before Flax 0.11 it always made a copy, and had no such argument.
+    copy = {"copy": True} if "copy" in inspect.signature(merge).parameters else {}
+    return merge(graphdef, state, **copy)(x)
 
 
 def up_to_date(logits_fn: LogitsFn, x: jax.Array) -> tuple[jax.tree_util.Partial, jax.Array]:
@@ -141,9 +145,8 @@ def warn_of_dropout(logits_fn: LogitsFn) -> None:
     nnx = sys.modules.get("flax.nnx")
     if nnx is None or not isinstance(logits_fn, nnx.Module):
         return
-    if any(
-        getattr(module, "deterministic", None) is False for _, module in nnx.iter_modules(logits_fn)
-    ):
+    parts = nnx.iter_graph(logits_fn)  # not iter_modules, which Flax 0.11 brought
+    if any(getattr(part, "deterministic", None) is False for _, part in parts):
         warn(
             "the model's dropout is on: every call draws the same mask, and the result holds for "
             "that mask only. Call model.eval() first",

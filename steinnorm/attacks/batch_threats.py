@@ -3,10 +3,10 @@
 Batch normalisation with the statistics of the test batch makes an example's logits a function of
 its companions. Then "the attacker may change x by epsilon" does not say which examples may change:
 
-joint:        the attacker changes the whole batch; this is what all attacks do by default.
-independent:  one example is attacked among clean, fixed companions (``independent``).
-companion:    the example is clean and its companions are attacked (``companion``; called
-              distributed invading by Wu et al. 2023, arXiv 2301.12576).
+- joint: the attacker changes the whole batch; this is what all attacks do by default.
+- independent: one example is attacked among clean, fixed companions (``independent``).
+- companion: the example is clean and its companions are attacked (``companion``; called
+  distributed invading by Wu et al. 2023, arXiv 2301.12576).
 
 For the last two, the model is wrapped as a function of the attacked examples only
 (``alone_in_batch``, ``as_companions``), which any attack accepts. Batch and position are traced, so
@@ -36,13 +36,13 @@ def alone_in_batch(logits_fn: LogitsFn, batch: jax.Array, i: int) -> jax.tree_ut
     """Returns the model as a function of example ``i`` only, with the rest of its batch fixed.
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, *S, K).
+      logits_fn: maps a batch (B, ...) to logits ``(B, *S, K)``.
       batch: inputs (B, ...).
       i: position of the replaced example in the batch.
 
     Returns:
-      A function from examples (n, ...) to logits (n, *S, K). Each example replaces example ``i`` in
-      a batch of its own.
+      A function from examples (n, ...) to logits ``(n, *S, K)``. Each example replaces example
+      ``i`` in a batch of its own.
     """
     return jax.tree_util.Partial(
         _logits_alone, as_partial(logits_fn), jnp.asarray(batch), _position(i)
@@ -58,13 +58,13 @@ def expected_over_companions(
     those of one batch (expectation over transformation, Athalye et al. 2018).
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, *S, K).
+      logits_fn: maps a batch (B, ...) to logits ``(B, *S, K)``.
       companions: M sets of companions, (M, B - 1, ...).
       i: position of the example in the batch.
 
     Returns:
-      A function from examples (n, ...) to logits (n, *S, K): the logarithm of the mean of the M
-      softmax probabilities.
+      A function from examples (n, ...) to logits ``(n, *S, K)``: the logarithm of the mean of the
+      M softmax probabilities.
     """
     companions = jnp.asarray(companions)
     return jax.tree_util.Partial(_expected_logits, as_partial(logits_fn), companions, _position(i))
@@ -77,13 +77,13 @@ def as_companions(logits_fn: LogitsFn, victim: jax.Array, i: int) -> jax.tree_ut
     victim, because all of them share its loss.
 
     Args:
-      logits_fn: maps a batch (B, ...) to logits (B, *S, K).
+      logits_fn: maps a batch (B, ...) to logits ``(B, *S, K)``.
       victim: the unchanged example, (...).
       i: its position in the batch.
 
     Returns:
-      A function from companions (B - 1, ...) to B - 1 copies of the victim's logits, (B - 1, *S,
-      K).
+      A function from companions (B - 1, ...) to B - 1 copies of the victim's logits,
+      ``(B - 1, *S, K)``.
     """
     return jax.tree_util.Partial(
         _companions_logits, as_partial(logits_fn), jnp.asarray(victim), _position(i)
@@ -110,7 +110,7 @@ def independent(
         key``.
       logits_fn: maps a batch to logits; as in ``fgsm``.
       x: the batch (B, ...); as in ``fgsm``.
-      y: true labels (B, *S).
+      y: true labels ``(B, *S)``.
       threat: ball and box of the attacked example.
       key: random key, from which each example gets its own.
       target: labels that a targeted attack aims for, shape of ``y``; None for an untargeted one.
@@ -119,7 +119,7 @@ def independent(
       **settings: further arguments of the attack.
 
     Returns:
-      ``success`` is (V, *S) in the order of the V victims, each evaluated in its own batch.
+      ``success`` is ``(V, *S)`` in the order of the V victims, each evaluated in its own batch.
       ``x_adv`` is (B, ...) with every victim replaced by its attacked version. It is NOT a batch
       that was evaluated: each victim belongs among clean companions. ``max_norm``, ``min`` and
       ``max`` are the extremes, ``nan_count`` and ``zero_gradients`` the sums over the victims'
@@ -187,7 +187,7 @@ def companion(
         key``.
       logits_fn: maps a batch to logits; as in ``fgsm``.
       x: the batch (B, ...), B >= 2; as in ``fgsm``.
-      y: true labels (B, *S).
+      y: true labels ``(B, *S)``.
       threat: ball and box of each companion.
       key: random key, from which each victim's attack gets its own.
       target: labels that the victims shall get, shape of ``y``; None for an untargeted attack.
@@ -196,9 +196,9 @@ def companion(
       **settings: further arguments of the attack.
 
     Returns:
-      ``success`` is (V, *S) in the order of the V victims: whether the clean victim is wrong among
-      its attacked companions. ``x_adv`` is the batch (B, ...) of a single victim, because all V
-      batches would need V times the memory: the first victim with the largest share of successes.
+      ``success`` is ``(V, *S)`` in the order of the V victims: whether the clean victim is wrong
+      among its attacked companions. ``x_adv`` is the batch (B, ...) of a single victim, because all
+      V batches would need V times the memory: the first victim with the largest share of successes.
       ``max_norm``, ``min`` and ``max`` are the extremes, ``nan_count`` and ``zero_gradients`` the
       sums over all V batches.
 

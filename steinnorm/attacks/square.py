@@ -88,7 +88,7 @@ def square(
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
-      x: inputs (B, *spatial, C), or features (B, F); floating, within ``threat.bounds``.
+      x: inputs ``(B, *spatial, C)``, or features (B, F); floating, within ``threat.bounds``.
       y: true labels; as in ``fgsm``.
       threat: ball and box.
       key: random key of starts and squares; None means ``jax.random.key(0)``.

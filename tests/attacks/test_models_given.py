@@ -204,7 +204,7 @@ def test_models_as_arguments_are_let_go():
 
     model, owner = Network(nnx.Rngs(0)), Owner()
     model.eval()
-    model.owner = nnx.static(owner) if hasattr(nnx, "static") else None
+    model.owner = nnx.static(owner) if hasattr(nnx, "Pytree") else None
     watched = weakref.ref(model)
     for _ in range(2):
         pgd(model, X, Y, threat=THREAT, steps=1)

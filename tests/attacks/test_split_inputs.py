@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tests.attacks.split_inputs import FEW, SOME
+
+pytestmark = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="explicit meshes need JAX 0.8")
 
 
 def differences(*arguments, **environment):

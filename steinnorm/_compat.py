@@ -1,0 +1,36 @@
+"""What older versions of JAX do otherwise; the oldest that is tested is in ``pyproject.toml``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+__all__ = ["reshard", "varying_axes", "zeros_like"]
+
+
+def varying_axes(x: jax.Array) -> tuple[str, ...]:
+    """Returns the mapped axes along which the type of ``x`` says that devices differ."""
+    kind: Any = jax.typeof(x)
+    # Before JAX 0.10 the attribute was named vma.
+    return tuple(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
+
+
+def zeros_like(x: jax.Array) -> jax.Array:
+    """Returns zeros of the type of ``x``: before JAX 0.8 ``jnp.zeros_like`` forgot mapped axes."""
+    zeros = jnp.zeros_like(x)
+    missing = tuple(set(varying_axes(x)) - set(varying_axes(zeros)))
+    lax: Any = jax.lax  # which has no pvary any more
+    return lax.pvary(zeros, missing) if missing else zeros
+
+
+def reshard(x: jax.Array, sharding: NamedSharding) -> Any:
+    """Does what ``jax.reshard`` does, which lay in two other modules before JAX 0.10."""
+    for module in ("jax", "jax.sharding"):
+        move = getattr(importlib.import_module(module), "reshard", None)
+        if move is not None:
+            return move(x, sharding)
+    return importlib.import_module("jax.experimental.shard").reshard(x, sharding)
