@@ -21,7 +21,6 @@ from experiments.models.hrnet import HRNet
 from experiments.models.layers import conv
 from experiments.models.norms import NormFactory
 from experiments.models.resnet import ResNet, of_depth
-from steinnorm.calibrated import Calibration
 from steinnorm.linen import SteinBatchNorm
 from steinnorm.nnx import convert
 
@@ -100,7 +99,7 @@ def measure_inference(
     )
     variables, x = _arguments(module, shape, dtype)
     channels = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
-    calibration = dict.fromkeys(Calibration._fields, channels)
+    calibration = dict.fromkeys(("mean", "var", "mean_spread", "var_spread"), channels)
     variables, x = placed(({**variables, "calibration": calibration}, x), target)
 
     def forward(variables: Any, x: jax.Array) -> jax.Array:
