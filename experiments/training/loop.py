@@ -122,10 +122,15 @@ class Loop:
         run = _Run(self, model, batches)
         with Interrupts() as interrupts:
             try:
-                return run.to_the_end(interrupts)
-            finally:
+                trained = run.to_the_end(interrupts)
+            except BaseException:
+                # This process only: the others may not have failed.
                 if self.checkpoints is not None:
                     self.checkpoints.wait()
+                raise
+            if self.checkpoints is not None:
+                self.checkpoints.complete()
+            return trained
 
 
 class _Run:
