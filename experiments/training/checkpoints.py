@@ -118,7 +118,10 @@ class Checkpoints:
         self.complete()
         if jax.process_index() or progress.step in self.steps:
             return
-        copies = {name: np.array(x) for name, x in _flat(arrays).items()}
+        flat = _flat(arrays)
+        for x in jax.tree.leaves(flat):
+            x.copy_to_host_async()  # all of them at once
+        copies = {name: np.array(x) for name, x in flat.items()}
         self._writing = self._thread.submit(self._write, copies, progress)
 
     def complete(self) -> None:
