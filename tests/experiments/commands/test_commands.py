@@ -8,6 +8,7 @@ import pytest
 from experiments import data
 from experiments.__main__ import main
 from experiments.configs.data import Cifar10Data
+from experiments.evaluation.calibration import Calibrating
 from experiments.models.norms import NORMS
 from steinnorm.attacks.checks import NAMES
 from tests.experiments import cli
@@ -351,7 +352,7 @@ def test_mistakes_in_evaluation_are_one_line(more, messages, trained, capsys):
     assert not (trained / "results.json").exists()
 
 
-def test_calibrated_statistics(trained, tmp_path, capsys):
+def test_calibrated_statistics(trained, tmp_path, capsys, monkeypatch):
     workdir = cli.copied(trained, tmp_path / "work")
     few = ["--test-examples", "9"]
     assert _evaluate(workdir, *few, "--statistics", "running,calibrated") == 0
@@ -363,6 +364,10 @@ def test_calibrated_statistics(trained, tmp_path, capsys):
     assert _evaluate(workdir, *few, "--statistics", "running") == 0
     assert "calibrating" not in capsys.readouterr().out
     assert {r["statistics"] for r in cli.results(workdir)} == {"running", "calibrated"}
+    # One that would calibrate on other inputs, as where the training part has changed, does not.
+    monkeypatch.setattr(Calibrating, "inputs_digest", "of other inputs")
+    assert _evaluate(workdir, *few, "--statistics", "running") == 0
+    assert {r["statistics"] for r in cli.results(workdir)} == {"running"}
 
 
 def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):
