@@ -2,12 +2,13 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import children
 
 CHANNELS, FEW = 6, 4  # as in many_devices.py; "3 C and a few numbers"
 
@@ -16,12 +17,10 @@ CHANNELS, FEW = 6, 4  # as in many_devices.py; "3 C and a few numbers"
 def report(devices, what):
     """What a process with so many devices has to say."""
     root = Path(__file__).parents[1]
-    forced = f"--xla_force_host_platform_device_count={devices}"
-    paths = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": forced, "PYTHONPATH": str(root)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.many_devices", what],
         cwd=root,
-        env={**os.environ, **paths},
+        env=children.environment(devices, PYTHONPATH=str(root)),
         capture_output=True,
         text=True,
         timeout=600,
