@@ -70,9 +70,12 @@ def x64():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def as_users_compile():
-    """All of XLA's optimisations, for tests of what the compiled program does."""
+    """All of XLA's optimisations, for tests of what the compiled program does.
+
+    For a class at a time: each change of the compiler throws away all that was compiled.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     yield
