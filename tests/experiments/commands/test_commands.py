@@ -10,7 +10,6 @@ from experiments.__main__ import main
 from experiments.configs.data import Cifar10Data
 from experiments.models import hrnet
 from experiments.models.norms import NORMS
-from experiments.report import figures
 from steinnorm.attacks.checks import NAMES
 from tests.experiments import cli
 from tests.experiments.data import real
@@ -191,7 +190,8 @@ def test_attacks_statistics_and_last_weights(volumes_dir, tmp_path, capsys):
     assert f"best weights, of step {best['step']};" in capsys.readouterr().out
 
 
-def test_threat_models_twin_budgets_and_a_second_command(trained, tmp_path, capsys, monkeypatch):
+@pytest.mark.usefixtures("figures_are_not_rendered")
+def test_threat_models_twin_budgets_and_a_second_command(trained, tmp_path, capsys):
     cli.copied(trained, tmp_path / "stein")
     arguments = [*DIGITS, "--epochs", "1", "--norm", "batch"]
     assert main([*arguments, "--workdir", str(tmp_path / "batch")]) == 0
@@ -250,8 +250,6 @@ def test_threat_models_twin_budgets_and_a_second_command(trained, tmp_path, caps
     wrong = ["--twin", str(tmp_path / "stein"), "--attacks", "fgsm"]
     assert _evaluate(tmp_path / "stein", *wrong) == 2
     assert "is no twin" in capsys.readouterr().err
-    # Figures of an evaluation: test_demo.py.
-    monkeypatch.setattr(figures, "draw_all", lambda *_: iter(()))
     assert main(["report", str(tmp_path / "stein"), "--out", str(tmp_path / "report")]) == 0
     assert "MISSING: batch norm" in capsys.readouterr().out
 

@@ -78,6 +78,7 @@ def test_help_on_an_ascii_terminal():
     assert out.isascii()
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_report_on_an_ascii_terminal(evaluated, tmp_path, monkeypatch):
     """In this process, with the streams that Python would have made; the help has its own."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))

@@ -40,6 +40,7 @@ def test_a_smoke_run_writes_rows_tables_and_figures(tmp_path):
     assert sum(line.startswith("| toward_running | ") for line in markdown.splitlines()) >= 4
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_what_is_finished_is_not_measured_again(tmp_path):
     name = "counterexamples"
     first, text = _run(tmp_path, name)
@@ -82,6 +83,7 @@ def test_wrong_flags_are_one_line_and_status_two(tmp_path, capsys, flags, messag
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_the_command_line_writes_parts_that_are_found_again(tmp_path, capsys):
     assert main(["risk", "--out", str(tmp_path), "--smoke", "--parts", "counterexamples"]) == 0
     assert capsys.readouterr().out.startswith("[1/1] counterexamples: ")
