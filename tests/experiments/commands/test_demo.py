@@ -127,6 +127,7 @@ def _checks_are_those_of_the_smoke_run(smoke, monkeypatch):
     monkeypatch.setattr(run_checks.Checker, "check", kept)
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_a_finished_demo_is_reused_to_the_last_digit(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
     # Four devices here, one in the other process: both are part of no result.
@@ -138,6 +139,7 @@ def test_a_finished_demo_is_reused_to_the_last_digit(smoke, tmp_path, trained):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 @pytest.mark.usefixtures("_checks_are_those_of_the_smoke_run")
 def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
@@ -146,6 +148,7 @@ def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     assert trained == [8, 0]
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 @pytest.mark.usefixtures("_checks_are_those_of_the_smoke_run")
 def test_what_other_code_has_trained_is_trained_anew(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
