@@ -3,6 +3,7 @@
 ::
 
     config.json      settings, versions, git commit; written once
+    data_dir.txt     where the data were on this machine
     metrics.jsonl    one line per logged step and per validation
     checkpoints/     the two newest and the best (``experiments.training.checkpoints``)
     damaged/         checkpoints that could not be read, where there were any
@@ -29,6 +30,7 @@ from experiments.errors import ConfigError
 from experiments.results import read_log
 from steinnorm.attacks.files import write_json, write_text
 
+_DATA_DIR = "data_dir.txt"
 _PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -140,8 +142,10 @@ class RunFolder:
             self.rewind(0)
         elif path.exists():
             content = json.loads(path.read_text())  # versions and commit of its beginning
-        content["data_dir"] = str(self._data_dir.absolute()) if self._data_dir else None
         write_json(path, content)
+        # Apart from the settings, which may be published.
+        place = self._data_dir.absolute() if self._data_dir else ""
+        write_text(self.root / _DATA_DIR, f"{place}\n")
 
     def _check_settings(self) -> None:
         if not (self.root / "config.json").exists():
@@ -211,7 +215,11 @@ def read_settings(root: Path) -> RunSettings:
 
 def data_dir_of(root: Path) -> Path | None:
     """Returns the folder that the training in a work folder read its data from, or None."""
-    found = json.loads((root / "config.json").read_text()).get("data_dir")
+    path = root / _DATA_DIR
+    if path.exists():
+        found = path.read_text().strip()
+    else:  # of an earlier version, or copied without it
+        found = json.loads((root / "config.json").read_text()).get("data_dir")
     return Path(found) if found else None
 
 
