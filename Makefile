@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean
+.PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
+  results-small-batches results-cifar10 results-hippocampus results-camvid
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 # One stamp per set of extras, so that `make demo` does not install the test tools.
 $(BIN)/python:
@@ -66,6 +67,48 @@ format: $(DEV)  ## Rewrite files in the project's format.
 docs: $(DOCS)  ## The documentation site, in site/; any warning is an error.
 	$(BIN)/sphinx-build -E -W --keep-going -q -b html -c docs -d site/.doctrees . site
 	@echo 'site/index.html'
+
+# Tables that take hours. Each goes on where it was stopped, and finished runs stay: commit what is
+# in RESULTS as it comes (weights and per-example files are ignored there). DATA holds the sets.
+DATA    ?= $(STEINNORM_DATA)
+RESULTS ?= docs/results/compared
+SEEDS   ?= 5
+COMPARE = $(BIN)/python -m experiments compare
+has_data = @test -n "$(DATA)" || { echo 'name the folder of the data sets: make $@ DATA=...' >&2; exit 1; }
+
+# The learning rates are batch norm's and group norm's best of 0.0025, 0.005, 0.01 and 0.02 with
+# batches of 4 (seed 10, validation images), and half of them with batches of 2.
+SMALL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) --statistics running \
+  --norms batch batch_renorm toward_running learnt_noise group --set data.train_examples=2000 \
+  --set data.test_examples=null --set train.epochs=4 --set train.statistics_momentum=0.99
+
+results-small-batches: $(EXPERIMENTS)  ## Training on batches of 2 and 4; an hour on 2 idle cores.
+	$(has_data)
+	$(COMPARE) $(SMALL) --workdir $(RESULTS)/batches-of-4 --set train.batch_size=4 \
+	  --set train.learning_rate=0.01 --set group:train.learning_rate=0.005
+	$(COMPARE) $(SMALL) --workdir $(RESULTS)/batches-of-2 --set train.batch_size=2 \
+	  --set train.learning_rate=0.005 --set group:train.learning_rate=0.0025
+
+# AutoAttack where answers do not depend on the batch; elsewhere all other attacks.
+TABLE_ATTACKS := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,pgd,pgd-margin
+
+results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2 cores.
+	$(has_data)
+	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+	  --workdir $(RESULTS)/cifar10 --statistics running --attacks all
+	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+	  --workdir $(RESULTS)/cifar10 --statistics batch,shrunk,calibrated --attacks $(TABLE_ATTACKS)
+
+results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, attacked; days on 2 cores.
+	$(has_data)
+	$(COMPARE) volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
+	  --workdir $(RESULTS)/hippocampus --statistics running,batch,shrunk,calibrated --attacks all
+
+results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; days on 2 cores.
+	$(has_data)
+	$(COMPARE) cityscapes --preset camvid --data-dir $(DATA)/camvid --seeds $(SEEDS) \
+	  --norms batch stein jsnorm toward_running group \
+	  --workdir $(RESULTS)/camvid --statistics running,batch,shrunk,calibrated --attacks all
 
 bench: $(TEST)  ## Time, memory and compile time of SteinBatchNorm against Flax and PyTorch.
 	$(BIN)/python -m benchmarks.step_time

@@ -76,6 +76,48 @@ def measure_layer(norm: str, shape: tuple[int, ...], dtype: str, mode: str, targ
     return figures(compiled(training, (variables, x, x)))
 
 
+def measure_inference(
+    source: str, shape: tuple[int, ...], dtype: str, mode: str, target: str
+) -> Figures:
+    """Counts for one layer at test time and the ReLU behind it.
+
+    Args:
+      source: of the statistics, as ``test_statistics`` takes it; ``flax`` for Flax's layer in
+        training, which takes those of the batch too.
+      shape: of the input.
+      dtype: of the input and of the layer's computation.
+      mode: ``FORWARD``, or ``TRAINING`` for the gradients of input and parameters as well.
+      target: one device.
+    """
+    if source == REFERENCE:
+        return measure_layer(REFERENCE, shape, dtype, mode, target)
+    module = SteinBatchNorm(
+        use_running_average=True,
+        test_statistics=source,  # type: ignore[arg-type]
+        shrinkage="none",
+        dtype=jnp.dtype(dtype),
+    )
+    variables, x = _arguments(module, shape, dtype)
+    channels = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
+    calibration = dict.fromkeys(("mean", "var", "mean_spread", "var_spread"), channels)
+    variables, x = placed(({**variables, "calibration": calibration}, x), target)
+
+    def forward(variables: Any, x: jax.Array) -> jax.Array:
+        y: Any = module.apply(variables, x)
+        return nn.relu(y)
+
+    def gradients(variables: Any, x: jax.Array, weights: jax.Array) -> Any:
+        def loss(params: Any, x: jax.Array) -> jax.Array:
+            y = forward({**variables, "params": params}, x)
+            return jnp.sum(y * weights, dtype=jnp.float32)
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], x)
+
+    if mode == FORWARD:
+        return figures(compiled(forward, (variables, x)))
+    return figures(compiled(gradients, (variables, x, x)))
+
+
 def measure_devices(norm: str, shape: tuple[int, ...], mode: str, way: str, target: str) -> Figures:
     """Counts for one layer whose batch is split over many chips, float32.
 

@@ -20,19 +20,20 @@ UNKNOWN = "–"
 COMMAND = "make bench-accelerators"
 
 _ROOT = Path(__file__).resolve().parents[1]
-_BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 class Case(NamedTuple):
     """One program.
 
     Attributes:
-      part: ``layer``, ``networks`` or ``devices``.
+      part: one of ``PARTS`` or ``POD_PARTS`` of ``benchmarks.accelerators``.
       target: a device or a topology, see ``accelerator_targets.mesh``.
       subject: the shape of the input, or the name of the network.
-      variant: the dtype, or in ``devices`` the way in which the batch is split.
-      mode: forward or forward and backward; ``step`` or ``tracing`` in ``networks``.
-      norm: ``flax`` or the name of a shrinkage.
+      variant: the dtype; in ``devices`` the way in which the batch is split, in ``attacks`` the
+        source of the norm's statistics.
+      mode: forward or forward and backward; ``step``, ``tracing`` or ``look`` of whole networks.
+      norm: ``flax``, the name of a shrinkage, or in ``inference`` the source of the statistics.
     """
 
     part: str
@@ -58,7 +59,7 @@ def document(cases: Sequence[Case], results: Results) -> str:
     layer, networks, devices = (
         [case for case in cases if case.part == part] for part in ("layer", "networks", "devices")
     )
-    texts = [_head()]
+    texts = [head("What the compiled programs do on accelerators")]
     if layer:
         texts.append(_layer(layer, results))
     if networks:
@@ -68,12 +69,13 @@ def document(cases: Sequence[Case], results: Results) -> str:
     return "\n\n".join(texts) + "\n"
 
 
-def _head() -> str:
+def head(title: str, command: str = COMMAND) -> str:
+    """Returns the beginning of a page: how it was made, and what its figures are."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax", "libtpu"))
-    return f"""# What the compiled programs do on accelerators
+    return f"""# {title}
 
 ```
-{COMMAND}
+{command}
 ```
 
 Commit {_commit()}; {versions}.
@@ -100,28 +102,28 @@ def _commit() -> str:
 
 def _layer(cases: Sequence[Case], results: Results) -> str:
     def size(case: Case) -> int:
-        return math.prod(map(int, case.subject.split(","))) * _BYTES[case.variant]
+        return math.prod(map(int, case.subject.split(","))) * BYTES[case.variant]
 
     def moved(case: Case) -> str:
         if case.norm == REFERENCE:
             text = f"{results[case.key]['bytes'] / size(case):.2f}"
         else:
-            text = _ratio(case, results, "bytes")
+            text = ratio(case, results, "bytes")
         return f"{text} [{results[case.key]['temporaries'] / size(case):.2f}]"
 
     def instructions(case: Case) -> str:
         if case.norm == REFERENCE:
             return f"{results[case.key]['instructions']:.0f}"
-        return _ratio(case, results, "instructions")
+        return ratio(case, results, "instructions")
 
     norms = list(dict.fromkeys(case.norm for case in cases))
-    rows = _rows(cases)
+    rows = rows_of(cases)
     header = ["device", "input", "dtype", "pass", *norms]
     tables = []
     for cell, figure in ((moved, "bytes"), (instructions, "instructions")):
-        lines = [[*_labels(row[0]), *_cells(row, norms, results, cell)] for row in rows]
+        lines = [[*labels(row[0]), *_cells(row, norms, results, cell)] for row in rows]
         lines += _means(cases, norms, results, figure)
-        tables.append(_table(header, 4, lines))
+        tables.append(table(header, 4, lines))
     return f"""## One layer and the ReLU behind it
 
 Bytes moved (Flax's own in sizes of the input, the others as multiples of Flax's), and in brackets
@@ -157,23 +159,23 @@ def _means(
 
 def _networks(cases: Sequence[Case], results: Results) -> str:
     lines = []
-    for row in _rows([case for case in cases if case.mode == "step"]):
+    for row in rows_of([case for case in cases if case.mode == "step"]):
         flax, ours = row
         if not {flax.key, ours.key} <= results.keys():
             continue
         before = results[flax.key]
         cells = [
             f"{before['bytes'] / 1e9:.2f} GB",
-            _ratio(ours, results, "bytes"),
+            ratio(ours, results, "bytes"),
             f"{before['peak'] / 1e9:.2f} GB",
-            _ratio(ours, results, "peak"),
+            ratio(ours, results, "peak"),
             f"{before['instructions']:.0f}",
-            _ratio(ours, results, "instructions"),
-            *(_all_reduces(case, results) for case in row),
+            ratio(ours, results, "instructions"),
+            *(all_reduces(case, results) for case in row),
         ]
         traced = results.get(ours._replace(mode="tracing").key)
         cells += [f"{traced['reference']:.1f} s", f"{traced['ratio']:.2f}"] if traced else [""] * 2
-        lines.append([*_labels(flax)[:3], *cells])
+        lines.append([*labels(flax)[:3], *cells])
     names = ("bytes", "peak memory", "instructions", "all-reduces", "tracing")
     header = ["chips", "network", "dtype"]
     header += [text for name in names for text in (f"{name}: Flax", cases[-1].norm)]
@@ -188,10 +190,10 @@ the branches of conditionals.
 
 Inputs of one chip: {sizes}.
 
-{_table(header, 3, lines)}"""
+{table(header, 3, lines)}"""
 
 
-def _all_reduces(case: Case, results: Results) -> str:
+def all_reduces(case: Case, results: Results) -> str:
     """Returns their number; nothing for one chip, which has nobody to exchange with."""
     if case.target == V5E:
         return ""
@@ -212,8 +214,8 @@ def _devices(cases: Sequence[Case], results: Results) -> str:
 
     norms = list(dict.fromkeys(case.norm for case in cases))
     lines = [
-        [*_labels(row[0], shape=False), *_cells(row, norms, results, reduced)]
-        for row in _rows(cases)
+        [*labels(row[0], shape=False), *_cells(row, norms, results, reduced)]
+        for row in rows_of(cases)
     ]
     return f"""## One layer, its batch split over many chips
 
@@ -223,10 +225,10 @@ together; a loop counts as one turn. `jit`: statistics of a split input; `shard_
 `axis_name`. "other": collectives that are no all-reduces. Input of one chip:
 {_shape(cases[0])}, float32.
 
-{_table(["chips", "by", "pass", *norms], 3, lines)}"""
+{table(["chips", "by", "pass", *norms], 3, lines)}"""
 
 
-def _rows(cases: Sequence[Case]) -> list[list[Case]]:
+def rows_of(cases: Sequence[Case]) -> list[list[Case]]:
     """Returns the cases in groups that differ in the norm only."""
     rows: dict[Case, list[Case]] = {}
     for case in cases:
@@ -234,7 +236,8 @@ def _rows(cases: Sequence[Case]) -> list[list[Case]]:
     return list(rows.values())
 
 
-def _labels(case: Case, *, shape: bool = True) -> list[str]:
+def labels(case: Case, *, shape: bool = True) -> list[str]:
+    """Returns the first cells of a row: device, input, variant and mode."""
     target = NAMES.get(case.target) or case.target.replace("v5e:", "TPU v5e ")
     return [target, *([_shape(case)] if shape else []), case.variant, case.mode]
 
@@ -255,11 +258,12 @@ def _cells(row: Sequence[Case], norms: Sequence[str], results: Results, cell: Ce
     ]
 
 
-def _ratio(case: Case, results: Results, figure: str) -> str:
+def ratio(case: Case, results: Results, figure: str) -> str:
+    """Returns a figure as a multiple of Flax's."""
     return f"{results[case.key][figure] / results[case.reference.key][figure]:.2f}"
 
 
-def _table(header: Sequence[str], labels: int, lines: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], label_columns: int, lines: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table; columns behind the labels are aligned to the right."""
-    marks = ["---"] * labels + ["---:"] * (len(header) - labels)
+    marks = ["---"] * label_columns + ["---:"] * (len(header) - label_columns)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, marks, *lines))

@@ -2,8 +2,9 @@
 
 Run with ``make bench-accelerators``. The programs are compiled for accelerators that are not
 there, and counted; nothing is run on one, so there are no times. Results are kept in a file as
-they come, and a run that was interrupted goes on from there. When all are known, the tables are
-written to ``docs/results/accelerators.md``.
+they come, and a run that was interrupted goes on from there. The tables are written to two pages:
+layers and networks to ``docs/results/accelerators.md``; the programs of ``experiments``, and layers
+at test time, to ``docs/results/accelerators_experiments.md``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -26,19 +27,26 @@ from benchmarks.accelerator_programs import (
     TRAINING,
     Figures,
     measure_devices,
+    measure_inference,
     measure_layer,
     measure_network,
     measure_tracing,
 )
 from benchmarks.accelerator_report import Case, Results, document
 from benchmarks.accelerator_targets import H100, V5E, mesh, prepare
+from benchmarks.experiment_programs import NORM, SUBJECTS, measure_attack, measure_training
+from benchmarks.experiment_report import document as experiment_document
 from steinnorm.attacks.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
     "steinnorm/**/*.py",
     "experiments/models/*.py",
+    "experiments/tasks/*.py",
+    "experiments/training/step.py",
+    "experiments/configs/**/*.py",
     "benchmarks/accelerator_programs.py",
+    "benchmarks/experiment_programs.py",
     "benchmarks/accelerator_targets.py",
     "benchmarks/hlo_text.py",
     "benchmarks/h100.txtpb",
@@ -50,7 +58,15 @@ DEVICE_SHAPE = (8, 14, 14, 256)  # of one chip
 DEVICE_RULES = ("none", "stein", "toward_running")
 TOPOLOGIES = ("v5e:2x4", "v5e:8x8", "v5e:16x16")
 NETWORK_RULE = "stein"
+SOURCES_OF_STATISTICS = ("batch", "calibrated", "calibrated_streams")
+FOUR_CHIPS = "v5e:2x2"
+ATTACKED = "HRNet"  # the Cityscapes preset of the paper, which one chip has no room for
 PARTS = ("layer", "networks", "devices")
+EXPERIMENT_PARTS = ("inference", "attacks", "trainings")
+PAGES: dict[str, tuple[tuple[str, ...], Callable[[Sequence[Case], Results], str]]] = {
+    "accelerators.md": (PARTS, document),
+    "accelerators_experiments.md": (EXPERIMENT_PARTS, experiment_document),
+}
 
 
 def plan(part: str, quick: bool) -> list[Case]:
@@ -72,6 +88,8 @@ def plan(part: str, quick: bool) -> list[Case]:
             for mode in (FORWARD, TRAINING)
             for norm in (REFERENCE, *(DEVICE_RULES[1:2] if quick else DEVICE_RULES))
         ]
+    if part in EXPERIMENT_PARTS:
+        return _plan_of_experiments(part, quick)
     names = ["3-D CNN"] if quick else list(NETWORKS)
     found = [(V5E, name, dtype) for name in names for dtype in (DTYPES[:1] if quick else DTYPES)]
     cases = [
@@ -84,6 +102,26 @@ def plan(part: str, quick: bool) -> list[Case]:
     return [*cases, several, several._replace(norm=NETWORK_RULE)]
 
 
+def _plan_of_experiments(part: str, quick: bool) -> list[Case]:
+    if part == "inference":
+        sources = SOURCES_OF_STATISTICS[1:2] if quick else SOURCES_OF_STATISTICS
+        return [
+            Case(part, target, subject(LAYER_SHAPES[1]), dtype, mode, norm)
+            for target in (V5E, H100)
+            for dtype in (DTYPES[:1] if quick else DTYPES)
+            for mode in (FORWARD, TRAINING)
+            for norm in (REFERENCE, *sources)
+        ]
+    if part == "attacks":
+        return [
+            Case(part, target, ATTACKED, source, "look", NORM)
+            for source in (("running",) if quick else ("running", "batch"))
+            for target in (V5E, FOUR_CHIPS)
+        ]
+    names = ["3-D CNN"] if quick else list(SUBJECTS)
+    return [Case(part, FOUR_CHIPS, name, "bfloat16", "step", NORM) for name in names]
+
+
 def subject(shape: tuple[int, ...]) -> str:
     """Returns a shape as it is written in results."""
     return ",".join(map(str, shape))
@@ -94,7 +132,13 @@ def measure(case: Case) -> Figures:
     if case.part == "networks":
         function = measure_tracing if case.mode == "tracing" else measure_network
         return function(case.norm, case.subject, case.variant, case.target)
+    if case.part == "attacks":
+        return measure_attack(case.subject, case.variant, case.target)
+    if case.part == "trainings":
+        return measure_training(case.subject, case.variant, case.target)
     shape = tuple(map(int, case.subject.split(",")))
+    if case.part == "inference":
+        return measure_inference(case.norm, shape, case.variant, case.mode, case.target)
     if case.part == "layer":
         return measure_layer(case.norm, shape, case.variant, case.mode, case.target)
     return measure_devices(case.norm, shape, case.mode, case.variant, case.target)
@@ -165,29 +209,40 @@ def not_measured(missing: Sequence[Case]) -> str:
     return f"\nNot measured at this commit: {', '.join(names)}.\n"
 
 
+def write_page(path: Path, results: Results) -> None:
+    """Writes the tables of what is measured to one of ``PAGES``, and names what is missing."""
+    parts, tables = PAGES[path.name]
+    complete = [case for part in parts for case in plan(part, quick=False)]
+    measured = [case for case in complete if case.key in results]
+    missing = [case for case in complete if case.key not in results]
+    write_text(path, tables(measured, results) + not_measured(missing))
+    print(f"written to {path}; {len(missing)} of its programs are not measured yet")
+
+
 def main() -> None:
     """Measures, prints the tables, and writes those of what is measured."""
+    every = (*PARTS, *EXPERIMENT_PARTS)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default=",".join(PARTS), help="some of: %(default)s")
-    parser.add_argument("--quick", action="store_true", help="a small subset; writes no document")
+    parser.add_argument("--parts", default=",".join(every), help="some of: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a small subset; writes no page")
     parser.add_argument("--only", default="", help="programs whose name holds this, as ResNet-50")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "accelerators.json")
-    parser.add_argument("--write", type=Path, default=ROOT / "docs/results/accelerators.md")
+    parser.add_argument("--write", type=Path, default=ROOT / "docs/results", help="folder of pages")
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
+    if unknown := set(parts) - set(every):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     start_compilers()
     planned = [case for part in parts for case in plan(part, arguments.quick)]
     cases = [case for case in planned if arguments.only in case.key]
     results, failures = run(cases, arguments.results)
-    complete = [case for part in PARTS for case in plan(part, quick=False)]
-    missing = [case for case in complete if case.key not in results]
-    print("\n" + document(cases, results))
-    if not arguments.quick:
-        measured = [case for case in complete if case.key in results]
-        write_text(arguments.write, document(measured, results) + not_measured(missing))
-        print(f"written to {arguments.write}; {len(missing)} programs are not measured yet")
+    for name, (of_page, tables) in PAGES.items():
+        if not set(parts) & set(of_page):
+            continue
+        of_both = [case for case in cases if case.part in of_page and case.key in results]
+        print("\n" + tables(of_both, results))
+        if not arguments.quick:
+            write_page(arguments.write / name, results)
     if failures:
         sys.exit(f"{failures} programs could not be compiled; run again to try them again")
 

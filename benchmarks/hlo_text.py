@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from typing import NamedTuple
@@ -15,6 +16,7 @@ _CALLS = re.compile(
     r"|called_computations=\{([^}]*)\}"
 )
 _REDUCED = re.compile(r" = (.*?) all-reduce(?:-start)?\(")
+_TYPE = re.compile(r"(\w+)\[[\d,]*\]")
 _SHAPE = re.compile(r"\w+\[([\d,]*)\]")
 _OTHER = re.compile(
     r" (?:all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute)(?:-start)?\("
@@ -58,6 +60,17 @@ def collectives(text: str) -> Collectives:
     return Collectives(
         sum(sizes[True]), sum(sizes[False]), len(sizes[True]), len(sizes[False]), others
     )
+
+
+def reduced_types(text: str) -> dict[str, int]:
+    """Returns how many arrays of each type of numbers, as ``f32``, all-reduces give in a program.
+
+    One all-reduce may combine many arrays. Those in branches of conditionals count too.
+    """
+    found: collections.Counter[str] = collections.Counter()
+    for match in _REDUCED.finditer(text):
+        found.update(_TYPE.findall(match[1]))
+    return dict(found)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:

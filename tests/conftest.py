@@ -16,11 +16,14 @@ from pathlib import Path
 # mind; what depends on there being one (memory, the demo) runs in a process of its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's older code for fused loops compiles faster (tests/experiments/commands/test_commands.py took
-# 87 s of processor time with the new one, 58 s with this); another jaxlib may not know the flag.
+# 87 s of processor time with the new one, 58 s with this), and it need not split a program of the
+# tests' size into 32 parts to compile them side by side (tests/test_functional.py: 27 s with the
+# parts, 23 s without). Another jaxlib may not know the flags.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
+    + " --xla_cpu_parallel_codegen_split_count=1" * version("jaxlib").startswith("0.10.")
 ).strip()
 
 import chex
@@ -112,9 +115,12 @@ def x64():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def as_users_compile():
-    """All of XLA's optimisations, for tests of what the compiled program does."""
+    """All of XLA's optimisations, for tests of what the compiled program does.
+
+    For a class at a time: each change of the compiler throws away all that was compiled.
+    """
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     yield
@@ -137,11 +143,11 @@ def _programs_do_not_pile_up():
     """Lets go of compiled programs when there are many, each of which has memory maps.
 
     Without it a worker grew to 5 GiB, and one crashed in the compiler: Linux allows a process
-    65,530 maps.
+    65,530 maps.  Not often, for the next module compiles again what all modules use.
     """
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_text().count("\n") > 5_000:
+    if not maps.exists() or maps.read_text().count("\n") > 12_000:
         jax.clear_caches()
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):  # where it is not glibc

@@ -3,7 +3,6 @@
 import doctest
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests import children
 from tests.test_architecture import ROOT, relative
 
 PAGES = sorted(
@@ -56,14 +56,10 @@ def programs(page):
 @functools.cache
 def printed_by(page, devices):
     """What the programs of a page print, in a process of their own with so many devices."""
-    # As in tests/conftest.py: nearly all of the time is compilation.
-    fast = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environment = {**os.environ, **fast}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     done = subprocess.run(
         [sys.executable, "-c", RUNNER],
         input=json.dumps(programs(page)),
-        env=environment,
+        env=children.environment(devices),
         cwd=ROOT,
         capture_output=True,
         text=True,

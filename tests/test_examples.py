@@ -1,12 +1,12 @@
 """The programs of examples/ run as a user runs them, and what they print holds."""
 
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 
+from tests import children
 from tests.test_architecture import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -16,19 +16,10 @@ NUMBER = r"([\d.e+-]+)"
 
 def printed_by(name):
     """What an example prints, in a process of its own with the devices that a user has."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    env |= {
-        "JAX_PLATFORMS": "cpu",
-        # As in tests/conftest.py: most of the time is compilation.
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": " ".join(flag for flag in flags if "device_count" not in flag),
-        "PYTHONPATH": str(ROOT),  # this checkout, whichever is installed
-    }
     done = subprocess.run(
         [sys.executable, f"examples/{name}.py"],
         cwd=ROOT,
-        env=env,
+        env=children.environment(PYTHONPATH=str(ROOT)),  # this checkout, whichever is installed
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,6 @@
 """Nothing grows with the number of devices: programs compiled for 1, 8, 64 and 256 of them."""
 
-import functools
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,19 +8,18 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests import children
+
 CHANNELS, FEW = 6, 4  # as in many_devices.py; "3 C and a few numbers"
 
 
-@functools.cache
-def report(devices, what):
+def report(devices, *what):
     """What a process with so many devices has to say."""
     root = Path(__file__).parents[1]
-    forced = f"--xla_force_host_platform_device_count={devices}"
-    paths = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": forced, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.many_devices", what],
+        [sys.executable, "-m", "tests.many_devices", *what],
         cwd=root,
-        env={**os.environ, **paths},
+        env=children.environment(devices, PYTHONPATH=str(root)),
         capture_output=True,
         text=True,
         timeout=600,
@@ -44,26 +41,24 @@ def assert_little_is_reduced(counts, most):
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="this XLA does not merge all-reduces")
-def test_what_devices_reduce():
-    """Some C numbers forward and as many backward, with 64 as with 8 devices.
+def test_what_devices_reduce_and_which_programs_they_run():
+    """Some C numbers are reduced forward and as many backward, with 64 as with 8 devices.
 
-    One test, so that workers do not compile the same twice.
+    And for an input on one device, and for a mesh of four, the program is the same whatever the
+    process sees.  One test, so that each number of devices has one process.
     """
-    few = report(8, "reduced")
-    assert len(few) == 7  # three rules under jit and in shard_map, one in pmap
-    for way, counts in few.items():
+    few, many = (report(devices, "reduced", "programs") for devices in (8, 64))
+    assert len(few["reduced"]) == 7  # three rules under jit and in shard_map, one in pmap
+    for way, counts in few["reduced"].items():
         assert_little_is_reduced(counts, most=8 if "toward_running" in way else 3)
-    assert report(64, "reduced") == few
+    assert many["reduced"] == few["reduced"]
+
+    one, few, many = (found["programs"] for found in (report(1, "programs"), few, many))
+    assert one["one device"] == few["one device"] == many["one device"]
+    assert few["four devices"] == many["four devices"]
+    assert len(many["four devices"]) == 6
 
 
 @pytest.mark.slow
 def test_what_256_devices_reduce():
     assert report(256, "reduced") == report(8, "reduced")
-
-
-def test_programs_do_not_depend_on_how_many_devices_there_are():
-    """For an input on one device, and for a mesh of four, whatever the process sees."""
-    one, few, many = (report(devices, "programs") for devices in (1, 8, 64))
-    assert one["one device"] == few["one device"] == many["one device"]
-    assert few["four devices"] == many["four devices"]
-    assert len(many["four devices"]) == 6

@@ -98,28 +98,27 @@ def test_cluster_noise_sees_what_pixel_noise_does_not():
 
 
 @pytest.mark.usefixtures("as_users_compile")
-@pytest.mark.parametrize("use_fast_variance", [True, False])
-@pytest.mark.parametrize("shape", [(64, 8, 8, 3), (4096, 4), (3, 16, 16, 16, 2)])
-def test_large_offset(shape, use_fast_variance):
-    """Mean 1e4, standard deviation 1: E[x^2] - E[x]^2 would give anything."""
-    x = 1e4 + np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    got = statistics(x, use_fast_variance=use_fast_variance)
-    want = reference.batch_statistics(x)
-    np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
-    # Older CPU compilers sum in one chain, with 1.1e-6 in jaxlib 0.8.1.
-    rtol = 1e-6 if jax.__version_info__ >= (0, 10) else 2e-6
-    np.testing.assert_allclose(got.mean, want.mean, rtol=rtol)
+class TestFarFromTheReference:
+    @pytest.mark.parametrize("use_fast_variance", [True, False])
+    @pytest.mark.parametrize("shape", [(64, 8, 8, 3), (4096, 4), (3, 16, 16, 16, 2)])
+    def test_large_offset(self, shape, use_fast_variance):
+        """Mean 1e4, standard deviation 1: E[x^2] - E[x]^2 would give anything."""
+        x = 1e4 + np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        got = statistics(x, use_fast_variance=use_fast_variance)
+        want = reference.batch_statistics(x)
+        np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
+        # Older CPU compilers sum in one chain, with 1.1e-6 in jaxlib 0.8.1.
+        rtol = 1e-6 if jax.__version_info__ >= (0, 10) else 2e-6
+        np.testing.assert_allclose(got.mean, want.mean, rtol=rtol)
 
-
-@pytest.mark.usefixtures("as_users_compile")
-def test_noise_of_unequal_examples_whose_mean_is_far_from_the_reference():
-    """Sums that are made again count each example's own number of values."""
-    x = (np.random.default_rng(0).normal(50, 2, (6, 5, 3))).astype(np.float32)
-    mask = np.arange(5) < np.array([1, 5, 2, 5, 3, 4]).reshape(6, 1)
-    got = batch_statistics(x, mask=mask[..., None], noise=True)
-    want = reference.batch_statistics(x, mask=mask[..., None])
-    np.testing.assert_allclose(got.mean_noise, want.mean_noise, rtol=1e-4)
-    np.testing.assert_allclose(got.variance_noise, want.variance_noise, rtol=1e-4)
+    def test_noise_of_unequal_examples_whose_mean_is_far_from_the_reference(self):
+        """Sums that are made again count each example's own number of values."""
+        x = (np.random.default_rng(0).normal(50, 2, (6, 5, 3))).astype(np.float32)
+        mask = np.arange(5) < np.array([1, 5, 2, 5, 3, 4]).reshape(6, 1)
+        got = batch_statistics(x, mask=mask[..., None], noise=True)
+        want = reference.batch_statistics(x, mask=mask[..., None])
+        np.testing.assert_allclose(got.mean_noise, want.mean_noise, rtol=1e-4)
+        np.testing.assert_allclose(got.variance_noise, want.variance_noise, rtol=1e-4)
 
 
 @pytest.mark.parametrize("noise", [False, True])

@@ -35,19 +35,21 @@ def keep_compiled_programs() -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Removes programs that a killed command had begun to write.
+    """Removes programs that a killed command had begun to write, or to remove.
 
-    JAX writes a program in place, then the file with the time of its last use.  One without the
-    other would keep JAX from writing any program to the folder, with a warning for each of them.
+    JAX writes a program in place, then the file with the time of its last use.  A program without
+    that file would keep JAX from writing any program to the folder, with a warning for each of
+    them.  A time without its program would make a program that is cut short later look whole; JAX
+    would warn of it, compile again and never replace it.
     """
     try:
         # JAX holds this lock while it writes, so what is there now was written to its end or never
         # will be.
         with filelock.FileLock(folder / ".lockfile", timeout=1):
-            for program in folder.glob("*-cache"):
-                used = program.with_name(program.name.removesuffix("-cache") + "-atime")
-                if not used.exists():
-                    program.unlink(missing_ok=True)
+            for one, other in (("-cache", "-atime"), ("-atime", "-cache")):
+                for file in folder.glob(f"*{one}"):
+                    if not file.with_name(file.name.removesuffix(one) + other).exists():
+                        file.unlink(missing_ok=True)
     except (filelock.Timeout, OSError, NotImplementedError):
         return  # in use, or on a file system that has no locks
 

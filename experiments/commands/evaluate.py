@@ -1,8 +1,9 @@
 """Measures a trained network on the test part of its data set."""
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,10 @@ def run(
         )
         plans = plans_for(evaluation, settings.norm, request)
         calibrating = Calibrating(model, dataset.train, evaluation, shared=True)
+        run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
         if any(plan.statistics in CALIBRATED for plan in plans):
             display.say(str(calibrating))
-        run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
+            run = run._replace(calibrated_on=calibrating.inputs_digest)
         checkers = _checkers(request, evaluation, settings, dataset, task)
         checked_sources = dict.fromkeys(plan.statistics for plan in plans) if checkers else {}
         steps = sum(plan.batches(len(dataset.test)) for plan in plans)
@@ -95,7 +97,13 @@ def run(
                 measure(known, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
             pairs = itertools.product(checked_sources, checkers)
             run_checks.gather(workdir, _check(calibrating, pairs, run, workdir, watcher))
-        identity = identity_of(model, dataset.test, evaluation.batch_size)
+
+        @functools.cache
+        def identity(source: str) -> dict[str, Any]:
+            # Other calibrations of these weights are not this one.
+            on = calibrating.inputs_digest if source in CALIBRATED else ""
+            return identity_of(model, dataset.test, evaluation.batch_size, source, on)
+
         rows, checks = _collected(workdir, task, identity)
         if devices.is_first():
             write_json(workdir / "results.json", [dataclasses.asdict(row) for row in rows])
@@ -147,13 +155,13 @@ def _check(
 
 
 def _collected(
-    workdir: Path, task: Task, identity: dict[str, Any]
+    workdir: Path, task: Task, identity: Callable[[str], dict[str, Any]]
 ) -> tuple[list[Row], list[Check]]:
-    """Returns rows and checks of all that was measured in the folder with this identity."""
+    """Returns rows and checks of all that was measured in the folder with a source's identity."""
     found = [
         results
         for results in per_example.load_all(workdir)
-        if results.is_complete and is_of(results.identity, identity)
+        if results.is_complete and is_of(results.identity, identity(results.key.statistics))
     ]
     checked = run_checks.load_all(workdir, identity)
     rows = aggregate.rows_of_all(task, aggregate.in_order(found))

@@ -1,5 +1,7 @@
 """Calibrates a trained model on its training part, for calibrated test statistics."""
 
+import functools
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,8 +71,24 @@ class Calibrating:
             self._calibrated = calibrated
         return self._calibrated
 
+    @functools.cached_property
+    def inputs_digest(self) -> str:
+        """Returns a hash of the inputs that it is calibrated on, and of their order.
+
+        With the weights they decide the calibration, but for rounding: an accelerator that chooses
+        its algorithms by time calibrates a little differently each time.
+        """
+        digest = hashlib.sha256()
+        for inputs in self._parts():
+            digest.update(f"{inputs.dtype} {inputs.shape} ".encode())
+            digest.update(np.ascontiguousarray(inputs).data)
+        return digest.hexdigest()
+
     def batches(self) -> Iterator[jax.Array]:
         """Yields the inputs that it is calibrated on, as they are in the files."""
+        return map(jnp.asarray, self._parts())
+
+    def _parts(self) -> Iterator[np.ndarray]:
         chosen = np.arange(len(self._train))
         if self._config.calibration_examples < len(chosen):
             # A data set may be sorted by class.
@@ -78,7 +96,7 @@ class Calibrating:
             chosen = np.sort(drawn[: self._config.calibration_examples])
         for start in range(0, len(chosen), self._config.batch_size):
             index = chosen[start : start + self._config.batch_size]
-            yield jnp.asarray(self._train.take(index).inputs)
+            yield self._train.take(index).inputs
 
 
 def _call(model: Any, inputs: jax.Array) -> Any:

@@ -13,25 +13,34 @@ from flax import nnx
 import steinnorm
 from experiments.data.examples import Examples
 from steinnorm.attacks.code_digest import code_digest
+from steinnorm.functional import CALIBRATED
 from steinnorm.nnx import CalibrationStat
 
 
-def identity_of(model: nnx.Module, examples: Examples, batch_size: int) -> dict[str, Any]:
+def identity_of(
+    model: nnx.Module,
+    examples: Examples,
+    batch_size: int,
+    source: str = "running",
+    calibrated_on: str = "",
+) -> dict[str, Any]:
     """Returns all that an evaluation depends on, whichever its attacks, as JSON gives it back.
 
     Args:
       model: the trained model, calibrated or not, before it is made ready for evaluation.
       examples: the test part.
       batch_size: test examples per batch.
+      source: of the norm's statistics.
+      calibrated_on: where these are calibrated, ``inputs_digest`` of
+        ``experiments.evaluation.calibration.Calibrating``. What the calibration found is left out:
+        the next one may be rounded differently.
     """
+    assert calibrated_on or source not in CALIBRATED
     data = hashlib.sha256(np.ascontiguousarray(examples.inputs).data)
     data.update(np.ascontiguousarray(examples.targets).data)
-    rest, calibration = nnx.state(model, nnx.Not(CalibrationStat), CalibrationStat)
-    # What a model is calibrated with comes on top: its other results stay those of its weights.
-    calibrated = {"calibration": weights_digest(calibration)} if calibration else {}
     return {
-        **calibrated,
-        "weights": weights_digest(rest),
+        **({"calibrated_on": calibrated_on} if source in CALIBRATED else {}),
+        "weights": weights_digest(nnx.state(model, nnx.Not(CalibrationStat))),
         "data": data.hexdigest(),
         "batch_size": batch_size,
         "platform": jax.default_backend(),

@@ -67,7 +67,8 @@ def measure(
     attacked = _ready(model, plan)
     measuring = _Measuring(attacked, task, examples, plan, workdir, watcher or Watcher())
     count = plan.measured(len(examples))
-    identity = {**identity_of(model, examples, plan.batch_size), "measured": count}
+    identity = identity_of(model, examples, plan.batch_size, plan.statistics, run.calibrated_on)
+    identity["measured"] = count
     done = []
     for attack, epsilon in plan.measurements:
         key = ResultKey(

@@ -17,12 +17,15 @@ class Run(NamedTuple):
       norm: name of the norm.
       seed: of the training; also of noise and random starts.
       class_names: for pictures; may be empty.
+      calibrated_on: ``inputs_digest`` of ``experiments.evaluation.calibration.Calibrating``, where
+        calibrated statistics are measured.
     """
 
     config: str
     norm: str
     seed: int
     class_names: tuple[str, ...] = ()
+    calibrated_on: str = ""
 
 
 class Watcher:

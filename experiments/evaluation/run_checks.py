@@ -95,7 +95,7 @@ class Checker:
         count = min(self.config.examples, len(self.examples), self.batch_size)
         twin = None if self.twin is None else self.twin(source)
         identity = {
-            **identity_of(model, self.examples, self.batch_size),
+            **identity_of(model, self.examples, self.batch_size, source, run.calibrated_on),
             "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
             "twin": self.twin_reason if twin is None else weights_digest(twin),
             "count": count,
@@ -198,16 +198,20 @@ def gather(workdir: Path, found: Sequence[CheckedModel]) -> None:
             write_json(_path(workdir, source, norm), each)
 
 
-def load_all(workdir: Path, identity: dict[str, Any]) -> list[CheckedModel]:
+def load_all(workdir: Path, identity: Callable[[str], dict[str, Any]]) -> list[CheckedModel]:
     """Returns all checks of the folder that were made of this model on these examples.
 
     Args:
       workdir: of the evaluation.
-      identity: as ``experiments.evaluation.identity.identity_of`` gives it.
+      identity: gives that of a source, as ``experiments.evaluation.identity.identity_of`` does.
     """
     paths = sorted((workdir / "evaluation").glob("checks-*.json"))
     found = [checked for path in paths if (checked := _load(path)) is not None]
-    ours = [checked for checked in found if is_of(checked.identity, identity)]
+    ours = [
+        checked
+        for checked in found
+        if is_of(checked.identity, identity(checked.checks[0].statistics))
+    ]
     order = get_args(Statistics)
     return sorted(ours, key=lambda c: (order.index(c.checks[0].statistics), c.checks[0].name))
 

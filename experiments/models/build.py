@@ -40,7 +40,12 @@ def build(
     if norm not in NORMS:
         raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
     dtype = jnp.dtype(train.compute_dtype)
-    factory = norm_factory(norm, statistics_momentum=train.statistics_momentum, dtype=dtype)
+    factory = norm_factory(
+        norm,
+        statistics_momentum=train.statistics_momentum,
+        dtype=dtype,
+        total_steps=train.epochs * (len(examples) // train.batch_size),
+    )
     shape = examples.inputs.shape[1:]
     # Initial weights by the "rbg" generator: threefry, JAX's default, takes seconds to compile
     # per weight shape on a CPU.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from flax import nnx
 
 from experiments.configs.schema import Statistics
+from experiments.models.small_batch_norms import BatchRenorm, LearntNoise
 from steinnorm.nnx import SteinBatchNorm, convert, revert
 from steinnorm.shrinkage import Shrinkage, resolve
 
@@ -31,17 +32,28 @@ _SHRINKAGES = {
     "lasso": "lasso",
     "toward_running": "toward_running",
 }
-NORMS = (*_SHRINKAGES, "group")
+_SMALL_BATCH = ("batch_renorm", "learnt_noise")
+NORMS = (*_SHRINKAGES, *_SMALL_BATCH, "group")
 """The names, the reference first and the control without batch statistics last."""
 
+DEMO_NORMS = (*_SHRINKAGES, "group")
+"""Those that the demo compares: its batches are large."""
 
-def norm_factory(name: str, *, statistics_momentum: float = 0.9, dtype: Any = None) -> NormFactory:
+
+def norm_factory(
+    name: str,
+    *,
+    statistics_momentum: float = 0.9,
+    dtype: Any = None,
+    total_steps: int | None = None,
+) -> NormFactory:
     """Returns the norm of that name, as something that a network calls once per layer.
 
     Args:
       name: one of ``NORMS``.
       statistics_momentum: share of the running statistics that a training step keeps; ``group``
         has none and ignores it.
+      total_steps: of the training; ``batch_renorm`` needs it.
       dtype: of the layers' results; None is that of input and parameters together.  Parameters
         and statistics are float32 in any case.
 
@@ -50,8 +62,16 @@ def norm_factory(name: str, *, statistics_momentum: float = 0.9, dtype: Any = No
     """
     if name == "group":
         return functools.partial(_group, dtype=dtype)
-    if name not in _SHRINKAGES:
+    if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; expected one of {', '.join(NORMS)}")
+    if name == "batch_renorm":
+        if total_steps is None:
+            raise ValueError("batch_renorm widens its limits in the training: give total_steps")
+        return functools.partial(
+            BatchRenorm, total_steps=total_steps, momentum=statistics_momentum, dtype=dtype
+        )
+    if name == "learnt_noise":
+        return functools.partial(LearntNoise, momentum=statistics_momentum, dtype=dtype)
     return functools.partial(
         SteinBatchNorm, shrinkage=_SHRINKAGES[name], momentum=statistics_momentum, dtype=dtype
     )
@@ -64,8 +84,8 @@ def _group(num_features: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def shrinkage(name: str) -> Shrinkage | None:
-    """Returns the shrinkage of the norm of that name; None for ``group``, which has none."""
-    return None if name == "group" else resolve(_SHRINKAGES[name])
+    """Returns the shrinkage of that norm; None for one that has none, or not the same each step."""
+    return resolve(_SHRINKAGES[name]) if name in _SHRINKAGES else None
 
 
 def sources(name: str, wanted: tuple[Statistics, ...]) -> tuple[Statistics, ...]:

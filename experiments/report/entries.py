@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 import numpy as np
+from scipy.special import stdtrit
 
 from experiments.report.labels import REFERENCE, Column, Source
 from experiments.results import CONVERGENCE, Row
@@ -39,8 +40,8 @@ class Entry:
       pairs: seeds that the reference was measured with too.
       difference: to the reference of the same seed, mean; NaN where there is no reference.
       difference_std: between the seeds; NaN for one seed.
-      difference_low: of one seed, lower end of the paired 95 % interval over the examples; NaN
-        for several, or without results per example.
+      difference_low: lower end of its 95 % interval: of one seed the paired one over the examples,
+        where results per example are kept; of three and more Student's, over the seeds; else NaN.
       difference_high: upper end.
     """
 
@@ -80,6 +81,8 @@ class Entry:
         return Source(self.statistics, self.threat_model)
 
 
+_NO_SPREAD = 1e-9  # differences that are equal but for rounding
+
 Interval = tuple[float, float]
 Paired = Callable[[Row, Row], Interval | None]
 """The interval of the difference of two rows, from results per example; None without these."""
@@ -118,7 +121,7 @@ def _entry(
     values = [row.value for row in by_seed.values()]
     first = next(iter(by_seed.values()))
     low, high = (first.ci_low, first.ci_high) if len(values) == 1 else (math.nan, math.nan)
-    interval = paired(*pairs[0]) if len(pairs) == 1 and not is_itself else None
+    interval = None if is_itself else _interval(pairs, differences, paired)
     return Entry(
         config=config,
         metric=metric,
@@ -152,6 +155,23 @@ def reference_of(norm: str, source: Source) -> tuple[str, Source]:
     if norm == REFERENCE or source.statistics == "none":
         return REFERENCE, Source("running")
     return REFERENCE, source
+
+
+def _interval(
+    pairs: Sequence[tuple[Row, Row]], differences: Sequence[float], paired: Paired
+) -> Interval | None:
+    """Returns the 95 % interval of a mean difference, where there is one worth the name.
+
+    Two seeds have none: Student's would be nine times their standard deviation.  Nor have seeds
+    that all differ by the same number of examples.
+    """
+    if len(pairs) == 1:
+        return paired(*pairs[0])
+    spread = _std(differences)
+    if len(pairs) < 3 or not spread > _NO_SPREAD:
+        return None
+    half = float(stdtrit(len(pairs) - 1, 0.975)) * spread / math.sqrt(len(pairs))
+    return fmean(differences) - half, fmean(differences) + half
 
 
 def _std(values: Sequence[float]) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from experiments.models.norms import NORMS
 from experiments.report.labels import SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
 from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
+
+_TUNED = "train.learning_rate"
+"""What may differ between norms, each of which may have it tuned."""
 
 _ROWS = pydantic.TypeAdapter(list[Row])
 _CHECKS = pydantic.TypeAdapter(list[Check])
@@ -161,9 +165,11 @@ def _check_rows(root: Path, name: str, rows: Sequence[Row]) -> None:
 def _merged(folders: Sequence[_Folder]) -> Experiment:
     first = folders[0]
     for other in folders[1:]:
+        tuned = _TUNED if _norm(first) != _norm(other) else ""
         different = [
             f"{where} is {ours!r} and {theirs!r}"
             for where, ours, theirs in differences(first.settings, other.settings)
+            if where != tuned
         ]
         if different:
             raise ConfigError(
@@ -189,12 +195,16 @@ def _merged(folders: Sequence[_Folder]) -> Experiment:
     )
 
 
+def _norm(folder: _Folder) -> str:
+    return folder.rows[0].norm
+
+
 def _histories(folders: Sequence[_Folder]) -> Iterator[tuple[str, list[LoggedStep]]]:
     """Yields norm and log of each training; those of a demo of earlier versions are not there."""
     for folder in folders:
         steps = logged_steps(folder.root / "metrics.jsonl")
         if steps:
-            yield folder.rows[0].norm, steps
+            yield _norm(folder), steps
 
 
 def _shown(evaluation: dict[str, Any]) -> list[Column]:
@@ -262,6 +272,13 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
     }
     names = dict.fromkeys(name for folder in folders for name in folder.versions)
     notes = [f"Trained with {'; and with '.join(sorted(made))}."]
+    rates: dict[float, dict[str, None]] = {}
+    for folder in folders:
+        rate = (folder.settings.get("train") or {}).get("learning_rate", math.nan)
+        rates.setdefault(rate, {})[_norm(folder)] = None
+    if len(rates) > 1:
+        each = "; ".join(f"{rate:g}: {', '.join(norms)}" for rate, norms in rates.items())
+        notes.append(f"The learning rates differ. {each}.")
     for name in names:
         found = sorted({str(folder.versions.get(name, "unknown")) for folder in folders})
         if len(found) > 1:

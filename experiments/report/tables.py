@@ -47,10 +47,13 @@ def difference_caption(metric: str, *, short: bool = False) -> str:
     """Returns what a table of differences shows; ``short`` where intervals have no room."""
     what = measure(metric)
     points = ", in percentage points" if what.unit == "%" else f", in {what.unit}" * bool(what.unit)
-    interval = (
+    over_examples = (
         ", of one seed with the paired 95 % interval over the test examples where these are kept"
-        if metric == "accuracy" and not short
+        if metric == "accuracy"
         else ""
+    )
+    interval = (
+        "" if short else f"; of three seeds or more with Student's 95 % interval{over_examples}"
     )
     return (
         f"Difference in {what.title}{points}, paired by seed, mean ± standard deviation{interval}. "
@@ -76,15 +79,16 @@ def value_text(entry: Entry, *, short: bool = False) -> str:
 
 
 def difference_text(entry: Entry, *, short: bool = False) -> str:
-    """Returns a difference with its spread; a dash where a line is its own reference."""
+    """Returns a difference with its interval, else its spread; a dash for the reference itself."""
     if not entry.reference:
         return "–"
     what = measure(entry.metric)
     text = what.text(entry.difference, signed=True)
-    if not math.isnan(entry.difference_std):
-        return f"{text}±{what.text(entry.difference_std)}"
     low, high = entry.difference_low, entry.difference_high
-    return text if short else text + _range(what, low, high, signed=True)
+    if not (short or math.isnan(low)):
+        return text + _range(what, low, high, signed=True)
+    has_spread = not math.isnan(entry.difference_std)
+    return f"{text}±{what.text(entry.difference_std)}" if has_spread else text
 
 
 def _range(what: Measure, low: float, high: float, *, signed: bool = False) -> str:

@@ -1,10 +1,11 @@
 """Writes checkpoints whole or not at all, and verifies them when they are read.
 
-Orbax writes them (atomically, from several processes too); beside the arrays stands a digest of
-them, because a flipped bit in a compressed file can be read without an error.
+Orbax writes them, atomically; beside the arrays stands a digest of them, because a flipped bit in
+a compressed file can be read without an error.
 
-A training of one process only waits until its arrays are copied; they are hashed and written beside
-it.  Several processes write together, and wait.
+The training only waits until its arrays are copied; they are hashed and written beside it.  Of
+several processes, each of which has all arrays, the first writes alone; all read, and agree on what
+they read.  What the first one could not write is told to all at the next checkpoint or at the end.
 """
 
 import concurrent.futures
@@ -12,17 +13,20 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from experiments.data import devices
 from experiments.errors import CheckpointError
+
+T = TypeVar("T")
 
 _KEPT = 2  # the newest ones: one to resume from, one more in case it is damaged
 
@@ -52,6 +56,9 @@ class Progress(NamedTuple):
 class Checkpoints:
     """The checkpoints in one folder: the two newest, and the best by validation.
 
+    Several processes call ``save``, ``complete`` and whatever reads in the same order; the others
+    are about one process.
+
     Args:
       folder: made where there is none.
       read_only: leave the folder as it is: a training may be writing to it.
@@ -67,47 +74,66 @@ class Checkpoints:
         self._writing: concurrent.futures.Future[None] | None = None
 
     def _open(self) -> ocp.CheckpointManager:
+        if not self._read_only:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        process = jax.process_index()
         options = ocp.CheckpointManagerOptions(
+            create=False,  # Orbax makes no folder for one of several processes
             # Not Orbax's own policy for the best: it forgets scores when it is opened again.
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(_KEPT), _Best(self)]
             ),
             # What a killed process left half written, or another command is writing now.
-            cleanup_tmp_directories=not self._read_only,
-            read_only=self._read_only,
+            cleanup_tmp_directories=not self._read_only and process == 0,
+            read_only=self._read_only or process != 0,
             # What is written beside the training is hashed there as well, by a thread of ours.
             enable_async_checkpointing=False,
+            # Each process for itself, without Orbax's barriers: those would stop the training.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=process,
+                active_processes={process},
+                barrier_sync_key_prefix=f"process {process}",
+            ),
         )
         return ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def steps(self) -> list[int]:
-        """Steps of which there is a checkpoint, in order, once none is being written."""
+        """Steps of which there is a checkpoint, in order, once this process is writing none."""
         self.wait()
+        if jax.process_index():
+            self._manager.reload()  # another process writes them
         return sorted(self._manager.all_steps())
 
     def save(self, arrays: Any, progress: Progress) -> None:
         """Begins to write a checkpoint, then removes those that are no longer wanted.
 
         Args:
-          arrays: a pytree; the same, or sharded alike, in every process.  They may be given up as
-            soon as this returns.
+          arrays: a pytree, whole in every process.  They may be given up as soon as this returns.
           progress: of these arrays.
 
         Raises:
           CheckpointError: the one before could not be written; older ones are untouched.
         """
-        if progress.step in self.steps:
+        self.complete()
+        if jax.process_index() or progress.step in self.steps:
             return
         flat = _flat(arrays)
-        if jax.process_count() > 1:
-            self._write(flat, progress)
-            return
+        for x in jax.tree.leaves(flat):
+            x.copy_to_host_async()  # all of them at once
         copies = {name: np.array(x) for name, x in flat.items()}
         self._writing = self._thread.submit(self._write, copies, progress)
 
+    def complete(self) -> None:
+        """Returns once nothing is being written by any process.
+
+        Raises:
+          CheckpointError: it could not be written, in every process; older ones are untouched.
+        """
+        _together(self.wait)
+
     def wait(self) -> None:
-        """Returns once nothing is being written.
+        """Returns once this process writes nothing.
 
         Raises:
           CheckpointError: it could not be written; older ones are untouched.
@@ -148,8 +174,11 @@ class Checkpoints:
           step: one of ``steps``.
 
         Raises:
-          CheckpointError: it is damaged, or of another model.
+          CheckpointError: it is damaged, or of another model, or cannot be read by another process.
         """
+        return _together(lambda: self._load(like, step))
+
+    def _load(self, like: Any, step: int) -> tuple[Any, Progress]:
         flat = _flat(like)
         target = {
             name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -192,7 +221,7 @@ class Checkpoints:
           DamagedCheckpointWarning: the newest could not be read.
         """
         failures = []
-        for step in reversed(self.steps):
+        for step in reversed(_of_first(lambda: self.steps)):
             try:
                 found = self.load(like, step)
             except CheckpointError as error:
@@ -214,9 +243,17 @@ class Checkpoints:
         Raises:
           CheckpointError: the newest one's record cannot be read.
         """
-        if not self.steps:
+        return _of_first(self._best_step)
+
+    def newest_step(self) -> int | None:
+        """Returns the newest step; None where there is none."""
+        return _of_first(lambda: max(self.steps, default=None))
+
+    def _best_step(self) -> int | None:
+        steps = self.steps
+        if not steps:
             return None
-        newest = self.steps[-1]
+        newest = steps[-1]
         try:
             found = self._manager.restore(
                 newest, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
@@ -227,10 +264,10 @@ class Checkpoints:
                 f"the record of step {newest} in {self._folder} cannot be read: "
                 f"{_first_line(error)}"
             ) from error
-        return best if best in self.steps else newest
+        return best if best in steps else newest
 
     def close(self) -> None:
-        """Waits for what is being written.
+        """Waits for what this process is writing.
 
         Raises:
           CheckpointError: it could not be written; older ones are untouched.
@@ -258,8 +295,7 @@ class Checkpoints:
                 aside.mkdir(exist_ok=True)
                 shutil.rmtree(aside / str(step), ignore_errors=True)
                 shutil.move(self._folder / str(step), aside / str(step))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints set aside")
+        _together(lambda: None)  # the others wait for the first
         self._manager = self._open()
 
 
@@ -273,6 +309,39 @@ class _Best(policies.PreservationPolicy):
         """Returns for each checkpoint whether it stays."""
         del context
         return [checkpoint.step == self._owner.kept_step for checkpoint in checkpoints]
+
+
+def _together(act: Callable[[], T]) -> T:
+    """Does something in every process; where it fails in one, it fails in all.
+
+    Raises:
+      CheckpointError: it failed in this process, or else in another one, which the message names.
+    """
+    failure: CheckpointError | None = None
+    try:
+        result = act()
+    except CheckpointError as error:
+        failure = error
+    told = devices.exchange(str(failure or "").encode())
+    if failure is not None:
+        raise failure
+    for number, message in enumerate(told):
+        if message:
+            raise CheckpointError(f"process {number}: {message.decode()}")
+    return result
+
+
+def _of_first(find: Callable[[], T]) -> T:
+    """Returns in every process what the first finds; the others' folder may lag behind.
+
+    Args:
+      find: gives what JSON can hold.
+
+    Raises:
+      CheckpointError: it failed in the first process, in all of them.
+    """
+    found = _together(lambda: find() if devices.is_first() else None)
+    return json.loads(devices.exchange(json.dumps(found).encode())[0])
 
 
 def _checked(content: dict[str, Any], step: int) -> tuple[Progress, str]:

@@ -147,18 +147,33 @@ class RunFolder:
         if not (self.root / "config.json").exists():
             return
         # Also refuses a file of this name that is somebody else's.
-        found = dataclasses.asdict(read_settings(self.root))
-        if not any(self.checkpoints.glob("[0-9]*")):
-            return  # nothing was trained with the settings that are there
-        different = [
-            f"{where} is {theirs!r} there, {ours!r} here"
-            for where, theirs, ours in differences(found, dataclasses.asdict(self._settings))
-        ]
-        if different:
-            raise ConfigError(
-                f"{self.root} holds a training with other settings: {'; '.join(different)}. "
-                "Choose another --workdir, or repeat the command with the settings of that one"
-            )
+        found = read_settings(self.root)
+        if any(self.checkpoints.glob("[0-9]*")):  # else nothing was trained with these settings
+            check_same(self.root, found, self._settings)
+
+
+def check_same(root: Path, found: RunSettings, wanted: RunSettings) -> None:
+    """Refuses a work folder of other settings than those that are wanted.
+
+    Args:
+      root: the work folder.
+      found: its settings.
+      wanted: those of the command.
+
+    Raises:
+      ConfigError: saying which differ.
+    """
+    different = [
+        f"{where} is {theirs!r} there, {ours!r} here"
+        for where, theirs, ours in differences(
+            dataclasses.asdict(found), dataclasses.asdict(wanted)
+        )
+    ]
+    if different:
+        raise ConfigError(
+            f"{root} holds a training with other settings: {'; '.join(different)}. "
+            "Choose another --workdir, or repeat the command with the settings of that one"
+        )
 
 
 def read_settings(root: Path) -> RunSettings:

@@ -19,6 +19,7 @@ from experiments.data import devices
 from experiments.data.augment import Augmentation
 from experiments.data.batches import TrainBatches, ahead
 from experiments.data.examples import Examples
+from experiments.errors import CheckpointError
 from experiments.results import LoggedStep
 from experiments.tasks import Task
 from experiments.training.adversarial import Adversary
@@ -122,10 +123,15 @@ class Loop:
         run = _Run(self, model, batches)
         with Interrupts() as interrupts:
             try:
-                return run.to_the_end(interrupts)
-            finally:
+                trained = run.to_the_end(interrupts)
+            except BaseException:
+                # This process only: the others may not have failed.
                 if self.checkpoints is not None:
                     self.checkpoints.wait()
+                raise
+            if self.checkpoints is not None:
+                self.checkpoints.complete()
+            return trained
 
 
 class _Run:
@@ -272,7 +278,10 @@ class _Run:
         return patience is not None and self._progress.epochs_without_gain >= patience
 
     def _last_good(self) -> str:
-        kept = self._loop.checkpoints.steps if self._loop.checkpoints else []
+        try:
+            kept = self._loop.checkpoints.steps if self._loop.checkpoints else []
+        except CheckpointError as error:  # beside what went wrong first
+            return f"besides, {error}"
         if not kept:
             return "there is no checkpoint to go back to; try a smaller train.learning_rate"
         return (

@@ -132,6 +132,10 @@ class CompiledStep:
         """Takes one step; the arrays are given up (their memory is used again)."""
         return self._jitted(arrays, batch)
 
+    def lower(self, arrays: list[Any], batch: Batch) -> jax.stages.Lowered:
+        """Returns the program, to be compiled without being run; shapes do for arrays."""
+        return self._jitted.lower(arrays, batch)
+
     def state(self, arrays: list[jax.Array]) -> TrainState:
         """Returns the state that these are the arrays of, in the order of ``jax.tree.leaves``."""
         return jax.tree.unflatten(self._structure, arrays)

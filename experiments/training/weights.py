@@ -48,10 +48,11 @@ def load_weights(
     state = TrainState(params, rest, optimiser(config.train, 1).init(params))
     folder = workdir / "checkpoints"
     checkpoints = Checkpoints(folder, read_only=True) if folder.is_dir() else None
-    if checkpoints is None or not checkpoints.steps:
+    step = None
+    if checkpoints is not None:
+        step = checkpoints.best_step() if weights == "best" else checkpoints.newest_step()
+    if checkpoints is None or step is None:
         raise ConfigError(f"{workdir} holds no checkpoint yet; run its training first")
-    step = checkpoints.best_step() if weights == "best" else checkpoints.steps[-1]
-    assert step is not None  # there are some
     one_each = devices.mesh(jax.process_count())
     found, progress = checkpoints.load(devices.replicate(state, one_each), step)
     checkpoints.close()

@@ -1,23 +1,22 @@
 """Inputs that are split over devices: the result is that of one device."""
 
-import os
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from tests import children
 from tests.attacks.split_inputs import FEW, SOME
 
 pytestmark = pytest.mark.skipif(not hasattr(jax, "set_mesh"), reason="explicit meshes need JAX 0.8")
 
 
-def differences(*arguments, **environment):
+def differences(*arguments, **compiler):
     """What the comparison prints, run with two devices in a process of its own."""
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     done = subprocess.run(
         [sys.executable, "-m", "tests.attacks.split_inputs", *arguments],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **environment},
+        env=children.environment(2, **compiler),
         capture_output=True,
         text=True,
         check=False,
@@ -29,8 +28,7 @@ def differences(*arguments, **environment):
 
 
 def test_the_result_is_that_of_one_device():
-    # As in tests/conftest.py; the slow test compiles as users do.
-    found = differences(JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    found = differences()
     assert [name for way, name, _ in found if way == "explicit"] == list(SOME)
     assert len(found) == len(SOME) + 3 * len(FEW)
     assert max(difference for *_, difference in found) <= 1e-5
@@ -38,6 +36,6 @@ def test_the_result_is_that_of_one_device():
 
 @pytest.mark.slow
 def test_every_attack_in_every_way_of_splitting():
-    found = differences("all")
+    found = differences("all", as_users_compile=True)
     assert len(found) == 4 * 18
     assert max(difference for *_, difference in found) <= 1e-5

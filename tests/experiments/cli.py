@@ -13,33 +13,22 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests import children
+
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds, for anything that a process is waited for
 
 
 def environment(cache, devices=1, *, as_users_compile=False):
-    """A user's environment with so many host devices, and a cache of compiled programs.
-
-    Compiled as tests/conftest.py says, so that results are those of this process; or as users
-    compile, where a test has bounds on how far rounding may go.
-    """
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
-    count = "--xla_force_host_platform_device_count"
-    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(count)]
-    flags += [f"{count}={devices}"] if devices > 1 else []
-    if as_users_compile:
-        flags = [flag for flag in flags if flag.startswith(count)]
-    return {
-        **inherited,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join(flags),
+    """A user's environment with so many host devices, and a cache of compiled programs."""
+    more = {
         # Without it every start of a process compiles for seconds.
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0" if as_users_compile else "1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "COLUMNS": "120",
     }
+    return children.environment(devices, as_users_compile=as_users_compile, **more)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,12 @@
 """Programs that several tests of the experiments compile alike are compiled once."""
 
+import importlib
+import io
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 
 from experiments.data import devices
 
@@ -29,6 +33,20 @@ def _compiled_once(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def figures_are_not_rendered(monkeypatch):
+    """Figures are made but not rendered, which takes longest; for tests that look at none."""
+    style = importlib.import_module("experiments.report.plots.style")
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, format="png")
+
+    def png(figure):
+        style.plt.close(figure)
+        return buffer.getvalue()
+
+    monkeypatch.setattr(style, "png", png)
 
 
 @pytest.fixture

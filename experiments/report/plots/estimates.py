@@ -4,14 +4,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from scipy.special import stdtrit
-
 from experiments.report.entries import Entry, reference_of
 from experiments.report.labels import REFERENCE, Source
 from experiments.report.measures import measure
-
-_CONFIDENCE = 0.95
-_NO_SPREAD = 1e-9  # seeds that differ by rounding only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +56,11 @@ def difference(s: Entry) -> Estimate:
     scale = measure(s.metric).scale
     if s.pairs == 0:
         return Estimate(math.nan)
-    if s.pairs == 1:
+    if s.pairs == 1 or not math.isnan(s.difference_low):
         low, high = scale * s.difference_low, scale * s.difference_high
         return Estimate(scale * s.difference, low, high, not math.isnan(low))
-    is_interval = s.pairs > 2 and s.difference_std > _NO_SPREAD
-    half = s.difference_std
-    if is_interval:
-        half *= float(stdtrit(s.pairs - 1, 0.5 + _CONFIDENCE / 2)) / math.sqrt(s.pairs)
-    low, high = s.difference - half, s.difference + half
-    return Estimate(scale * s.difference, scale * low, scale * high, is_interval)
+    low, high = s.difference - s.difference_std, s.difference + s.difference_std
+    return Estimate(scale * s.difference, scale * low, scale * high, False)
 
 
 def is_share(metric: str) -> bool:

@@ -47,6 +47,20 @@ def test_a_program_that_a_kill_cut_short_is_removed(folder):
     assert kept.get("other") == b"program"
 
 
+def test_a_program_that_two_kills_cut_short_is_removed(folder):
+    """The first between the two files of a program that had to go, the second as it came back."""
+    kept = LRUCache(str(folder), max_size=1000)
+    kept.put("name", b"program")
+    (folder / "name-cache").unlink()
+    caches.keep_compiled_programs()
+    (folder / "name-cache").write_bytes(b"pro")
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR")
+    caches.keep_compiled_programs()
+    assert kept.get("name") is None
+    kept.put("name", b"program")
+    assert kept.get("name") == b"program"
+
+
 def test_what_another_command_is_writing_stays(folder):
     folder.mkdir(parents=True)
     (folder / "half-cache").write_bytes(b"pro")

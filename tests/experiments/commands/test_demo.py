@@ -127,6 +127,7 @@ def _checks_are_those_of_the_smoke_run(smoke, monkeypatch):
     monkeypatch.setattr(run_checks.Checker, "check", kept)
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_a_finished_demo_is_reused_to_the_last_digit(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
     # Four devices here, one in the other process: both are part of no result.
@@ -138,6 +139,7 @@ def test_a_finished_demo_is_reused_to_the_last_digit(smoke, tmp_path, trained):
     assert kept == {p: p.stat().st_mtime_ns for p in kept}
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 @pytest.mark.usefixtures("_checks_are_those_of_the_smoke_run")
 def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
@@ -146,10 +148,12 @@ def test_what_is_missing_is_made_again(smoke, tmp_path, trained):
     assert trained == [8, 0]
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 @pytest.mark.usefixtures("_checks_are_those_of_the_smoke_run")
 def test_what_other_code_has_trained_is_trained_anew(smoke, tmp_path, trained):
     workdir = shutil.copytree(smoke[0], tmp_path / "work")
-    (workdir / "runs" / "group-0" / "code.txt").write_text("of another version")
+    note = workdir / "runs" / "group-0" / "comparison.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "code": "of another version"}))
     _again(workdir)
     assert trained == [8, 0]
 
@@ -158,7 +162,7 @@ def test_a_training_that_is_not_the_demos_is_not_touched(tmp_path):
     own = tmp_path / "runs" / "batch-0" / "config.json"
     own.parent.mkdir(parents=True)
     own.write_text("{}")
-    with pytest.raises(ConfigError, match="is not the demo's; choose another --workdir"):
+    with pytest.raises(ConfigError, match="no comparison has made; choose another --workdir"):
         demo.run(tmp_path, norms=["batch"], seeds=1, smoke=True)
     assert own.read_text() == "{}"
 

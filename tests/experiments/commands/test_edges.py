@@ -1,6 +1,7 @@
 """What goes wrong outside of the program ends in one line and a status, not in a traceback."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -77,12 +78,17 @@ def test_help_on_an_ascii_terminal():
     assert out.isascii()
 
 
-def test_report_on_an_ascii_terminal(evaluated, tmp_path):
-    arguments = ["report", evaluated, "--out", tmp_path / "report"]
-    status, out, err = _runs(arguments, {"PYTHONIOENCODING": "ascii"})
-    assert (status, err) == (0, "")
-    assert out.isascii()
-    assert b"mean over the seeds ? standard deviation" in out
+@pytest.mark.usefixtures("figures_are_not_rendered")
+def test_report_on_an_ascii_terminal(evaluated, tmp_path, monkeypatch):
+    """In this process, with the streams that Python would have made; the help has its own."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert main(["report", str(evaluated), "--out", str(tmp_path / "report")]) == 0
+    out.flush()
+    err.flush()
+    assert not err.buffer.getvalue()
+    assert b"mean over the seeds ? standard deviation" in out.buffer.getvalue()
     assert "\u00b1" in (tmp_path / "report" / "report.md").read_text()
 
 

@@ -179,12 +179,14 @@ def test_a_whole_report(folders, reported):
     assert "% 2 of 7 checks of the evaluation FAILED" in (out / "table.tex").read_text()
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_the_order_of_the_folders_does_not_matter(folders, reported, tmp_path):
     assert _report(folders, tmp_path / "report") == 0
     for name in ("table.csv", "report.md"):
         assert (tmp_path / "report" / name).read_text() == (reported[0] / name).read_text()
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_a_missing_reference_is_said_aloud_and_experiments_stay_apart(folders, tmp_path, capsys):
     stein = _folder(tmp_path / "s", "stein", 0)
     more = {"config": "cityscapes", "made": _segmented, "statistics": ("running",)}

@@ -11,7 +11,6 @@ from experiments.commands import risk
 from experiments.commands.console import Display
 from experiments.evaluation.risk import parts
 from experiments.report.risk.figures import CAPTIONS
-from tests.experiments import cli
 
 
 def _run(out, names="", seed=0):
@@ -41,6 +40,7 @@ def test_a_smoke_run_writes_rows_tables_and_figures(tmp_path):
     assert sum(line.startswith("| toward_running | ") for line in markdown.splitlines()) >= 4
 
 
+@pytest.mark.usefixtures("figures_are_not_rendered")
 def test_what_is_finished_is_not_measured_again(tmp_path):
     name = "counterexamples"
     first, text = _run(tmp_path, name)
@@ -83,10 +83,10 @@ def test_wrong_flags_are_one_line_and_status_two(tmp_path, capsys, flags, messag
     assert not (tmp_path / "new").exists()
 
 
-def test_the_command_line_writes_parts_that_are_found_again(tmp_path):
-    arguments = ["risk", "--out", tmp_path, "--smoke", "--parts", "counterexamples"]
-    printed, _ = cli.succeeds(arguments, cli.environment(tmp_path / "cache"))
-    assert printed.startswith("[1/1] counterexamples: ")
+@pytest.mark.usefixtures("figures_are_not_rendered")
+def test_the_command_line_writes_parts_that_are_found_again(tmp_path, capsys):
+    assert main(["risk", "--out", str(tmp_path), "--smoke", "--parts", "counterexamples"]) == 0
+    assert capsys.readouterr().out.startswith("[1/1] counterexamples: ")
     assert (tmp_path / "counterexamples.png").exists()
     _, text = _run(tmp_path, "counterexamples")
     assert "found finished" in text

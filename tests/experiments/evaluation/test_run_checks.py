@@ -26,4 +26,16 @@ def test_the_first_process_has_what_the_others_found(number, tmp_path, monkeypat
     monkeypatch.setattr(devices, "exchange", lambda content: [content, theirs])
     monkeypatch.setattr(devices, "is_first", lambda: number == 0)
     gather(tmp_path, [mine])
-    assert load_all(tmp_path, {"weights": "w"}) == ([] if number else [other])
+    assert load_all(tmp_path, lambda source: {"weights": "w"}) == ([] if number else [other])
+
+
+def test_checks_of_another_calibration_are_not_this_ones(tmp_path, monkeypatch):
+    theirs = [_found("running"), _found("calibrated")]
+    content = json.dumps([dataclasses.asdict(each) for each in theirs]).encode()
+    monkeypatch.setattr(devices, "exchange", lambda mine: [mine, content])
+    gather(tmp_path, [])
+
+    def identity(source):
+        return {"weights": "w", **({"calibrated_on": "x"} if source == "calibrated" else {})}
+
+    assert load_all(tmp_path, identity) == theirs[:1]

@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 from rich.console import Console
 
 from experiments import report
@@ -19,6 +20,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.per_example import PerExampleResults, Values
 from experiments.models.norms import NORMS, sources
 from experiments.report import document
+from experiments.report.tables import table_body
 from experiments.results import LoggedStep, Row
 from steinnorm.attacks.files import write_json
 
@@ -97,6 +99,32 @@ def test_seeds_merge_and_differences_are_paired_in_any_order():
         assert group.difference == pytest.approx(0.05)
         assert math.isnan(group.std)
         assert (group.ci_low, group.ci_high) == (pytest.approx(0.93), pytest.approx(0.98))
+
+
+def test_three_seeds_and_more_have_students_interval():
+    reference, ours = [0.90, 0.80, 0.85, 0.88], [0.93, 0.82, 0.85, 0.92]
+    rows = [_row("batch", seed, value) for seed, value in enumerate(reference)]
+    rows += [_row("stein", seed, value) for seed, value in enumerate(ours)]
+    stein = _found(rows)["stein", "running", "clean"]
+    wanted = scipy.stats.ttest_rel(ours, reference).confidence_interval(0.95)
+    assert (stein.difference_low, stein.difference_high) == pytest.approx(tuple(wanted))
+    written = [text for _, texts in table_body(_differences(rows)) for text in texts]
+    low, high = (round(100 * end, 1) for end in wanted)
+    assert f"+2.2 [{low:+}, {high:+}]" in written
+
+
+def test_two_seeds_and_seeds_that_differ_alike_have_no_interval():
+    for seeds, gain in ((2, [0.01, 0.03]), (3, [0.02, 0.02, 0.02])):
+        rows = [_row("batch", seed, 0.5) for seed in range(seeds)]
+        rows += [_row("stein", seed, 0.5 + gain[seed]) for seed in range(seeds)]
+        stein = _found(rows)["stein", "running", "clean"]
+        assert math.isnan(stein.difference_low)
+        assert "+2.0±" in [t for _, ts in table_body(_differences(rows)) for t in ts][-1]
+
+
+def _differences(rows):
+    entries = report.merge_seeds(rows)
+    return report.Content(entries, report.columns_of(entries), differences=True)
 
 
 def test_threat_models_metrics_balls_and_steps_are_never_mixed():
@@ -367,6 +395,20 @@ def test_folders_are_read_in_any_order_and_once(tmp_path):
         assert experiment.metrics == ("accuracy",)
         places = {key: place.resolve() for key, place in experiment.places.items()}
         assert places == {("batch", 0): one.resolve(), ("batch", 1): two.resolve()}
+
+
+def test_each_norm_may_have_its_own_learning_rate_which_is_said(tmp_path):
+    own = {**dataclasses.asdict(presets.load("digits").train), "learning_rate": 0.5}
+    one = _folder(tmp_path / "a", [_row("batch", 0, 0.9)])
+    two = _folder(
+        tmp_path / "b", [_row("group", 0, 0.8, "none")], norm="group", changes={"train": own}
+    )
+    (experiment,) = report.read([one, two])
+    usual = presets.load("digits").train.learning_rate
+    assert experiment.notes[-1] == f"The learning rates differ. {usual:g}: batch; 0.5: group."
+    three = _folder(tmp_path / "c", [_row("batch", 1, 0.8)], seed=1, changes={"train": own})
+    with pytest.raises(ConfigError, match=r"train\.learning_rate is"):
+        report.read([one, three])
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):

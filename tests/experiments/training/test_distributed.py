@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import json
 import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -83,6 +86,8 @@ def _in_two_processes(arguments, env):
 @pytest.mark.usefixtures("several_devices")
 @pytest.mark.parametrize("name", [pytest.param("digits", marks=pytest.mark.slow), "volumes"])
 def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, env, tmp_path):
+    if name == "volumes":  # digits, which is slow, as users compile it
+        env = cli.environment(tmp_path / "compiled")
     one, two, four = (tmp_path / word for word in ("one", "two", "four"))
     cli.succeeds([*arguments[name], "--workdir", str(one)], env)
     first, second = _in_two_processes([*arguments[name], "--workdir", two], env)
@@ -161,6 +166,92 @@ def test_a_training_of_two_processes_goes_on_in_one(arguments, env, tmp_path):
     cli.shutil.rmtree(both / "checkpoints" / str(last))
     cli.succeeds([*longer, "--workdir", str(both)], env)
     cli.close(one, both)
+
+
+_CHECKPOINTS = """
+import json, sys, threading, warnings
+from pathlib import Path
+import numpy as np
+from experiments.data import devices
+from experiments.errors import CheckpointError
+from experiments.training.checkpoints import Checkpoints, Progress
+folder, port, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+devices.join("127.0.0.1:" + port, 2, number)
+first, mesh, said = number == 0, devices.mesh(2), {}
+warnings.simplefilter("ignore")
+arrays = lambda step: devices.replicate({"w": np.full(3, step, np.float32)}, mesh)
+written = lambda: sorted(path.name for path in folder.iterdir())
+checkpoints = Checkpoints(folder)
+said["none"] = checkpoints.load_newest(arrays(0))
+if first:
+    write, may_write = checkpoints._write, threading.Event()
+    checkpoints._write = lambda *arguments: may_write.wait(60) and write(*arguments)
+checkpoints.save(arrays(1), Progress(1))
+devices.exchange(b"")
+said["while one is to be written"] = written()
+if first:
+    may_write.set()
+checkpoints.complete()
+said["steps"] = checkpoints.steps
+checkpoints.save(arrays(2), Progress(2))
+checkpoints.complete()
+said["more steps"] = checkpoints.steps
+if first:
+    for file in (folder / "2" / "arrays").glob("**/d/*"):
+        file.write_bytes(file.read_bytes()[:-1])
+devices.exchange(b"")
+found, progress = checkpoints.load_newest(arrays(0))
+said["found"] = [progress.step, float(found["w"].addressable_data(0)[0])]
+said["left"] = [written(), checkpoints.steps, checkpoints.newest_step(), checkpoints.best_step()]
+def full(*arguments, **named):
+    raise OSError(28, "No space left on device")
+if first:
+    checkpoints._manager.save = full
+checkpoints.save(arrays(3), Progress(3))
+try:
+    checkpoints.save(arrays(4), Progress(4))
+except CheckpointError as error:
+    said["refused"] = str(error)
+checkpoints.close()
+print("said", json.dumps(said))
+"""
+
+
+def test_of_two_processes_one_writes_and_both_agree_on_what_there_is(env, tmp_path):
+    """Nobody waits for the writer; what is damaged, and what cannot be written, is told to both."""
+    folder, port = tmp_path / "checkpoints", str(_port())
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", _CHECKPOINTS, str(folder), port, str(number)],
+                    cwd=cli.ROOT,
+                    env=env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(2)
+        ]
+        ends = [cli.ended(process) for process in processes]
+    for status, _, err in ends:
+        assert status == 0, err[-3000:]
+    lines = [line for _, out, _ in ends for line in out.splitlines()]
+    first, second = (json.loads(line[5:]) for line in lines if line.startswith("said "))
+    refused = first.pop("refused"), second.pop("refused")
+    assert first == second
+    assert first == {
+        "none": None,
+        "while one is to be written": [],
+        "steps": [1],
+        "more steps": [1, 2],
+        "found": [1, 1.0],
+        "left": [["1"], [1], 1, 1],
+    }
+    assert refused[0].startswith(f"cannot write the checkpoint of step 3 to {folder}: ")
+    assert "No space left on device; the last good checkpoint is that of step 1." in refused[0]
+    assert refused[1] == f"process 0: {refused[0]}"
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -19,7 +19,7 @@ from experiments.tasks import Classification
 from experiments.training import adversarial
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.loop import Loop, Observer
-from experiments.training.step import learning_rate
+from experiments.training.step import CompiledStep, learning_rate
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, learning_rate=0.05, weight_decay=0.0)
 
@@ -147,6 +147,29 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
             dataclasses.replace(CONFIG, epochs=2),
             checkpoints=checkpoints,
         )
+    checkpoints.close()
+
+
+def test_a_loss_that_is_not_finite_is_told_though_the_checkpoint_before_failed(
+    problem, tmp_path, monkeypatch
+):
+    """Which is noticed as the last good one is looked for."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    take, steps = CompiledStep.take, []
+
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    def second_fails(self, *arguments):
+        arrays, report = take(self, *arguments)
+        steps.append(report)
+        return arrays, report._replace(loss=jnp.nan) if len(steps) == 2 else report
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    monkeypatch.setattr(CompiledStep, "take", second_fails)
+    message = r"loss is nan at step 2 .*; besides, cannot write the checkpoint of step 1 .*No space"
+    with pytest.raises(FloatingPointError, match=message):
+        _train(problem, checkpoints=checkpoints, checkpoint_every=1)
     checkpoints.close()
 
 

@@ -1,0 +1,258 @@
+"""Trains, evaluates and reports several norms with several seeds: one command, one table."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.commands import evaluate, report, train
+from experiments.commands.console import Display
+from experiments.commands.evaluation_request import Request, plans_for, settings_for
+from experiments.configs import overrides
+from experiments.configs.schema import ExperimentConfig
+from experiments.errors import ConfigError
+from experiments.evaluation.identity import code_version
+from experiments.models.norms import NORMS
+from experiments.report import REFERENCE, measure, of_task
+from experiments.results import CLEAN
+from experiments.training.folder import RunSettings, check_same, read_settings
+from steinnorm.attacks.files import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+      configs: norm -> its configuration; norms may differ in their training's settings.
+      seeds: number of seeds, from 0 up.
+      request: what is measured of each run; ``twin`` is filled in.
+      data_dir: the data set; None where the configuration needs none.
+      cache_dir: decoded data, shared by all runs.
+      one_code: runs that other code has made are made anew.  Otherwise they stay: hours of
+        training are not thrown away for a change that may have nothing to do with them.
+      checkpoint_at_epochs: see ``train``.
+      log_every: see ``train``.
+    """
+
+    configs: Mapping[str, ExperimentConfig]
+    seeds: int
+    request: Request
+    data_dir: Path | None = None
+    cache_dir: Path | None = None
+    one_code: bool = False
+    checkpoint_at_epochs: bool = True
+    log_every: int = 20
+
+
+def configs(
+    name: str, preset: str | None, smoke: bool, norms: Sequence[str], changes: Sequence[str]
+) -> dict[str, ExperimentConfig]:
+    """Returns the configuration of each norm.
+
+    Args:
+      name: as in ``presets.config_names()``.
+      preset: of that configuration; None is its first.
+      smoke: shrink it first.
+      norms: which.
+      changes: ``FIELD=VALUE``, for all, or ``NORM:FIELD=VALUE``.
+
+    Raises:
+      ConfigError: an unknown name or field, a value out of range, or a norm that is not compared.
+    """
+    check_names(norms)
+    of_norm: dict[str, list[str]] = {norm: [] for norm in norms}
+    for change in changes:
+        field, _, _ = change.partition("=")
+        norm, colon, _ = field.partition(":")
+        if not colon:
+            for fields in of_norm.values():
+                fields.append(change)
+        elif norm in of_norm:
+            of_norm[norm].append(change.removeprefix(f"{norm}:"))
+        else:
+            raise ConfigError(
+                f"--set {change}: {norm!r} is none of the norms that are compared: "
+                f"{', '.join(of_norm)}"
+            )
+    return {
+        norm: overrides.resolve(name, preset=preset, smoke=smoke, overrides=fields)
+        for norm, fields in of_norm.items()
+    }
+
+
+def run(workdir: Path, comparison: Comparison, *, display: Display | None = None) -> None:
+    """Runs ``train`` and ``evaluate`` for each norm and seed, and ``report`` on all of them.
+
+    The work folders are ``runs/NORM-SEED``; the report lies above them.  What is finished there is
+    reused, also where nothing but its results is left: an interrupted comparison goes on where it
+    stopped.
+
+    Args:
+      workdir: of the comparison; made where there is none.
+      comparison: what is compared.
+      display: where to print and to show bars; standard output by default.
+
+    Raises:
+      ConfigError: an unknown norm, no seed, or a folder that cannot be used.
+    """
+    _check(workdir, comparison)
+    # Plain batch norm first: of each seed it is what the others are compared with.
+    ordered = sorted(comparison.configs, key=lambda norm: norm != REFERENCE)
+    # All norms of a seed before the next seed: what is there when time runs out is a table.
+    runs = [(norm, seed) for seed in range(comparison.seeds) for norm in ordered]
+    folders = []
+    display = display or Display()
+    with display:
+        with display.bar("all runs", len(runs)) as bar:
+            for number, (norm, seed) in enumerate(runs, start=1):
+                bar.note(f"{norm}, seed {seed}")
+                folder = _folder(workdir, norm, seed)
+                _one(folder, comparison, norm, seed, display.inside())
+                folders.append(folder)
+                bar.advance()
+                clean = _clean_score(folder, comparison.configs[norm].task)
+                display.say(f"[{number}/{len(runs)}] {norm}, seed {seed}: {clean}")
+        report.run(folders, workdir, console=display.console)
+
+
+def _folder(workdir: Path, norm: str, seed: int) -> Path:
+    return workdir / "runs" / f"{norm}-{seed}"
+
+
+def _one(folder: Path, comparison: Comparison, norm: str, seed: int, display: Display) -> None:
+    """Trains and evaluates one norm with one seed, unless that is done."""
+    config = comparison.configs[norm]
+    made = _Made(folder)
+    if comparison.one_code and made.by not in ("", code_version()):
+        shutil.rmtree(folder)
+    requests = made.missing(RunSettings(config, norm, seed), comparison)
+    if not requests:
+        return
+    made.begin()
+    train.run(
+        config,
+        train.Places(folder, comparison.data_dir, comparison.cache_dir),
+        norm=norm,
+        seed=seed,
+        checkpoint_at_epochs=comparison.checkpoint_at_epochs,
+        log_every=comparison.log_every,
+        display=display,
+    )
+    twin = folder.with_name(f"{REFERENCE}-{seed}")
+    has_twin = norm != REFERENCE and (twin / "checkpoints").exists()
+    has_twin = has_twin and read_settings(twin).config == config
+    for request in requests:
+        evaluate.run(
+            folder,
+            dataclasses.replace(request, twin=twin if has_twin else None),
+            data_dir=comparison.data_dir,
+            cache_dir=comparison.cache_dir,
+            display=display,
+        )
+        made.measured(request)
+
+
+class _Made:
+    """The note in a run's folder of which code makes it, and of what was measured.
+
+    Args:
+      folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder, self._path = folder, folder / "comparison.json"
+
+    @property
+    def by(self) -> str:
+        """Returns the version of the code that began the run; "" where none has.
+
+        Raises:
+          ConfigError: the folder holds a training that no comparison has made.
+        """
+        if self._path.exists():
+            return str(self._read()["code"])
+        if (self._folder / "config.json").exists():
+            raise ConfigError(
+                f"{self._folder} holds a training that no comparison has made; choose another "
+                "--workdir"
+            )
+        return ""
+
+    def missing(self, settings: RunSettings, comparison: Comparison) -> list[Request]:
+        """Returns what is to be measured: nothing where that is done.
+
+        Where the weights are gone, all is measured anew that once was, so that nothing is lost.
+
+        Raises:
+          ConfigError: the run was made with other settings.
+        """
+        wanted = comparison.request
+        if not self.by or not (self._folder / "results.json").exists():
+            return [wanted]
+        check_same(self._folder, read_settings(self._folder), settings)
+        known = [Request(**fields) for fields in self._read()["measured"]]
+        # What must be of one code goes through `train` and `evaluate`, which know versions too.
+        if wanted in known and not comparison.one_code:
+            return []
+        if (self._folder / "checkpoints").exists():
+            return [wanted]
+        return list(dict.fromkeys([*known, wanted]))
+
+    def begin(self) -> None:
+        """Notes that this code makes the run, where no other has begun it."""
+        if not self.by:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {"code": code_version(), "measured": []})
+
+    def measured(self, request: Request) -> None:
+        """Notes what was measured; several commands may each measure something else."""
+        found = self._read()
+        fields = dataclasses.asdict(request)  # without the twin, which goes with the run
+        if fields not in found["measured"]:
+            write_json(self._path, {**found, "measured": [*found["measured"], fields]})
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self._path.read_text())
+            return {name: content[name] for name in ("code", "measured")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self._path} is damaged; remove the folder to make the run anew"
+            ) from error
+
+
+def _clean_score(folder: Path, task: str) -> str:
+    """Returns the clean scores of a run in words."""
+    rows = json.loads((folder / "results.json").read_text())
+    (metric, *_) = of_task(task)
+    found = (row for row in rows if row["attack"] == CLEAN and row["metric"] == metric)
+    unit = measure(metric)
+    return "clean " + ", ".join(f"{unit.text(row['value'])} ({row['statistics']})" for row in found)
+
+
+def _check(workdir: Path, comparison: Comparison) -> None:
+    check_names(comparison.configs)
+    if comparison.seeds < 1:
+        raise ConfigError(f"seeds must be at least 1; got {comparison.seeds}")
+    if (workdir / "config.json").exists():
+        raise ConfigError(
+            f"{workdir} is the work folder of a training, or of a demo of an earlier version; "
+            "choose another --workdir"
+        )
+    for norm, config in comparison.configs.items():  # mistakes now, not after the first training
+        plans_for(settings_for(config.evaluation, comparison.request), norm, comparison.request)
+
+
+def check_names(norms: Sequence[str] | Mapping[str, Any]) -> None:
+    """Checks the names of norms.
+
+    Raises:
+      ConfigError: an unknown one, or none at all.
+    """
+    unknown = [norm for norm in norms if norm not in NORMS]
+    if unknown or not norms:
+        got = ", ".join(unknown) or "none"
+        raise ConfigError(f"norms must be some of {', '.join(NORMS)}; got {got}")

@@ -1,0 +1,141 @@
+"""The command that compares norms: settings of one norm, and what is finished stays."""
+
+import dataclasses
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from experiments.__main__ import main
+from experiments.commands import compare
+from experiments.commands.console import Display
+from experiments.commands.evaluation_request import Request
+from experiments.errors import ConfigError
+
+COMPARISON = compare.Comparison(
+    configs=compare.configs("digits", None, True, ["batch", "group"], ["train.epochs=1"]),
+    seeds=1,
+    request=Request(statistics="running"),
+)
+
+
+def _compare(workdir, comparison=COMPARISON):
+    """Runs a comparison; returns what it prints."""
+    text = io.StringIO()
+    compare.run(workdir, comparison, display=Display(Console(file=text, width=120)))
+    return text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("comparison") / "work"
+    _compare(workdir)
+    return workdir
+
+
+def test_a_setting_is_for_all_norms_or_for_one():
+    found = compare.configs(
+        "digits",
+        None,
+        True,
+        ["batch", "group"],
+        ["train.epochs=7", "group:train.learning_rate=0.5", "model.width=3"],
+    )
+    assert {config.train.epochs for config in found.values()} == {7}
+    assert {config.model.width for config in found.values()} == {3}
+    assert found["group"].train.learning_rate == 0.5
+    assert found["batch"].train.learning_rate != 0.5
+
+
+@pytest.mark.parametrize(
+    ("norms", "change", "message"),
+    [
+        (["batch"], "group:train.epochs=3", "'group' is none of the norms that are compared"),
+        (["batch"], "train.epochs", "needs FIELD=VALUE"),
+        (["batch"], "batch:train.epohcs=3", "epohcs"),
+        (["bacth"], "train.epochs=3", "norms must be some of"),
+    ],
+)
+def test_mistakes_in_settings_are_errors(norms, change, message):
+    with pytest.raises(ConfigError, match=message):
+        compare.configs("digits", None, True, norms, [change])
+
+
+def test_what_cannot_be_measured_is_refused_before_the_first_training(tmp_path):
+    wrong = dataclasses.replace(COMPARISON, request=Request(statistics="runing"))
+    with pytest.raises(ConfigError, match="unknown statistics 'runing'"):
+        _compare(tmp_path, wrong)
+    with pytest.raises(ConfigError, match="seeds must be at least 1"):
+        _compare(tmp_path, dataclasses.replace(COMPARISON, seeds=0))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_finished_runs_stay_with_other_code_and_without_their_weights(
+    finished, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    rows = json.loads((workdir / "results.json").read_text())
+    assert {(row["norm"], row["statistics"]) for row in rows} == {
+        ("batch", "running"),
+        ("group", "none"),
+    }
+    for run in (workdir / "runs").iterdir():
+        shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr(compare, "code_version", lambda: "later code")
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: pytest.fail("trained again"))
+    assert "[2/2] group, seed 0: clean" in _compare(workdir)
+    assert json.loads((workdir / "results.json").read_text()) == rows
+
+
+def test_a_run_of_other_settings_is_refused_with_and_without_its_weights(finished, tmp_path):
+    longer = compare.configs("digits", None, True, ["batch", "group"], ["group:train.epochs=2"])
+    longer["batch"] = COMPARISON.configs["batch"]
+    for workdir, has_weights in ((finished, True), (tmp_path / "work", False)):
+        if not has_weights:
+            ignored = shutil.ignore_patterns("checkpoints", "evaluation")
+            shutil.copytree(finished, workdir, ignore=ignored)
+        before = (workdir / "runs" / "group-0" / "results.json").read_bytes()
+        with pytest.raises(ConfigError, match=r"train\.epochs is 1 there, 2 here"):
+            _compare(workdir, dataclasses.replace(COMPARISON, configs=longer))
+        assert (workdir / "runs" / "group-0" / "results.json").read_bytes() == before
+
+
+def test_more_of_a_run_without_weights_is_measured_with_all_that_was_there(
+    finished, tmp_path, monkeypatch
+):
+    ignored = shutil.ignore_patterns("checkpoints", "evaluation")
+    workdir = shutil.copytree(finished, tmp_path / "work", ignore=ignored)
+    asked = []
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        compare.evaluate, "run", lambda folder, request, **_: asked.append(request.statistics)
+    )
+    _compare(workdir, dataclasses.replace(COMPARISON, request=Request(statistics="batch")))
+    assert asked == ["running", "batch"] * 2
+
+
+def test_several_requests_are_finished_each_for_itself(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    more = dataclasses.replace(
+        COMPARISON, request=Request(statistics="running", attacks="gaussian")
+    )
+    _compare(workdir, more)
+    attacks = {row["attack"] for row in json.loads((workdir / "results.json").read_text())}
+    assert attacks == {"clean", "gaussian"}
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: pytest.fail("trained again"))
+    for comparison in (COMPARISON, more):
+        _compare(workdir, comparison)
+
+
+def test_a_damaged_note_says_what_to_do(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    (workdir / "runs" / "batch-0" / "comparison.json").write_text("{")
+    with pytest.raises(ConfigError, match="is damaged; remove the folder to make the run anew"):
+        _compare(workdir)
+
+
+def test_the_command_line_knows_it(capsys):
+    assert main(["compare", "digits", "--workdir", "nowhere", "--norms", "bacth"]) == 2
+    assert "norms must be some of batch" in capsys.readouterr().err
