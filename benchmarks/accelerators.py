@@ -205,7 +205,7 @@ def not_measured(missing: Sequence[Case]) -> str:
     """Returns a paragraph that names the programs for which there is no figure."""
     if not missing:
         return ""
-    names = sorted({f"{case.part} {case.subject} {case.variant}" for case in missing})
+    names = sorted({f"{case.part} {case.subject} {case.variant} {case.target}" for case in missing})
     return f"\nNot measured at this commit: {', '.join(names)}.\n"
 
 

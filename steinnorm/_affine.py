@@ -48,30 +48,23 @@ def coefficients(
     return a, d
 
 
-def scaled_and_shifted(
-    features: tuple[int, ...], dtype: Any, x: jax.Array, a: jax.Array, d: jax.Array
-) -> jax.Array:
-    """Returns x a + d in ``dtype``; its gradient keeps x itself and no other such array."""
-    step = functools.partial(_scale_and_shift, features, dtype)
-    return jax.checkpoint(step, prevent_cse=False)(x, a, d)
-
-
 def _wide(features: tuple[int, ...], per_channel: jax.Array, ndim: int) -> jax.Array:
     """Adds axes of size 1, so that per-channel values broadcast over the input."""
     return lax.expand_dims(per_channel, [i for i in range(ndim) if i not in features])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _scale_and_shift(
+def scaled_and_shifted(
     features: tuple[int, ...], out_dtype: Any, x: jax.Array, a: jax.Array, d: jax.Array
 ) -> jax.Array:
+    """Returns x a + d in ``out_dtype``; its gradient keeps x itself and no other such array."""
     dtype = promote_types(x.dtype, a.dtype)
     a, d = (_wide(features, p.astype(dtype), x.ndim) for p in (a, d))
     return (x.astype(dtype) * a + d).astype(out_dtype)
 
 
-@_scale_and_shift.defjvp
-def _scale_and_shift_jvp(
+@scaled_and_shifted.defjvp
+def _scaled_and_shifted_jvp(
     features: tuple[int, ...],
     out_dtype: Any,
     primals: tuple[Any, ...],
@@ -83,10 +76,20 @@ def _scale_and_shift_jvp(
     reductions are library calls (XLA's CPU backend).
     """
     x, a, _ = primals
+    slope = jax.checkpoint(functools.partial(_slope, features, out_dtype), prevent_cse=False)
+    change = slope(x, lax.optimization_barrier(a), tangents)
+    return scaled_and_shifted(features, out_dtype, *primals), change
+
+
+def _slope(
+    features: tuple[int, ...],
+    out_dtype: Any,
+    x: jax.Array,
+    a: jax.Array,
+    tangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> jax.Array:
+    """Returns how x a + d changes with its three parts."""
     dx, da, dd = tangents
     dtype = promote_types(x.dtype, a.dtype)
-    a, da, dd = (
-        _wide(features, p.astype(dtype), x.ndim) for p in (lax.optimization_barrier(a), da, dd)
-    )
-    slope = dx.astype(dtype) * a + x.astype(dtype) * da + dd
-    return _scale_and_shift(features, out_dtype, *primals), slope.astype(out_dtype)
+    a, da, dd = (_wide(features, p.astype(dtype), x.ndim) for p in (a, da, dd))
+    return (dx.astype(dtype) * a + x.astype(dtype) * da + dd).astype(out_dtype)

@@ -5,8 +5,9 @@ Elsewhere XLA decides, and these functions do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import functools
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from jax.typing import ArrayLike
 from steinnorm._compat import reshard
 
 A = TypeVar("A", bound=jax.Array | None)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 __all__ = [
     "is_explicit",
@@ -25,6 +28,7 @@ __all__ = [
     "placed_on",
     "select",
     "sharded_axes",
+    "under_a_set_mesh",
 ]
 
 
@@ -85,3 +89,21 @@ def select(condition: jax.Array, yes: jax.Array, no: ArrayLike = 0) -> jax.Array
         return lax.broadcast_in_dim(a, yes.shape, axes, out_sharding=jax.typeof(yes).sharding)
 
     return lax.select(like_yes(condition), yes, like_yes(jnp.asarray(no, yes.dtype)))
+
+
+def under_a_set_mesh(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes a function set the mesh that is in use, if only to none.
+
+    JAX differentiates a jitted function under a mesh that is set. It finds again what was traced
+    for the value, and need not trace it twice, only if that was done under a set mesh too. A JAX
+    without ``use_abstract_mesh`` traces twice.
+    """
+    if not hasattr(jax.sharding, "use_abstract_mesh"):
+        return function
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+            return function(*args, **kwargs)
+
+    return call

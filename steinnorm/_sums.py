@@ -20,7 +20,6 @@ numbers where there are several GPUs. (On a TPU it would cost a read of its own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -61,6 +60,8 @@ class Plan:
       counts_examples: whether the number of examples with a valid value is; by example it is.
       movable: whether the sums must be right about any other reference too, not the mean alone.
       two_passes: whether to find the mean first, by a read and an all-reduce of its own.
+      in_two_steps: whether to sum by example first, as is good for a GPU: of small images it would
+        write the values themselves out otherwise.
       axis_name: mapped axis to sum over as well, or None.
       groups: groups of indices within that axis, or None.
     """
@@ -71,6 +72,7 @@ class Plan:
     counts_examples: bool = False
     movable: bool = False
     two_passes: bool = False
+    in_two_steps: bool = False
     axis_name: AxisName | None = None
     groups: Any = None
 
@@ -101,11 +103,7 @@ class Plan:
 
 
 def sums_about(
-    plan: Plan,
-    x: jax.Array,
-    valid: jax.Array | None,
-    reference: jax.Array,
-    epsilon: jax.Array,
+    plan: Plan, x: jax.Array, valid: jax.Array | None, reference: jax.Array, epsilon: jax.Array
 ) -> tuple[Sums, jax.Array]:
     """Sums a batch about a reference that is close enough to its mean.
 
@@ -121,20 +119,33 @@ def sums_about(
     """
     near = jnp.abs(reference) < _LARGEST_REFERENCE  # False for NaN
     reference = select(near, reference).astype(plan.dtype)
-    if plan.two_passes:
-        reference = _mean(plan, x, valid, reference)
-    else:
-        sample = functools.partial(_sampled_reference, plan)
-        reference = lax.platform_dependent(
-            x, valid, reference, cuda=sample, rocm=sample, default=lambda x, valid, r: r
-        )
-    local, block = _read(plan, x, valid, reference)
+    find = _mean if plan.two_passes else _sampled_reference
+
+    def on_gpu(x: jax.Array, valid: jax.Array | None, guess: jax.Array) -> tuple[Sums, jax.Array]:
+        by_example = dataclasses.replace(plan, in_two_steps=True)
+        about = find(by_example, x, valid, guess)
+        return _sums(by_example, x, valid, about)[0], about
+
+    def elsewhere(
+        x: jax.Array, valid: jax.Array | None, guess: jax.Array
+    ) -> tuple[Sums, jax.Array]:
+        about = find(plan, x, valid, guess) if plan.two_passes else guess
+        sums, block = _sums(plan, x, valid, about)
+        if plan.two_passes:
+            return sums, about
+        return _repeat_if_far(plan, x, valid, about, epsilon, sums=sums, block=block)
+
+    return lax.platform_dependent(x, valid, reference, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+
+def _sums(
+    plan: Plan, x: jax.Array, valid: jax.Array | None, about: jax.Array
+) -> tuple[Sums, tuple[jax.Array, ...]]:
+    """Sums over all devices, in one read and one all-reduce; see :func:`_read`."""
+    local, block = _read(plan, x, valid, about)
     if plan.counts_examples and valid is not None and not plan.by_example:
         local |= _counts(plan, x, valid, local["squares"].dtype)
-    sums = _complete(plan, x, plan.everywhere(local))
-    if plan.two_passes:
-        return sums, reference
-    return _repeat_if_far(plan, x, valid, reference, epsilon, sums=sums, block=block)
+    return _complete(plan, x, plan.everywhere(local)), block
 
 
 def shift_and_variance(sums: Sums) -> tuple[jax.Array, jax.Array]:
@@ -206,23 +217,12 @@ def _counts(plan: Plan, x: jax.Array, valid: jax.Array, dtype: Any) -> Sums:
 def _summed(plan: Plan, *values: jax.Array) -> tuple[jax.Array, ...]:
     """Sums over all axes, or over all but the examples', in one read of what values are made of.
 
-    A GPU sums by example first: of small images it would write the values themselves out otherwise.
-    The barrier keeps XLA from making one sum of the two.
+    The barrier keeps XLA from making one sum of two steps.
     """
-
-    def by_example(*values: jax.Array) -> tuple[jax.Array, ...]:
-        sums = [jnp.sum(a, plan.axes[1:]) for a in values]
-        return tuple(lax.optimization_barrier(sums))
-
-    def in_two_steps(*values: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(jnp.sum(a, _example_axis(plan)) for a in by_example(*values))
-
-    def at_once(*values: jax.Array) -> tuple[jax.Array, ...]:
+    if not (plan.by_example or plan.in_two_steps):
         return tuple(jnp.sum(a, plan.axes) for a in values)
-
-    if plan.by_example:
-        return by_example(*values)
-    return lax.platform_dependent(*values, cuda=in_two_steps, rocm=in_two_steps, default=at_once)
+    sums = tuple(lax.optimization_barrier([jnp.sum(a, plan.axes[1:]) for a in values]))
+    return sums if plan.by_example else tuple(jnp.sum(a, _example_axis(plan)) for a in sums)
 
 
 def _products(plan: Plan, block: tuple[jax.Array, ...], *, masked: bool) -> Sums:
@@ -282,8 +282,6 @@ def _repeat_if_far(
     shift, variance = shift_and_variance(sums)
     tolerated = _FAR_IN_VARIANCES * variance + _FAR_IN_EPSILONS * epsilon
     far = _agreed(plan, jnp.any((abs_squared(shift) > tolerated) & (sums["count"] > 0)))
-    # False for certain on a GPU, so that XLA removes all that depends on it.
-    far = lax.platform_dependent(far, cuda=jnp.zeros_like, rocm=jnp.zeros_like, default=lambda f: f)
     mean = reference + shift
     # About the mean the values sum to zero, and what is multiplied by the shift does not matter.
     again_too = ("sum", "tw", "nt") if plan.movable else ()
@@ -322,16 +320,20 @@ def _block_by_parts(
     axes = _axes_to_cut(plan, x)
     sizes = [x.shape[a] for a in axes]
 
+    # A part keeps no axis of size 1: a TPU may lay it out last, where it is padded to 128.
+    kept = [a for a in range(x.ndim) if a not in axes]
+    part_plan = dataclasses.replace(plan, axes=tuple(kept.index(a) for a in plan.axes if a in kept))
+
     def part(array: jax.Array, place: tuple[jax.Array, ...]) -> jax.Array:
         for axis, index in zip(axes, place, strict=True):
             if array.shape[axis] != 1:  # an axis of a mask that broadcasts
                 array = lax.dynamic_slice_in_dim(array, index, 1, axis)
-        return array
+        return lax.squeeze(array, axes)
 
     def add(i: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         place = (i,) if len(axes) == 1 else jnp.unravel_index(i, sizes) if axes else ()
         cut_valid = None if valid is None else part(valid, place)
-        _, t, w = _block(plan, part(x, place), cut_valid, mean)
+        _, t, w = _block(part_plan, part(x, place), cut_valid, mean)
         return so_far[0] + t, so_far[1] + w
 
     count, *sums = like

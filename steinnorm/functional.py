@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from steinnorm import _checks
 from steinnorm._affine import coefficients, scaled_and_shifted
 from steinnorm._numerics import promote_types
-from steinnorm._sharding import placed_as_features, placed_like, select
+from steinnorm._sharding import placed_as_features, placed_like, select, under_a_set_mesh
 from steinnorm.calibrated import Calibration, calibrated
 from steinnorm.rules import SampleMean
 from steinnorm.shrinkage import Shrinkage, resolve, toward_running
@@ -224,6 +224,7 @@ class _Settings:
 
 # Compiled, for the sake of those who call layers outside jit. Inside a jit, layers of one shape
 # share what has been traced here.
+@under_a_set_mesh
 @functools.partial(jax.jit, static_argnames="settings")
 def _normalise(
     x: jax.Array,

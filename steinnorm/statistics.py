@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from steinnorm import _checks
@@ -23,8 +21,6 @@ from steinnorm._sums import (
 )
 
 __all__ = ["AxisName", "BatchStatistics", "Moments", "batch_statistics"]
-
-_SAVED = "steinnorm_statistics"  # the name of what the backward pass keeps
 
 
 class Moments(NamedTuple):
@@ -133,13 +129,7 @@ def batch_statistics(
         reference=reference,
         epsilon=epsilon,
     )
-    compute: Callable[..., BatchStatistics] = functools.partial(_statistics, plan)
-    if not jnp.iscomplexobj(x):  # JAX 0.10's checkpoint cannot keep named complex values
-        # A backward pass keeps x itself and per-channel values. The barriers that prevent_cse would
-        # add make it keep a float32 copy of a bfloat16 input as well.
-        save = jax.checkpoint_policies.save_only_these_names(_SAVED)
-        compute = jax.checkpoint(compute, policy=save, prevent_cse=False)
-    return compute(x, *others)
+    return _statistics(plan, x, *others)
 
 
 def planned(
@@ -180,7 +170,7 @@ def planned(
         counts_examples=examples,
         two_passes=not use_fast_variance,
         axis_name=axis_name,
-        groups=axis_index_groups,
+        groups=None if axis_index_groups is None else tuple(map(tuple, axis_index_groups)),
     )
     start = jnp.zeros(shape, computing) if reference is None else jnp.asarray(reference, computing)
     small = jnp.asarray(epsilon, jnp.finfo(computing).dtype)
@@ -188,7 +178,9 @@ def planned(
     return plan, x, valid, start, small
 
 
+# Compiled so that what is traced for the value serves the derivative's trace too.
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+@functools.partial(jax.jit, static_argnums=0)
 def _statistics(
     plan: Plan, x: jax.Array, valid: jax.Array | None, reference: jax.Array, epsilon: jax.Array
 ) -> BatchStatistics:
@@ -240,29 +232,38 @@ def _statistics_jvp(
 ) -> tuple[BatchStatistics, BatchStatistics]:
     """Differentiates the definitions of mean and variance rather than the sums behind them.
 
-    What the sums are about, and whether they are made twice, has no effect on the result. Only per-
-    channel values are kept from the forward pass, under a name.
+    What the sums are about, and whether they are made twice, has no effect on the result. Of the
+    forward pass only x itself and per-channel values are kept.
     """
     x, valid, *_ = primals
     result = _statistics(plan, *primals)
-    result = jax.tree.map(lambda a: checkpoint_name(a, _SAVED), result)
-    dx = tangents[0].astype(plan.dtype)
+    # The barriers that prevent_cse would add make a backward pass keep a float32 copy of a bfloat16
+    # input as well.
+    slopes = jax.checkpoint(functools.partial(_slopes, plan), prevent_cse=False)
+    return result, slopes(x, valid, result, tangents[0])
+
+
+def _slopes(
+    plan: Plan, x: jax.Array, valid: jax.Array | None, result: BatchStatistics, dx: jax.Array
+) -> BatchStatistics:
+    """Returns how the statistics change where the batch changes by ``dx``."""
+    change = dx.astype(plan.dtype)
     centred = x.astype(plan.dtype) - plan.wide(result.mean)
     if valid is not None:
-        dx, centred = select(valid, dx), select(valid, centred)
+        change, centred = select(valid, change), select(valid, centred)
     sums = {
-        "mean": jnp.sum(dx, plan.axes),
-        "variance": 2 * jnp.sum(real(centred * jnp.conj(dx)), plan.axes),
+        "mean": jnp.sum(change, plan.axes),
+        "variance": 2 * jnp.sum(real(centred * jnp.conj(change)), plan.axes),
     }
     count = jnp.maximum(result.count, 1)
     slopes = {n: a / count.astype(a.dtype) for n, a in plan.everywhere(sums).items()}
     tangent = jax.tree.map(jnp.zeros_like, result)._replace(**slopes)
     if plan.by_example:
         noise = functools.partial(_noise_about, plan, valid=valid, counts=result)
-        along = (tangents[0], slopes["mean"], slopes["variance"])
+        along = (dx, slopes["mean"], slopes["variance"])
         _, noises = jax.jvp(noise, (x, result.mean, result.variance), along)
         tangent = tangent._replace(mean_noise=noises[0], variance_noise=noises[1])
-    return result, tangent
+    return tangent
 
 
 def _noise_about(

@@ -4,15 +4,17 @@ import copy
 import dataclasses
 import pickle
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import steinnorm
 from steinnorm import shrinkage as rules
-from steinnorm.statistics import batch_statistics
 from tests import reference
 
+# Eager, each of its operations would be compiled by itself.
+batch_statistics = jax.jit(steinnorm.batch_statistics, static_argnames="noise")
 RUNNING = rules.RunningStatistics(
     jnp.array([0.1, -0.2, 0.3, 0.0, 1.0]), jnp.array([1.0, 1.5, 0.5, 2.0, 1.0])
 )

@@ -61,6 +61,8 @@ def _kill_at(workdir, env, step, wait, **settings):
 def _kill_within_a_write(workdir, env, **settings):
     """Kills a training with a checkpoint half written; the process stands still meanwhile."""
     with cli.started(_arguments(workdir, **settings), env) as process:
+        # One must be finished; to look without a pause before that takes a processor.
+        cli.until(lambda: _newest(workdir), process)
         while cli.until(lambda: cli.unfinished(workdir), process, pause=0):
             cli.stand_still(process)
             if cli.unfinished(workdir) and _newest(workdir):
