@@ -75,8 +75,11 @@ RESULTS = [
     "Shifted digits <shift/digits>",
     "Shifted CIFAR-10, trained without augmentation <shift/no_augmentation>",
     "CIFAR-10 under attack <cifar10/report>",
+    "Training on batches of 2 <compared/batches-of-2/report>",
+    "Training on batches of 4 <compared/batches-of-4/report>",
     "*",
     "*/*",
+    "compared/*/report",
 ]
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
 
