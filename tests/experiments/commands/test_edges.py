@@ -159,11 +159,11 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch, capsys, failure
         (
             [],
             [
-                "demo, train, evaluate, report, risk, shift, list",
+                "demo, compare, train, evaluate, report, risk, shift, list",
                 "see python -m experiments --help",
             ],
         ),
-        (["trian"], ["Unrecognized options: trian", "demo, train, evaluate"]),
+        (["trian"], ["Unrecognized options: trian", "demo, compare, train, evaluate"]),
         (["train"], ["CONFIG", "--workdir", "see python -m experiments train --help"]),
         (["train", "digits"], ["--workdir", "see python -m experiments train --help"]),
         ([*SMOKE, "--workdir", "W", "--sed", "3"], ["options: --sed, 3; perhaps you meant --seed"]),

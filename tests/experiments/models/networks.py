@@ -48,7 +48,7 @@ def hrnet(norm="stein", **options):
 
 def _build(network, norm, **options):
     if isinstance(norm, str):
-        norm = norm_factory(norm, dtype=options.get("dtype"))
+        norm = norm_factory(norm, total_steps=1, dtype=options.get("dtype"))
     return network(norm, **{"rngs": rngs(), **options})
 
 

@@ -17,7 +17,7 @@ from experiments.models.resnet import ResNet
 
 def _net(norm, stage_sizes=(1,)):
     return ResNet(
-        norm_factory(norm),
+        norm_factory(norm, total_steps=1),
         channels_in=1,
         outputs=4,
         width=4,

@@ -189,8 +189,8 @@ def test_bfloat16_is_for_activations_only(build, norm, shape, activation):
 @pytest.mark.usefixtures("mixed_dtypes")
 def test_norms_take_a_dtype(norm):
     x = _inputs(16, 8).astype(jnp.bfloat16)
-    plain = norm_factory(norm)(8, rngs=rngs())
-    half = norm_factory(norm, dtype=jnp.bfloat16)(8, rngs=rngs())
+    plain = norm_factory(norm, total_steps=1)(8, rngs=rngs())
+    half = norm_factory(norm, total_steps=1, dtype=jnp.bfloat16)(8, rngs=rngs())
     wanted, got = plain(x.astype(jnp.float32)), half(x)
     assert (wanted.dtype, got.dtype) == (jnp.float32, jnp.bfloat16)
     np.testing.assert_allclose(got.astype(jnp.float32), wanted, rtol=0.02, atol=0.05)
@@ -199,4 +199,5 @@ def test_norms_take_a_dtype(norm):
     for (path, ours), (_, theirs) in zip(*states, strict=True):
         assert ours.dtype == jnp.float32, path
         np.testing.assert_allclose(ours[...], theirs[...], rtol=0.01, atol=1e-4, err_msg=str(path))
-    assert norm == "group" or np.any(np.asarray(half.mean[...]) != 0)
+    recorded = getattr(half, "norm", half)  # norms for small batches hold the layer
+    assert norm == "group" or np.any(np.asarray(recorded.mean[...]) != 0)
