@@ -79,7 +79,6 @@ RESULTS = [
     "Training on batches of 4 <compared/batches-of-4/report>",
     "*",
     "*/*",
-    "compared/*/report",
 ]
 TOCTREE = "\n```{{toctree}}\n:hidden:\n:glob:\n:caption: {}\n\n{}\n```\n"
 
