@@ -61,7 +61,7 @@ def _load(
     if isinstance(config, DigitsData):
         from experiments.data import digits  # noqa: PLC0415
 
-        return digits.load(config)
+        return digits.load(config, cache_dir)
     if data_dir is None:
         layout = _LAYOUTS[config.kind].format(**dataclasses.asdict(config))
         raise ConfigError(f"{config.kind} needs --data-dir: {layout}")

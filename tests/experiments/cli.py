@@ -34,8 +34,15 @@ def environment(cache, devices=1, *, as_users_compile=False):
 @contextlib.contextmanager
 def started(arguments, env):
     """A running command; killed at the end of the block if it still runs."""
+    with running([sys.executable, "-m", "experiments", *map(str, arguments)], env) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def running(command, env):
+    """A running process; killed at the end of the block if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments", *map(str, arguments)],
+        command,
         cwd=ROOT,
         env=env,
         stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """Networks and norms: every name works, modes do what they say, data are what they should be."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -101,3 +102,15 @@ def test_digits_split():
     assert shared == 0
     with pytest.raises(ConfigError, match="1797"):
         digits.load(dataclasses.replace(config, train_examples=1500))
+
+
+def test_digits_that_are_cached_need_no_scikit_learn(tmp_path, monkeypatch):
+    config = presets.load("digits").data
+    first = digits.load(config, tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # cannot be imported
+    again = digits.load(config, tmp_path)
+    for part in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(first, part).inputs, getattr(again, part).inputs)
+        np.testing.assert_array_equal(getattr(first, part).targets, getattr(again, part).targets)
+    with pytest.raises(ImportError):
+        digits.load(dataclasses.replace(config, split_seed=1), tmp_path)

@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 import socket
-import subprocess
 import sys
 
 import jax
@@ -77,7 +77,34 @@ def _in_two_processes(arguments, env):
         processes = [
             stack.enter_context(cli.started(_joined(arguments, port, i), env)) for i in range(2)
         ]
-        ends = [cli.ended(process) for process in processes]
+        return _outputs(processes)
+
+
+_COMMANDS = """
+import json, sys
+from experiments.__main__ import main, silence_libraries
+silence_libraries()
+for arguments in json.loads(sys.argv[1]):
+    if status := main(arguments):
+        sys.exit(status)
+"""
+
+
+def _commands_in_two_processes(commands, env):
+    """Runs commands one after another in the same two processes; what each process printed."""
+    port = _port()
+    first, *others = commands
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for number in range(2):
+            joined = [_joined(first, port, number), *(list(map(str, other)) for other in others)]
+            command = [sys.executable, "-c", _COMMANDS, json.dumps(joined)]
+            processes.append(stack.enter_context(cli.running(command, env)))
+        return _outputs(processes)
+
+
+def _outputs(processes):
+    ends = [cli.ended(process) for process in processes]
     for status, _, err in ends:
         assert status == 0, err[-3000:]
     return [out for _, out, _ in ends]
@@ -89,9 +116,16 @@ def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, e
     if name == "volumes":  # digits, which is slow, as users compile it
         env = cli.environment(tmp_path / "compiled")
     one, two, four = (tmp_path / word for word in ("one", "two", "four"))
+    more = ["--cache-dir", str(tmp_path / "cache"), "--weights", "last"]
+    more += ["--attacks", "fgsm", "--check-examples", "0"]
+    more += [] if name == "digits" else ["--statistics", "batch"]
+
     cli.succeeds([*arguments[name], "--workdir", str(one)], env)
-    first, second = _in_two_processes([*arguments[name], "--workdir", two], env)
+    first, second = _commands_in_two_processes(
+        [[*arguments[name], "--workdir", two], ["evaluate", two, *more]], env
+    )
     assert "2 cpu device(s) in 2 processes" in first
+    assert f"written: {two / 'results.json'}" in first
     # Only one of them talks; the library that joins them says that it has.
     assert all(line.startswith("[Gloo]") for line in second.splitlines())
     cli.close(one, two)
@@ -100,15 +134,11 @@ def test_two_processes_and_four_devices_train_what_one_trains(name, arguments, e
     assert main([*arguments[name], "--workdir", str(four)]) == 0  # see tests/conftest.py
     cli.close(one, four)
 
-    # What two processes wrote, four devices and two processes measure.
+    # What two processes wrote and measured, four devices measure alike.
     again = cli.copied(two, tmp_path / "again")
-    more = ["--cache-dir", str(tmp_path / "cache"), "--weights", "last"]
-    more += ["--attacks", "fgsm", "--check-examples", "0"]
-    more += [] if name == "digits" else ["--statistics", "batch"]
-    assert main(["evaluate", str(two), *more]) == 0
-    first, second = _in_two_processes(["evaluate", again, *more], env)
-    assert "written:" in first
-    assert "written:" not in second
+    shutil.rmtree(again / "evaluation")
+    (again / "results.json").unlink()
+    assert main(["evaluate", str(again), *more]) == 0
     _measured_alike(two, again)
 
 
@@ -223,21 +253,13 @@ def test_of_two_processes_one_writes_and_both_agree_on_what_there_is(env, tmp_pa
     with contextlib.ExitStack() as stack:
         processes = [
             stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", _CHECKPOINTS, str(folder), port, str(number)],
-                    cwd=cli.ROOT,
-                    env=env,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+                cli.running(
+                    [sys.executable, "-c", _CHECKPOINTS, str(folder), port, str(number)], env
                 )
             )
             for number in range(2)
         ]
-        ends = [cli.ended(process) for process in processes]
-    for status, _, err in ends:
-        assert status == 0, err[-3000:]
-    lines = [line for _, out, _ in ends for line in out.splitlines()]
+        lines = [line for out in _outputs(processes) for line in out.splitlines()]
     first, second = (json.loads(line[5:]) for line in lines if line.startswith("said "))
     refused = first.pop("refused"), second.pop("refused")
     assert first == second
