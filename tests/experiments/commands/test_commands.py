@@ -10,7 +10,7 @@ from experiments.__main__ import main
 from experiments.configs.data import Cifar10Data
 from experiments.evaluation.calibration import Calibrating
 from experiments.models import hrnet
-from experiments.models.norms import NORMS
+from experiments.models.norms import NORMS, shrinkage
 from steinnorm.attacks.checks import NAMES
 from tests.experiments import cli
 from tests.experiments.data import real
@@ -78,7 +78,7 @@ def _check_training(workdir, norm, validated=True):
     for row in rows:
         assert 0 <= row["accuracy"] <= 1
         assert row["loss"] > 0
-        assert bool(row["factors"]) == (norm != "group")
+        assert bool(row["factors"]) == (shrinkage(norm) is not None)
     scores = cli.log(workdir, "validation")
     assert len(scores) == (config["train"]["epochs"] if validated else 0)
     for line in scores:
