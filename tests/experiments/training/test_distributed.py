@@ -219,6 +219,7 @@ if first:
 checkpoints.save(arrays(1), Progress(1))
 devices.exchange(b"")
 said["while one is to be written"] = written()
+devices.exchange(b"")  # both have looked
 if first:
     may_write.set()
 checkpoints.complete()
