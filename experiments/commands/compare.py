@@ -174,6 +174,8 @@ class _Made:
         """
         if self._path.exists():
             return str(self._read()["code"])
+        if (self._folder / "code.txt").exists():
+            return "a demo of an earlier version"
         if (self._folder / "config.json").exists():
             raise ConfigError(
                 f"{self._folder} holds a training that no comparison has made; choose another "
@@ -203,9 +205,9 @@ class _Made:
 
     def begin(self) -> None:
         """Notes that this code makes the run, where no other has begun it."""
-        if not self.by:
+        if not self._path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {"code": code_version(), "measured": []})
+            write_json(self._path, {"code": self.by or code_version(), "measured": []})
 
     def measured(self, request: Request) -> None:
         """Notes what was measured; several commands may each measure something else."""
@@ -215,6 +217,8 @@ class _Made:
             write_json(self._path, {**found, "measured": [*found["measured"], fields]})
 
     def _read(self) -> dict[str, Any]:
+        if not self._path.exists():
+            return {"code": self.by, "measured": []}
         try:
             content = json.loads(self._path.read_text())
             return {name: content[name] for name in ("code", "measured")}

@@ -129,6 +129,26 @@ def test_several_requests_are_finished_each_for_itself(finished, tmp_path, monke
         _compare(workdir, comparison)
 
 
+def test_runs_of_a_demo_of_earlier_versions_are_made_anew_by_the_demo_only(
+    finished, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    for run in (workdir / "runs").iterdir():
+        (run / "comparison.json").unlink()
+        (run / "code.txt").write_text("of that version")
+    begun = []
+
+    def stop(config, places, **_):
+        begun.append((places.workdir.name, (places.workdir / "checkpoints").exists()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare.train, "run", stop)
+    for comparison in (COMPARISON, dataclasses.replace(COMPARISON, one_code=True)):
+        with pytest.raises(KeyboardInterrupt):
+            _compare(workdir, comparison)
+    assert begun == [("batch-0", True), ("batch-0", False)]
+
+
 def test_a_damaged_note_says_what_to_do(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "work")
     (workdir / "runs" / "batch-0" / "comparison.json").write_text("{")
