@@ -29,6 +29,7 @@ class Comparison:
       configs: norm -> its configuration; norms may differ in their training's settings.
       seeds: number of seeds, from 0 up.
       request: what is measured of each run; ``twin`` is filled in.
+      requests: norm -> what is measured of its runs instead.
       data_dir: the data set; None where the configuration needs none.
       cache_dir: decoded data, shared by all runs.
       one_code: runs that other code has made are made anew.  Otherwise they stay: hours of
@@ -40,11 +41,16 @@ class Comparison:
     configs: Mapping[str, ExperimentConfig]
     seeds: int
     request: Request
+    requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     data_dir: Path | None = None
     cache_dir: Path | None = None
     one_code: bool = False
     checkpoint_at_epochs: bool = True
     log_every: int = 20
+
+    def request_of(self, norm: str) -> Request:
+        """Returns what is measured of a norm's runs."""
+        return self.requests.get(norm, self.request)
 
 
 def configs(
@@ -191,7 +197,7 @@ class _Made:
         Raises:
           ConfigError: the run was made with other settings.
         """
-        wanted = comparison.request
+        wanted = comparison.request_of(settings.norm)
         if not self.by or not (self._folder / "results.json").exists():
             return [wanted]
         check_same(self._folder, read_settings(self._folder), settings)
@@ -247,7 +253,8 @@ def _check(workdir: Path, comparison: Comparison) -> None:
             "choose another --workdir"
         )
     for norm, config in comparison.configs.items():  # mistakes now, not after the first training
-        plans_for(settings_for(config.evaluation, comparison.request), norm, comparison.request)
+        request = comparison.request_of(norm)
+        plans_for(settings_for(config.evaluation, request), norm, request)
 
 
 def check_names(norms: Sequence[str] | Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ they read.  What the first one could not write is told to all at the next checkp
 import concurrent.futures
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -381,5 +382,7 @@ def _digest(flat: dict[str, Any]) -> str:
 
 def _first_line(error: Exception) -> str:
     line = f"{type(error).__name__}: {str(error).strip() or '(no message)'}".splitlines()[0]
-    # TensorStore names the cause at the end, behind long paths.
+    # TensorStore names the cause at the end, behind long paths; and behind it, in brackets, now and
+    # then a whole description of the array.
+    line = re.split(r" \[\w+='", line, maxsplit=1)[0]
     return line if len(line) <= 300 else f"{line[:100]} ... {line[-200:]}"

@@ -67,6 +67,9 @@ def test_what_cannot_be_measured_is_refused_before_the_first_training(tmp_path):
     wrong = dataclasses.replace(COMPARISON, request=Request(statistics="runing"))
     with pytest.raises(ConfigError, match="unknown statistics 'runing'"):
         _compare(tmp_path, wrong)
+    of_one = dataclasses.replace(COMPARISON, requests={"group": Request(attacks="fgms")})
+    with pytest.raises(ConfigError, match="fgms"):
+        _compare(tmp_path, of_one)
     with pytest.raises(ConfigError, match="seeds must be at least 1"):
         _compare(tmp_path, dataclasses.replace(COMPARISON, seeds=0))
     assert not (tmp_path / "runs").exists()
@@ -114,6 +117,20 @@ def test_more_of_a_run_without_weights_is_measured_with_all_that_was_there(
     )
     _compare(workdir, dataclasses.replace(COMPARISON, request=Request(statistics="batch")))
     assert asked == ["running", "batch"] * 2
+
+
+def test_one_norm_is_measured_otherwise_than_the_others(finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    asked = []
+    monkeypatch.setattr(compare.train, "run", lambda *_, **__: None)
+    monkeypatch.setattr(
+        compare.evaluate,
+        "run",
+        lambda folder, request, **_: asked.append((folder.name, request.statistics)),
+    )
+    of_one = {"batch": Request(statistics="running,calibrated")}
+    _compare(workdir, dataclasses.replace(COMPARISON, requests=of_one))
+    assert asked == [("batch-0", "running,calibrated")]  # that of the other norm is done
 
 
 def test_several_requests_are_finished_each_for_itself(finished, tmp_path, monkeypatch):

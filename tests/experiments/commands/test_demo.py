@@ -158,6 +158,19 @@ def test_a_training_that_is_not_the_demos_is_not_touched(tmp_path):
     assert own.read_text() == "{}"
 
 
+def test_calibrated_statistics_are_measured_of_batch_norm(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        demo.compare, "run", lambda workdir, comparison, display: asked.append(comparison)
+    )
+    demo.run(tmp_path)
+    (comparison,) = asked
+    sources = {norm: comparison.request_of(norm).statistics for norm in comparison.configs}
+    assert sources.pop("batch") == "running,batch,calibrated"
+    assert len(sources) == 7
+    assert set(sources.values()) == {""}  # those of the configuration
+
+
 def test_mistakes_are_one_line_and_status_two(tmp_path, capsys):
     arguments = ["demo", "--workdir", str(tmp_path / "new"), "--norms", "bacth"]
     assert main(arguments) == 2

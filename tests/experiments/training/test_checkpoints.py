@@ -359,6 +359,24 @@ def test_a_full_disk_is_an_error_and_leaves_older_checkpoints_alone(tmp_path):
     assert lines[3:] == ["[2]", "2 True", "written 3", "3 True"]
 
 
+def test_the_cause_is_named_where_tensorstore_describes_the_array_behind_it(tmp_path, monkeypatch):
+    """It did in one of thirty runs, and the end of the line was all description."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    described = "[tensorstore_spec='" + '{"path":"' + "a/" * 200 + '"}' + "']"
+    cause = "Failed to write 18837 bytes to file 19: File too large [os_error_code='27'] "
+
+    def fails(*_, **__):
+        raise ValueError(
+            'OUT_OF_RANGE: Error writing "a" in "' + "b/" * 200 + f'": {cause}{described}'
+        )
+
+    monkeypatch.setattr(checkpoints._manager, "save", fails)
+    checkpoints.save(_arrays(1), Progress(1))
+    with pytest.raises(CheckpointError, match=r"File too large; there is none\. Make room"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
 def test_a_save_does_not_wait_and_its_arrays_may_be_given_up(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     may_write = threading.Event()
