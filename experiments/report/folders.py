@@ -119,7 +119,7 @@ def _read(root: Path) -> _Folder:
 
 def _with_threat_model(row: Row) -> Row:
     """Adds what earlier versions left out of clean rows measured without any attack."""
-    shared = row.statistics in ("batch", "shrunk") and not row.threat_model
+    shared = Source(row.statistics).is_shared and not row.threat_model
     return dataclasses.replace(row, threat_model="joint") if shared else row
 
 

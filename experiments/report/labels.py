@@ -37,6 +37,11 @@ class Source(NamedTuple):
         return f"{base} ({self.threat_model})" if self.threat_model else base
 
     @property
+    def is_shared(self) -> bool:
+        """Whether the examples of a batch share statistics, so that they fall together."""
+        return self.statistics not in ("running", "none")
+
+    @property
     def place(self) -> tuple[int, int]:
         """Sorts sources in their usual order."""
         return (

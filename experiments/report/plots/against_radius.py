@@ -28,6 +28,8 @@ _TITLES = {
     "running": "Running statistics",
     "batch": "Statistics of the test batch",
     "shrunk": "Shrunk test-batch statistics",
+    "calibrated": "Calibrated statistics",
+    "calibrated_streams": "Calibrated statistics (streams)",
     "none": "No statistics of batches",
 }
 _CURVE_HEIGHT = 1.9  # inches

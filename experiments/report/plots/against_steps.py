@@ -18,19 +18,17 @@ from experiments.results import CONVERGENCE
 
 # Okabe & Ito's, told apart by colour-blind readers too.
 _COLOURS = {
-    Source("running"): "#000000",
-    Source("batch"): "#D55E00",
-    Source("batch", "joint"): "#D55E00",
-    Source("batch", "independent"): "#56B4E9",
-    Source("batch", "companion"): "#CC79A7",
-    Source("shrunk"): "#009E73",
-    Source("shrunk", "joint"): "#009E73",
-    Source("shrunk", "independent"): "#0072B2",
-    Source("shrunk", "companion"): "#E69F00",
-    Source("none"): "#777777",
+    "running": "#000000",
+    "batch": "#D55E00",
+    "shrunk": "#009E73",
+    "calibrated": "#0072B2",
+    "calibrated_streams": "#CC79A7",
+    "none": "#777777",
 }
+_DASHES = {"": "-", "joint": "-", "independent": "--", "companion": ":"}
 _MARKERS = "osD^vPX"
 _COLUMNS = 4
+_IN_A_LINE = 4  # names of sources
 _LABELS = 6  # ticks with a number
 
 
@@ -83,7 +81,7 @@ def _figure(points: Sequence[Entry], metric: str) -> Figure:
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=max(1, len(handles)),
+        ncols=max(1, min(_IN_A_LINE, len(handles))),
         frameon=False,
         title=_heading(points),
         alignment="left",
@@ -103,7 +101,8 @@ def _looks(sources: Sequence[Source]) -> dict[Source, dict[str, object]]:
     """Returns the lines' looks: each is thinner than those below, which stay visible so."""
     return {
         source: {
-            "color": _COLOURS[source],
+            "color": _COLOURS[source.statistics],
+            "linestyle": _DASHES[source.threat_model],
             "marker": _MARKERS[place % len(_MARKERS)],
             "markersize": max(3.0, 8.0 - 1.5 * place),
             "linewidth": max(0.8, 3.0 - 0.7 * place),

@@ -105,7 +105,7 @@ def explain_difference(points: Sequence[Entry]) -> str:
     kept = [s for s in ones if not math.isnan(s.difference_low)]
     if kept:
         # Examples that share statistics fall together, which the interval does not know.
-        shared = any(s.statistics in ("batch", "shrunk") for s in kept)
+        shared = any(s.source.is_shared for s in kept)
         more = " (too narrow with test-batch statistics)" if shared else ""
         said.append(
             f"95 % interval over {_span({s.n for s in kept})} test examples, one seed{more}"

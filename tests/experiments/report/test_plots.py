@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 
 from experiments import report
 from experiments.report import plots
+from experiments.report.labels import SOURCE_NAMES, Source
 from experiments.report.plots import estimates, factors, style
 from experiments.results import LoggedStep, Row
 from tests.experiments.images import decoded
@@ -151,6 +152,21 @@ def test_norms_without_statistics_are_compared_with_running_ones_only(figures):
     # and batch norm with running statistics is dotted beside the one with those of the test batch
     dotted = [line for line in figure.axes[2].lines if line.get_linestyle() == ":"]
     np.testing.assert_allclose(dotted[0].get_data(), figure.axes[0].lines[0].get_data())
+
+
+def test_every_source_of_statistics_is_drawn(figures):
+    """Calibrated ones had no title and no colour: the report of a demo ended in a KeyError."""
+    every = [(s, "") for s in SOURCE_NAMES if not Source(s).is_shared and s != "none"]
+    every += [(s, t) for s in SOURCE_NAMES if Source(s).is_shared for t in ("joint", "companion")]
+    figure = _drawn(figures, _rows(sources=every, norms=("batch", "stein")))
+    assert len(figure.axes) == 2 * len(every)
+    assert len({axis.get_title() for axis in figure.axes} - {""}) == len(every)
+    rows = [_with(row, statistics=s, threat_model=t) for row in _convergence() for s, t in every]
+    decoded(plots.convergence(report.merge_seeds(rows)))
+    (legend,) = figures[-1].legends
+    looks = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
+    assert len(looks) == len(every)
+    _assert_inside(figures[-1])
 
 
 @pytest.mark.parametrize(
