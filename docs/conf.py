@@ -74,6 +74,7 @@ RESULTS = [
     "Shifted CIFAR-10 <shift>",
     "Shifted digits <shift/digits>",
     "Shifted CIFAR-10, trained without augmentation <shift/no_augmentation>",
+    "Shifted CamVid <shift/camvid>",
     "CIFAR-10 under attack <cifar10/report>",
     "Training on batches of 2 <compared/batches-of-2/report>",
     "Training on batches of 4 <compared/batches-of-4/report>",
