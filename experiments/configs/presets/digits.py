@@ -54,7 +54,7 @@ def get_config(preset: str = "demo", smoke: bool = False) -> ExperimentConfig:
         preset=preset,
         dataset="scikit-learn's digits (UCI optical recognition of handwritten digits)",
         size="1,297 training and 500 test images, 8x8x1, 10 classes",
-        expected_time="3 to 5 min for 8 norms x 2 seeds on 2 CPU cores",
+        expected_time="4 to 6 min for 8 norms x 2 seeds on 2 CPU cores",
         task="classification",
         data=DigitsData(),
         model=ResNetModel(depth=None, width=8, stage_sizes=(1, 1)),

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from experiments import report
+from experiments.evaluation.attack_batch import DEPENDENT
 from experiments.report import plots
 from experiments.report.labels import SOURCE_NAMES, Source
 from experiments.report.plots import estimates, factors, style
@@ -152,6 +153,10 @@ def test_norms_without_statistics_are_compared_with_running_ones_only(figures):
     # and batch norm with running statistics is dotted beside the one with those of the test batch
     dotted = [line for line in figure.axes[2].lines if line.get_linestyle() == ":"]
     np.testing.assert_allclose(dotted[0].get_data(), figure.axes[0].lines[0].get_data())
+
+
+def test_shared_statistics_are_those_that_evaluations_take_from_the_batch():
+    assert {name for name in SOURCE_NAMES if Source(name).is_shared} == set(DEPENDENT)
 
 
 def test_every_source_of_statistics_is_drawn(figures):
