@@ -99,9 +99,11 @@ results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2
 	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
 	  --workdir $(RESULTS)/cifar10 --statistics batch,shrunk,calibrated --attacks $(TABLE_ATTACKS)
 
+# Each seed splits the subjects anew: 52 test volumes decide little.
 results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, attacked; days on 2 cores.
 	$(has_data)
 	$(COMPARE) volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
+	  --split-per-seed \
 	  --workdir $(RESULTS)/hippocampus --statistics running,batch,shrunk,calibrated --attacks all
 
 results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; days on 2 cores.

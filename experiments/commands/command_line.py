@@ -44,6 +44,7 @@ def compare(  # noqa: PLR0917
     preset: str | None = None,
     norms: tuple[str, ...] = (),
     seeds: int = 3,
+    split_per_seed: bool = False,
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     smoke: bool = False,
     statistics: str = "",
@@ -66,6 +67,8 @@ def compare(  # noqa: PLR0917
         preset: One of the config's presets; the first of them by default.
         norms: Norms to compare; all but those for small batches if none is named.
         seeds: Number of seeds, from 0 up.
+        split_per_seed: Let each seed draw its own training, validation and test parts, as
+            --set data.split_seed=SEED; volumes by subject, whatever their table says.
         set: A setting for all norms, as --set train.epochs=10, or for one, whose learning rate may
             be its own, as --set group:train.learning_rate=0.02 (may be repeated).
         smoke: Tiny networks and few examples, to see that all parts run.
@@ -93,6 +96,7 @@ def compare(  # noqa: PLR0917
         configs=command.configs(config, preset, smoke, norms or DEMO_NORMS, set),
         seeds=seeds,
         request=request,
+        split_per_seed=split_per_seed,
         data_dir=data_dir,
         cache_dir=cache_dir or user_cache(),
     )

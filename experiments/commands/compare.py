@@ -11,6 +11,7 @@ from experiments.commands import evaluate, report, train
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request, plans_for, settings_for
 from experiments.configs import overrides
+from experiments.configs.data import VolumesData
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
 from experiments.evaluation.identity import code_version
@@ -32,6 +33,7 @@ class Comparison:
       requests: norm -> what is measured of its runs instead.
       data_dir: the data set; None where the configuration needs none.
       cache_dir: decoded data, shared by all runs.
+      split_per_seed: each seed draws its own parts of the data, volumes by subject.
       one_code: runs that other code has made are made anew.  Otherwise they stay: hours of
         training are not thrown away for a change that may have nothing to do with them.
       checkpoint_at_epochs: see ``train``.
@@ -44,9 +46,20 @@ class Comparison:
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     data_dir: Path | None = None
     cache_dir: Path | None = None
+    split_per_seed: bool = False
     one_code: bool = False
     checkpoint_at_epochs: bool = True
     log_every: int = 20
+
+    def config_of(self, norm: str, seed: int) -> ExperimentConfig:
+        """Returns the configuration of a norm's run with one seed."""
+        config = self.configs[norm]
+        if not self.split_per_seed:
+            return config
+        drawn: dict[str, Any] = {"split_seed": seed}
+        if isinstance(config.data, VolumesData):
+            drawn["split"] = "drawn"
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, **drawn))
 
     def request_of(self, norm: str) -> Request:
         """Returns what is measured of a norm's runs."""
@@ -130,7 +143,7 @@ def _folder(workdir: Path, norm: str, seed: int) -> Path:
 
 def _one(folder: Path, comparison: Comparison, norm: str, seed: int, display: Display) -> None:
     """Trains and evaluates one norm with one seed, unless that is done."""
-    config = comparison.configs[norm]
+    config = comparison.config_of(norm, seed)
     made = _Made(folder)
     if comparison.one_code and made.by not in ("", code_version()):
         shutil.rmtree(folder)

@@ -52,7 +52,7 @@ def _check_out(out: Path) -> None:
 
 def _write_section(out: Path, prefix: str, experiment: Experiment) -> Section:
     paired = report.PairedResults(experiment.places)
-    entries = report.merge_seeds(experiment.rows, paired.interval)
+    entries = report.merge_seeds(experiment.rows, paired.interval, experiment.test_per_training)
     files = [f"{prefix}table.csv", f"{prefix}table.tex"]
     write_text(out / files[0], report.csv_table(entries))
     write_text(out / files[1], report.latex_document(experiment, entries))

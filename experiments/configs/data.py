@@ -55,8 +55,10 @@ class VolumesData:
       normalise: per volume: ``percentile`` (1st and 99th to 0 and 1, clipped), ``minmax`` (lowest
         and highest to 0 and 1) or ``none`` (values must lie in [0, 1], as FA maps do).
       harmonise: remove differences between sites (ComBat), fitted on the training part only.
-      validation_share: where the table has no ``split``, share of the subjects for validation.
-      test_share: where the table has no ``split``, share of the subjects for the test.
+      split: ``table``: as the table's column ``split`` says, where it has one; ``drawn``: by
+        subject with ``split_seed``, whatever the table says.
+      validation_share: of the subjects, where the parts are drawn.
+      test_share: of the subjects, where the parts are drawn.
       train_examples: size of the training part; None is all of it.
       split_seed: of the split by subject, and of the choice of ``train_examples``.
     """
@@ -66,6 +68,7 @@ class VolumesData:
     fit: Literal["resample", "crop"] = "resample"
     normalise: Literal["percentile", "minmax", "none"] = "percentile"
     harmonise: bool = False
+    split: Literal["table", "drawn"] = "table"
     validation_share: ShareButNotAll = 0.2
     test_share: ShareButNotAll = 0.2
     train_examples: Count | None = None

@@ -92,7 +92,7 @@ def read_table(table: Path) -> list[Volume]:
 def split_volumes(
     volumes: list[Volume], config: VolumesData, table: Path
 ) -> dict[str, list[Volume]]:
-    """Puts volumes into parts: as the table says, or by the seed and by subject.
+    """Puts volumes into parts: as the table says, or drawn by subject with the seed.
 
     Returns:
       Volumes of each of ``PARTS``, in random order.  Where ``train_examples`` cuts the training
@@ -102,7 +102,7 @@ def split_volumes(
       ConfigError: a share is out of range, or ``train_examples`` too large.
       DataError: a part is empty or of one class; a subject is in two parts.
     """
-    given = any(volume.part for volume in volumes)
+    given = config.split == "table" and any(volume.part for volume in volumes)
     parts = _given(volumes, table) if given else _drawn(volumes, config)
     problems = []
     for stream, name in enumerate(PARTS):

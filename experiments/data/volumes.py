@@ -2,9 +2,10 @@
 
 The table is a CSV file with the columns ``path,label`` and, if known, ``site``, ``split`` and
 ``subject``; others may be there, but names that are nearly one of these are refused.  Paths are
-relative to the table's folder, or absolute; labels are 0 or 1.  Without a ``split`` column the seed
-splits by subject, so that no subject is in two parts; **without a ``subject`` column every file
-counts as a subject of its own**, which is right only if no subject was scanned twice.
+relative to the table's folder, or absolute; labels are 0 or 1.  Without a ``split`` column, or with
+``split = drawn``, the seed splits by subject, so that no subject is in two parts; **without a
+``subject`` column every file counts as a subject of its own**, which is right only if no subject
+was scanned twice.
 """
 
 import importlib.metadata

@@ -1,6 +1,7 @@
 """Merges seeds, and compares each norm with batch norm under the same statistics."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
@@ -9,6 +10,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from experiments.report.labels import REFERENCE, Column, Source
+from experiments.report.splits import standard_error
 from experiments.results import CONVERGENCE, Row
 
 
@@ -41,7 +43,8 @@ class Entry:
       difference: to the reference of the same seed, mean; NaN where there is no reference.
       difference_std: between the seeds; NaN for one seed.
       difference_low: lower end of its 95 % interval: of one seed the paired one over the examples,
-        where results per example are kept; of three and more Student's, over the seeds; else NaN.
+        where results per example are kept; of three and more Student's, over the seeds (wider where
+        each drew its own parts of the data: ``splits.standard_error``); else NaN.
       difference_high: upper end.
     """
 
@@ -88,19 +91,27 @@ Paired = Callable[[Row, Row], Interval | None]
 """The interval of the difference of two rows, from results per example; None without these."""
 
 _Key = tuple[str, str, str, Source, Column, int]
+_Pairs = Sequence[tuple[Row, Row]]
 
 
-def merge_seeds(rows: Iterable[Row], paired: Paired = lambda row, reference: None) -> list[Entry]:
+def merge_seeds(
+    rows: Iterable[Row],
+    paired: Paired = lambda row, reference: None,
+    test_per_training: float | None = None,
+) -> list[Entry]:
     """Merges the seeds of each (metric, norm, source, attack), in order of first appearance.
 
     Args:
       rows: their order does not matter for the numbers.
       paired: called with a row and its reference where there is one pair only.
+      test_per_training: test examples per training example, where each seed drew both from one
+        data set; None where all seeds have the same parts.
     """
     groups: dict[_Key, dict[int, Row]] = {}
     for row in rows:
         groups.setdefault(_key(row), {})[row.seed] = row
-    return [_entry(key, by_seed, groups, paired) for key, by_seed in groups.items()]
+    interval = functools.partial(_interval, paired=paired, ratio=test_per_training)
+    return [_entry(key, by_seed, groups, interval) for key, by_seed in groups.items()]
 
 
 def _key(row: Row) -> _Key:
@@ -110,7 +121,10 @@ def _key(row: Row) -> _Key:
 
 
 def _entry(
-    key: _Key, by_seed: dict[int, Row], groups: dict[_Key, dict[int, Row]], paired: Paired
+    key: _Key,
+    by_seed: dict[int, Row],
+    groups: dict[_Key, dict[int, Row]],
+    interval_of: Callable[[_Pairs, Sequence[float]], Interval | None],
 ) -> Entry:
     config, metric, norm, source, column, steps = key
     other_norm, other_source = reference_of(norm, source)
@@ -121,7 +135,7 @@ def _entry(
     values = [row.value for row in by_seed.values()]
     first = next(iter(by_seed.values()))
     low, high = (first.ci_low, first.ci_high) if len(values) == 1 else (math.nan, math.nan)
-    interval = None if is_itself else _interval(pairs, differences, paired)
+    interval = None if is_itself else interval_of(pairs, differences)
     return Entry(
         config=config,
         metric=metric,
@@ -158,7 +172,7 @@ def reference_of(norm: str, source: Source) -> tuple[str, Source]:
 
 
 def _interval(
-    pairs: Sequence[tuple[Row, Row]], differences: Sequence[float], paired: Paired
+    pairs: _Pairs, differences: Sequence[float], *, paired: Paired, ratio: float | None
 ) -> Interval | None:
     """Returns the 95 % interval of a mean difference, where there is one worth the name.
 
@@ -170,7 +184,8 @@ def _interval(
     spread = _std(differences)
     if len(pairs) < 3 or not spread > _NO_SPREAD:
         return None
-    half = float(stdtrit(len(pairs) - 1, 0.975)) * spread / math.sqrt(len(pairs))
+    error = standard_error(spread, len(pairs), ratio)
+    half = float(stdtrit(len(pairs) - 1, 0.975)) * error
     return fmean(differences) - half, fmean(differences) + half
 
 

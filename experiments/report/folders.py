@@ -1,6 +1,7 @@
 """Reads evaluated work folders, and refuses those whose numbers cannot be compared."""
 
 import dataclasses
+import itertools
 import json
 import math
 import shlex
@@ -16,6 +17,7 @@ from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
 from experiments.report.labels import SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
+from experiments.report.splits import SPLIT_SEED, parts_note, test_per_training
 from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
 
 _TUNED = "train.learning_rate"
@@ -40,6 +42,8 @@ class Experiment:
       histories: norm and logged training steps of each run whose log is there.
       shown: columns of the short table, as the configuration names them.
       notes: what a reader should know about how the runs differ.
+      test_per_training: test examples per training example, where each seed drew its own parts of
+        the data; None where all seeds have the same.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Experiment:
     histories: list[tuple[str, list[LoggedStep]]]
     shown: list[Column]
     notes: list[str]
+    test_per_training: float | None = None
 
 
 class _Folder(NamedTuple):
@@ -164,22 +169,12 @@ def _check_rows(root: Path, name: str, rows: Sequence[Row]) -> None:
 
 def _merged(folders: Sequence[_Folder]) -> Experiment:
     first = folders[0]
-    for other in folders[1:]:
-        tuned = _TUNED if _norm(first) != _norm(other) else ""
-        different = [
-            f"{where} is {ours!r} and {theirs!r}"
-            for where, ours, theirs in differences(first.settings, other.settings)
-            if where != tuned
-        ]
-        if different:
-            raise ConfigError(
-                f"{first.root} and {other.root} cannot be compared: {'; '.join(different)}. Give "
-                "them to reports of their own"
-            )
+    _check_settings(folders)
     _check_once(folders)
     _check_alike(folders)
     rows = [row for folder in folders for row in folder.rows]
     present = {row.metric for row in rows}
+    ratio = test_per_training(first.settings, rows[0].n)
     metrics = [m for m in of_task(first.settings["task"]) if m in present]
     return Experiment(
         name=first.settings["name"],
@@ -192,11 +187,38 @@ def _merged(folders: Sequence[_Folder]) -> Experiment:
         histories=list(_histories(folders)),
         shown=_shown(first.settings.get("evaluation") or {}),
         notes=_notes(folders),
+        test_per_training=ratio if len(_split_seeds(folders)) > 1 else None,
     )
+
+
+def _check_settings(folders: Sequence[_Folder]) -> None:
+    """Refuses other settings; norms may have their own learning rates, seeds their own parts."""
+    of_seed: dict[int, _Folder] = {}
+    for other in folders:
+        for first in (folders[0], of_seed.setdefault(_seed(other), other)):
+            free = {_TUNED: _norm(first) != _norm(other), SPLIT_SEED: _seed(first) != _seed(other)}
+            different = [
+                f"{where} is {ours!r} and {theirs!r}"
+                for where, ours, theirs in differences(first.settings, other.settings)
+                if not free.get(where)
+            ]
+            if different:
+                raise ConfigError(
+                    f"{first.root} and {other.root} cannot be compared: {'; '.join(different)}. "
+                    "Give them to reports of their own"
+                )
+
+
+def _split_seeds(folders: Sequence[_Folder]) -> list[Any]:
+    return list(dict.fromkeys((f.settings.get("data") or {}).get("split_seed") for f in folders))
 
 
 def _norm(folder: _Folder) -> str:
     return folder.rows[0].norm
+
+
+def _seed(folder: _Folder) -> int:
+    return folder.rows[0].seed
 
 
 def _histories(folders: Sequence[_Folder]) -> Iterator[tuple[str, list[LoggedStep]]]:
@@ -237,22 +259,26 @@ def _check_once(folders: Sequence[_Folder]) -> None:
 
 
 def _check_alike(folders: Sequence[_Folder]) -> None:
-    """Refuses rows of one column that are not of the same attack on the same examples."""
+    """Refuses rows of one column that are not of the same attack on the same examples.
+
+    Of volumes split by subject, each seed's test part may have another size.
+    """
+    drawn = len(_split_seeds(folders)) > 1
     seen: dict[tuple[Any, ...], tuple[Row, Path]] = {}
     for folder in folders:
-        for row in folder.rows:
+        for row, name in itertools.product(folder.rows, ("n", "steps", "step_size")):
             steps = row.steps if row.attack == CONVERGENCE else None
-            key = (row.metric, _source(row), _column(row), steps)
+            seed = row.seed if drawn and name == "n" else None
+            key = (name, seed, row.metric, _source(row), _column(row), steps)
             other, place = seen.setdefault(key, (row, folder.root))
-            for name in ("n", "steps", "step_size"):
-                mine, theirs = getattr(row, name), getattr(other, name)
-                if mine != theirs:
-                    what = {"n": "test examples"}.get(name, name)
-                    raise ConfigError(
-                        f"{_column(row).name} with {_source(row).name} statistics was measured "
-                        f"with {theirs} {what} in {place} and {mine} in {folder.root}; evaluate "
-                        "all runs alike"
-                    )
+            mine, theirs = getattr(row, name), getattr(other, name)
+            if mine != theirs:
+                what = {"n": "test examples"}.get(name, name)
+                raise ConfigError(
+                    f"{_column(row).name} with {_source(row).name} statistics was measured "
+                    f"with {theirs} {what} in {place} and {mine} in {folder.root}; evaluate "
+                    "all runs alike"
+                )
 
 
 def _source(row: Row) -> Source:
@@ -279,6 +305,9 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
     if len(rates) > 1:
         each = "; ".join(f"{rate:g}: {', '.join(norms)}" for rate, norms in rates.items())
         notes.append(f"The learning rates differ. {each}.")
+    if len(_split_seeds(folders)) > 1:
+        ratio = test_per_training(folders[0].settings, folders[0].rows[0].n)
+        notes.append(parts_note(ratio))
     for name in names:
         found = sorted({str(folder.versions.get(name, "unknown")) for folder in folders})
         if len(found) > 1:

@@ -49,6 +49,21 @@ def test_a_setting_is_for_all_norms_or_for_one():
     assert found["batch"].train.learning_rate != 0.5
 
 
+@pytest.mark.parametrize("name", ["digits", "volumes", "cifar10", "cityscapes"])
+def test_each_seed_may_draw_its_own_parts(name):
+    found = compare.configs(name, None, True, ["batch"], [])
+    same = dataclasses.replace(COMPARISON, configs=found)
+    own = dataclasses.replace(same, split_per_seed=True)
+    assert same.config_of("batch", 3) == found["batch"]
+    config = own.config_of("batch", 3)
+    assert config.data.split_seed == 3
+    assert getattr(config.data, "split", "drawn") == "drawn"
+    data = dataclasses.replace(config.data, split_seed=found["batch"].data.split_seed)
+    if name == "volumes":
+        data = dataclasses.replace(data, split="table")
+    assert dataclasses.replace(config, data=data) == found["batch"]  # and nothing else
+
+
 @pytest.mark.parametrize(
     ("norms", "change", "message"),
     [

@@ -99,6 +99,21 @@ def test_parts_by_the_seed_and_subject(tmp_path):
     assert len(seen) == 4
 
 
+def test_parts_drawn_whatever_the_table_says(tmp_path):
+    words = ["train", "val", "test"]
+    _table(tmp_path, _rows(tmp_path, 40, subject=lambda i: f"s{i // 4}{i % 2}"))
+    without = data.load(dataclasses.replace(CONFIG, split_seed=3), tmp_path)
+    rows = _rows(
+        tmp_path, 40, subject=lambda i: f"s{i // 4}{i % 2}", split=lambda i: words[i // 4 % 3]
+    )
+    _table(tmp_path, rows)
+    drawn = data.load(dataclasses.replace(CONFIG, split_seed=3, split="drawn"), tmp_path)
+    given = data.load(dataclasses.replace(CONFIG, split_seed=3), tmp_path)
+    for part, other in zip(_parts(drawn), _parts(without), strict=True):
+        assert _which(part) == _which(other)
+    assert sorted(_which(given.test)) == [i for i in range(40) if words[i // 4 % 3] == "test"]
+
+
 def test_training_part_cut(tmp_path):
     _table(tmp_path, _rows(tmp_path))
     whole = data.load(CONFIG, tmp_path)

@@ -411,6 +411,55 @@ def test_each_norm_may_have_its_own_learning_rate_which_is_said(tmp_path):
         report.read([one, three])
 
 
+def _splits(tmp_path, kind, split_seeds, **more):
+    """Writes a run of both norms for each seed, with its own parts of the data; returns folders."""
+    config = dataclasses.asdict(presets.load(kind))
+    roots = []
+    for (seed, split_seed), norm in itertools.product(
+        enumerate(split_seeds), ("batch", "toward_running")
+    ):
+        data = config["data"] | {"split_seed": split_seed} | more
+        value = 0.8 + (0.01 * seed**2 if norm == "toward_running" else 0)
+        row = dataclasses.replace(_row(norm, seed, value, n=50 + seed), config=kind)
+        root = tmp_path / f"{norm}-{seed}"
+        roots.append(_folder(root, [row], norm=norm, seed=seed, changes={"data": data}, name=kind))
+    return roots
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "ratio"),
+    [
+        ("volumes", {"split": "drawn"}, 0.2 / 0.6),
+        ("volumes", {"split": "drawn", "train_examples": 100}, 50 / 100),
+        ("digits", {}, 50 / 1297),
+        ("cifar10", {}, None),
+    ],
+)
+def test_seeds_may_draw_their_own_parts_and_then_have_wider_intervals(tmp_path, kind, more, ratio):
+    (experiment,) = report.read(_splits(tmp_path, kind, range(4), **more))
+    assert experiment.test_per_training == (ratio and pytest.approx(ratio))
+    assert experiment.notes[-1].startswith("Each seed drew its own training")
+    found = report.merge_seeds(experiment.rows, test_per_training=experiment.test_per_training)
+    # Nobody else's test part has this size, but the pair's has.
+    (entry,) = (entry for entry in found if entry.norm == "toward_running")
+    gains = 0.01 * np.arange(4) ** 2
+    half = scipy.stats.t.ppf(0.975, 3) * gains.std(ddof=1) * math.sqrt(1 / 4 + (ratio or 0))
+    assert entry.pairs == 4
+    assert entry.difference_low == pytest.approx(gains.mean() - half)
+    assert entry.difference_high == pytest.approx(gains.mean() + half)
+
+
+def test_runs_of_one_seed_need_the_same_parts(tmp_path):
+    good = _splits(tmp_path / "good", "digits", range(3))
+    other = _splits(tmp_path / "other", "digits", [0, 7, 2])
+    with pytest.raises(ConfigError, match=r"batch-1 and .*data\.split_seed is 1 and 7"):
+        report.read([*good[:3], other[3], *good[4:]])
+    # One data set for all seeds, as usual: no note, no wider interval.
+    (experiment,) = report.read(_splits(tmp_path / "same", "digits", [0]))
+    assert experiment.test_per_training is None
+    assert not any("drew" in note for note in experiment.notes)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path):
     good = _folder(tmp_path / "good", [_row("batch", 0, 0.9)])
 
