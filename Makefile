@@ -6,7 +6,7 @@ WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
-  results-small-batches results-cifar10 results-hippocampus results-camvid
+  results-small-batches results-cifar10 results-adversarial results-hippocampus results-camvid
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -92,12 +92,24 @@ results-small-batches: $(EXPERIMENTS)  ## Training on batches of 2 and 4; an hou
 # AutoAttack where answers do not depend on the batch; elsewhere all other attacks.
 TABLE_ATTACKS := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,pgd,pgd-margin
 
+# The controls are batch norm at lower clean accuracies: a less accurate network looks more robust.
+CIFAR10 := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+  --control model.width=12 --control train.epochs=5
+
 results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2 cores.
 	$(has_data)
+	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics running --attacks all
+	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics batch,shrunk,calibrated \
+	  --attacks $(TABLE_ATTACKS)
+
+# After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
+ADVERSARY := train.adversary={"epsilon": 0.01568627450980392, "steps": 3}
+
+results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training on CIFAR-10; a day on 2 cores.
+	$(has_data)
 	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
-	  --workdir $(RESULTS)/cifar10 --statistics running --attacks all
-	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
-	  --workdir $(RESULTS)/cifar10 --statistics batch,shrunk,calibrated --attacks $(TABLE_ATTACKS)
+	  --norms batch stein toward_running --set '$(ADVERSARY)' \
+	  --workdir $(RESULTS)/cifar10-adversarial --statistics running --attacks all
 
 # Each seed splits the subjects anew: 52 test volumes decide little.
 results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, attacked; days on 2 cores.

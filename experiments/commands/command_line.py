@@ -45,6 +45,7 @@ def compare(  # noqa: PLR0917
     norms: tuple[str, ...] = (),
     seeds: int = 3,
     split_per_seed: bool = False,
+    control: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     smoke: bool = False,
     statistics: str = "",
@@ -69,6 +70,8 @@ def compare(  # noqa: PLR0917
         seeds: Number of seeds, from 0 up.
         split_per_seed: Let each seed draw its own training, validation and test parts, as
             --set data.split_seed=SEED; volumes by subject, whatever their table says.
+        control: Also train batch norm otherwise, as --control model.width=12, and compare the
+            norms with it at equal clean accuracy (may be repeated).
         set: A setting for all norms, as --set train.epochs=10, or for one, whose learning rate may
             be its own, as --set group:train.learning_rate=0.02 (may be repeated).
         smoke: Tiny networks and few examples, to see that all parts run.
@@ -96,6 +99,7 @@ def compare(  # noqa: PLR0917
         configs=command.configs(config, preset, smoke, norms or DEMO_NORMS, set),
         seeds=seeds,
         request=request,
+        controls=command.controls(config, preset, smoke, set, control),
         split_per_seed=split_per_seed,
         data_dir=data_dir,
         cache_dir=cache_dir or user_cache(),
@@ -305,7 +309,7 @@ def report(workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Pat
     """Merge evaluated work folders over seeds and norms: tables, plots, pictures.
 
     Args:
-        workdirs: Work folders of `evaluate` or `demo`, in any order.
+        workdirs: Work folders of `evaluate`, `compare` or `demo`, in any order.
         out: Folder for the report.
     """
     from experiments.commands import report as command  # noqa: PLC0415

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.commands import evaluate, report, train
 from experiments.commands.console import Display
@@ -30,6 +31,8 @@ class Comparison:
       configs: norm -> its configuration; norms may differ in their training's settings.
       seeds: number of seeds, from 0 up.
       request: what is measured of each run; ``twin`` is filled in.
+      controls: name -> configuration of other trainings of plain batch norm, narrower or shorter,
+        with which norms are compared at the same clean score.
       requests: norm -> what is measured of its runs instead.
       data_dir: the data set; None where the configuration needs none.
       cache_dir: decoded data, shared by all runs.
@@ -43,6 +46,7 @@ class Comparison:
     configs: Mapping[str, ExperimentConfig]
     seeds: int
     request: Request
+    controls: Mapping[str, ExperimentConfig] = dataclasses.field(default_factory=dict)
     requests: Mapping[str, Request] = dataclasses.field(default_factory=dict)
     data_dir: Path | None = None
     cache_dir: Path | None = None
@@ -51,9 +55,24 @@ class Comparison:
     checkpoint_at_epochs: bool = True
     log_every: int = 20
 
-    def config_of(self, norm: str, seed: int) -> ExperimentConfig:
-        """Returns the configuration of a norm's run with one seed."""
-        config = self.configs[norm]
+    def runs(self) -> list["_Run"]:
+        """Returns all runs in their order: all norms of a seed before the next seed.
+
+        So what is there when time runs out is a table.
+        """
+        # Plain batch norm first: of each seed it is what the others are compared with.
+        ordered = sorted(self.configs, key=lambda norm: norm != REFERENCE)
+        found = []
+        for seed in range(self.seeds):
+            for norm in ordered:
+                place = Path("runs", f"{norm}-{seed}")
+                found.append(_Run(place, self._of_seed(self.configs[norm], seed), norm, seed))
+            for name, config in self.controls.items():
+                place = Path("controls", name, f"{REFERENCE}-{seed}")
+                found.append(_Run(place, self._of_seed(config, seed), REFERENCE, seed, name))
+        return found
+
+    def _of_seed(self, config: ExperimentConfig, seed: int) -> ExperimentConfig:
         if not self.split_per_seed:
             return config
         drawn: dict[str, Any] = {"split_seed": seed}
@@ -64,6 +83,29 @@ class Comparison:
     def request_of(self, norm: str) -> Request:
         """Returns what is measured of a norm's runs."""
         return self.requests.get(norm, self.request)
+
+
+class _Run(NamedTuple):
+    """One training and its evaluation.
+
+    Attributes:
+      place: its folder, relative to that of the comparison.
+      config: its settings.
+      norm: of its network.
+      seed: of its training.
+      control: the name of the control that it belongs to; empty for none.
+    """
+
+    place: Path
+    config: ExperimentConfig
+    norm: str
+    seed: int
+    control: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.norm}{f' ({self.control})' * bool(self.control)}, seed {self.seed}"
 
 
 def configs(
@@ -82,30 +124,66 @@ def configs(
       ConfigError: an unknown name or field, a value out of range, or a norm that is not compared.
     """
     check_names(norms)
-    of_norm: dict[str, list[str]] = {norm: [] for norm in norms}
     for change in changes:
-        field, _, _ = change.partition("=")
-        norm, colon, _ = field.partition(":")
-        if not colon:
-            for fields in of_norm.values():
-                fields.append(change)
-        elif norm in of_norm:
-            of_norm[norm].append(change.removeprefix(f"{norm}:"))
-        else:
+        owner, colon, _ = change.partition("=")[0].partition(":")
+        if colon and owner not in norms:
             raise ConfigError(
-                f"--set {change}: {norm!r} is none of the norms that are compared: "
-                f"{', '.join(of_norm)}"
+                f"--set {change}: {owner!r} is none of the norms that are compared: "
+                f"{', '.join(norms)}"
             )
     return {
-        norm: overrides.resolve(name, preset=preset, smoke=smoke, overrides=fields)
-        for norm, fields in of_norm.items()
+        norm: overrides.resolve(name, preset=preset, smoke=smoke, overrides=_of(norm, changes))
+        for norm in norms
     }
+
+
+def _of(norm: str, changes: Sequence[str]) -> list[str]:
+    """Returns the changes that are for a norm, without its name."""
+    found = []
+    for change in changes:
+        owner, colon, _ = change.partition("=")[0].partition(":")
+        if not colon or owner == norm:
+            found.append(change.removeprefix(f"{norm}:"))
+    return found
+
+
+def controls(
+    name: str, preset: str | None, smoke: bool, changes: Sequence[str], each: Sequence[str]
+) -> dict[str, ExperimentConfig]:
+    """Returns the configuration of each control, by the setting in which it differs.
+
+    Args:
+      name: as in ``presets.config_names()``.
+      preset: of that configuration; None is its first.
+      smoke: shrink it first.
+      changes: as of ``configs``; those of batch norm count too.
+      each: ``FIELD=VALUE``, one for each control.
+
+    Raises:
+      ConfigError: an unknown field, a value out of range, or a control that is as the norms are.
+    """
+    found = {}
+    of_batch = _of(REFERENCE, changes)
+    usual = overrides.resolve(name, preset=preset, smoke=smoke, overrides=of_batch)
+    for change in each:
+        wanted = [*of_batch, change]
+        config = overrides.resolve(name, preset=preset, smoke=smoke, overrides=wanted)
+        if config == usual:
+            raise ConfigError(f"--control {change}: that is what batch norm has in the comparison")
+        if (config.data, config.evaluation) != (usual.data, usual.evaluation):
+            raise ConfigError(
+                f"--control {change}: a control has the data and attacks of the other runs; name "
+                "a setting of the model or of the training, as model.width=12"
+            )
+        found[re.sub(r"[^\w.=-]+", "-", change)] = config
+    return found
 
 
 def run(workdir: Path, comparison: Comparison, *, display: Display | None = None) -> None:
     """Runs ``train`` and ``evaluate`` for each norm and seed, and ``report`` on all of them.
 
-    The work folders are ``runs/NORM-SEED``; the report lies above them.  What is finished there is
+    The work folders are ``runs/NORM-SEED`` and ``controls/NAME/batch-SEED``; the report lies above
+    them.  What is finished there is
     reused, also where nothing but its results is left: an interrupted comparison goes on where it
     stopped.
 
@@ -118,51 +196,43 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
       ConfigError: an unknown norm, no seed, or a folder that cannot be used.
     """
     _check(workdir, comparison)
-    # Plain batch norm first: of each seed it is what the others are compared with.
-    ordered = sorted(comparison.configs, key=lambda norm: norm != REFERENCE)
-    # All norms of a seed before the next seed: what is there when time runs out is a table.
-    runs = [(norm, seed) for seed in range(comparison.seeds) for norm in ordered]
-    folders = []
+    runs = comparison.runs()
     display = display or Display()
     with display:
         with display.bar("all runs", len(runs)) as bar:
-            for number, (norm, seed) in enumerate(runs, start=1):
-                bar.note(f"{norm}, seed {seed}")
-                folder = _folder(workdir, norm, seed)
-                _one(folder, comparison, norm, seed, display.inside())
-                folders.append(folder)
+            for number, one in enumerate(runs, start=1):
+                bar.note(one.name)
+                _one(workdir, comparison, one, display.inside())
                 bar.advance()
-                clean = _clean_score(folder, comparison.configs[norm].task)
-                display.say(f"[{number}/{len(runs)}] {norm}, seed {seed}: {clean}")
-        report.run(folders, workdir, console=display.console)
+                clean = _clean_score(workdir / one.place, one.config.task)
+                display.say(f"[{number}/{len(runs)}] {one.name}: {clean}")
+        folders = [workdir / one.place for one in runs if not one.control]
+        controls = [workdir / one.place for one in runs if one.control]
+        report.run(folders, workdir, controls=controls, console=display.console)
 
 
-def _folder(workdir: Path, norm: str, seed: int) -> Path:
-    return workdir / "runs" / f"{norm}-{seed}"
-
-
-def _one(folder: Path, comparison: Comparison, norm: str, seed: int, display: Display) -> None:
+def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> None:
     """Trains and evaluates one norm with one seed, unless that is done."""
-    config = comparison.config_of(norm, seed)
+    folder = workdir / one.place
     made = _Made(folder)
     if comparison.one_code and made.by not in ("", code_version()):
         shutil.rmtree(folder)
-    requests = made.missing(RunSettings(config, norm, seed), comparison)
+    requests = made.missing(RunSettings(one.config, one.norm, one.seed), comparison)
     if not requests:
         return
     made.begin()
     train.run(
-        config,
+        one.config,
         train.Places(folder, comparison.data_dir, comparison.cache_dir),
-        norm=norm,
-        seed=seed,
+        norm=one.norm,
+        seed=one.seed,
         checkpoint_at_epochs=comparison.checkpoint_at_epochs,
         log_every=comparison.log_every,
         display=display,
     )
-    twin = folder.with_name(f"{REFERENCE}-{seed}")
-    has_twin = norm != REFERENCE and (twin / "checkpoints").exists()
-    has_twin = has_twin and read_settings(twin).config == config
+    twin = folder.with_name(f"{REFERENCE}-{one.seed}")
+    has_twin = one.norm != REFERENCE and (twin / "checkpoints").exists()
+    has_twin = has_twin and read_settings(twin).config == one.config
     for request in requests:
         evaluate.run(
             folder,

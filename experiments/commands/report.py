@@ -13,21 +13,28 @@ from experiments.report import Experiment, Section, figures
 from steinnorm.attacks.files import write_bytes, write_json, write_text
 
 
-def run(workdirs: Sequence[Path], out: Path, *, console: Console | None = None) -> None:
+def run(
+    workdirs: Sequence[Path],
+    out: Path,
+    *,
+    controls: Sequence[Path] = (),
+    console: Console | None = None,
+) -> None:
     """Writes ``report.md``, ``results.json``, ``checks.json``, tables, plots and pictures.
 
     With several experiments (configurations), names of files of one begin with its name.
 
     Args:
-      workdirs: of ``evaluate`` or ``demo``, in any order.
+      workdirs: of ``evaluate``, ``compare`` or ``demo``, in any order.
       out: the report's folder; made where there is none.
+      controls: work folders of batch norm's other runs, besides those in folders of ``compare``.
       console: where to print; standard output by default.
 
     Raises:
       ConfigError: results that are missing or cannot be compared, or a folder that cannot be used.
     """
     console = console or make_console()
-    experiments = report.read(workdirs)
+    experiments = report.read(workdirs, controls)
     _check_out(out)
     rows = [row for experiment in experiments for row in experiment.rows]
     checks = [check for experiment in experiments for check in experiment.checks]

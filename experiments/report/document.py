@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from experiments.report.checklist import check_paragraphs, failed_checks
 from experiments.report.entries import Entry, tabled
+from experiments.report.equal_accuracy import at_equal_accuracy
 from experiments.report.folders import Experiment
 from experiments.report.labels import strength
 from experiments.report.layout import columns_of
@@ -110,6 +111,8 @@ def _section(section: Section) -> list[str]:
     ]
     for metric in experiment.metrics:
         parts += _tables(section.entries, metric)
+    if experiment.controls:
+        parts += _equal_accuracy(section)
     if section.files:
         links = ", ".join(f"[{name}]({name})" for name in section.files)
         parts.append(f"All metrics and numbers: {links}.")
@@ -161,6 +164,29 @@ def _tables(entries: Sequence[Entry], metric: str) -> list[str]:
         *(markdown_table(Content(shown, portion)) for portion in portions),
         difference_caption(metric),
         *(markdown_table(Content(shown, portion, differences=True)) for portion in portions),
+    ]
+
+
+def _equal_accuracy(section: Section) -> list[str]:
+    experiment = section.experiment
+    metric = experiment.metrics[0]
+    shown = [
+        s
+        for s in at_equal_accuracy(section.entries, experiment.runs, experiment.controls)
+        if s.metric == metric and s.attack == WORST
+    ]
+    title = measure(metric).title
+    parts = [
+        f"### At equal clean {title}",
+        f"Difference in {title} to batch norm at the norm's own clean {title}: to the line through "
+        f"batch norm's runs and {len(experiment.controls)} controls (batch norm, "
+        f"{'; '.join(experiment.control_names)}). Mean ± standard deviation of the norm's runs, or "
+        "Welch's 95 % interval where there are three or more. A norm whose clean "
+        f"{title} no runs of batch norm have on both sides is left out.",
+    ]
+    return parts + [
+        markdown_table(Content(shown, portion, differences=True))
+        for portion in pages(columns_of(shown))
     ]
 
 

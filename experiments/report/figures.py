@@ -62,6 +62,8 @@ def _plots(
             caption = f"{title} against the radius of the {order} ball, under {which}."
             name = f"{prefix}{metric}-{order}.png"
             yield Figure(name, caption), plots.accuracy(shown, metric, order)
+            if experiment.controls:
+                yield _against_clean(prefix, experiment, shown, Column(attack or "", 0.0, order))
     curves = [s for s in entries if s.attack == CONVERGENCE]
     for metric in dict.fromkeys(s.metric for s in curves):
         caption = (
@@ -70,6 +72,24 @@ def _plots(
         )
         name = f"{prefix}{metric}-steps.png"
         yield Figure(name, caption), plots.convergence(curves, metric)
+
+
+def _against_clean(
+    prefix: str, experiment: Experiment, entries: Sequence[Entry], attack: Column
+) -> tuple[Figure, bytes]:
+    """Draws scores under an attack against clean ones, at the middle of the attack's radii."""
+    under = [s for s in entries if s.column._replace(epsilon=0.0) == attack]
+    radii = sorted({s.epsilon for s in under})
+    middle = attack._replace(epsilon=radii[(len(radii) - 1) // 2])
+    chosen = [s for s in under if s.column == middle]
+    metric = chosen[0].metric
+    caption = (
+        f"{measure(metric).heading} under {middle.name} against that on clean examples: points are "
+        "runs, large ones a norm's mean. The line is that of batch norm, controls included: a norm "
+        "above it keeps more than batch norm would at the same clean score."
+    )
+    drawn = plots.against_clean(chosen, experiment.runs, experiment.controls)
+    return Figure(f"{prefix}{metric}-{attack.norm_order}-against-clean.png", caption), drawn
 
 
 def _pictures(

@@ -15,7 +15,7 @@ from experiments.configs.overrides import differences
 from experiments.configs.schema import NOISES
 from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
-from experiments.report.labels import SOURCE_NAMES, THREAT_MODELS, Column, Source
+from experiments.report.labels import REFERENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
 from experiments.report.splits import SPLIT_SEED, parts_note, test_per_training
 from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
@@ -44,6 +44,8 @@ class Experiment:
       notes: what a reader should know about how the runs differ.
       test_per_training: test examples per training example, where each seed drew its own parts of
         the data; None where all seeds have the same.
+      controls: rows of batch norm's other runs, narrower or shorter, a list for each run.
+      control_names: the settings in which these differ, as ``model.width=12``.
     """
 
     name: str
@@ -57,6 +59,16 @@ class Experiment:
     shown: list[Column]
     notes: list[str]
     test_per_training: float | None = None
+    controls: Sequence[list[Row]] = ()
+    control_names: Sequence[str] = ()
+
+    @property
+    def runs(self) -> list[list[Row]]:
+        """The rows of each run."""
+        found: dict[tuple[str, int], list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row.norm, row.seed), []).append(row)
+        return list(found.values())
 
 
 class _Folder(NamedTuple):
@@ -70,13 +82,15 @@ class _Folder(NamedTuple):
     checks: list[Check]
 
 
-def read(roots: Sequence[Path]) -> list[Experiment]:
-    """Reads the experiments in work folders of ``evaluate`` or ``demo``, by name.
+def read(roots: Sequence[Path], controls: Sequence[Path] = ()) -> list[Experiment]:
+    """Reads the experiments in work folders of ``evaluate``, ``compare`` or ``demo``, by name.
 
     Their runs are in the order of norms and seeds, whatever that of the folders.
 
     Args:
       roots: the folders, in any order; one that is named twice counts once.
+      controls: work folders of batch norm's other runs, besides those that are in the folders of
+        comparisons.
 
     Raises:
       ConfigError: a folder without results, files that cannot be read, or numbers that cannot be
@@ -84,12 +98,25 @@ def read(roots: Sequence[Path]) -> list[Experiment]:
     """
     if not roots:
         raise ConfigError("name at least one work folder of an evaluation")
+    runs = _by_name([folder for root in roots for folder in _folders_in(root)])
+    others = _by_name([*controls, *(folder for root in roots for folder in controls_in(root))])
+    if unknown := [folder for name in others if name not in runs for folder in others[name]]:
+        raise ConfigError(f"{unknown[0].root} is a control of no run in this report")
+    return [_merged(runs[name], others.get(name, [])) for name in sorted(runs)]
+
+
+def controls_in(root: Path) -> list[Path]:
+    """Returns the work folders of a comparison's controls: what is measured of them."""
+    return [path.parent for path in sorted((root / "controls").glob("*/*/results.json"))]
+
+
+def _by_name(roots: Sequence[Path]) -> dict[str, list[_Folder]]:
+    """Reads work folders, each once; returns those of each configuration in the usual order."""
     by_name: dict[str, list[_Folder]] = {}
-    expanded = [folder for root in roots for folder in _folders_in(root)]
-    for root in {root.resolve(): root for root in expanded}.values():
+    for root in {root.resolve(): root for root in roots}.values():
         folder = _read(root)
         by_name.setdefault(folder.settings["name"], []).append(folder)
-    return [_merged(sorted(by_name[name], key=_place)) for name in sorted(by_name)]
+    return {name: sorted(folders, key=_place) for name, folders in by_name.items()}
 
 
 def _folders_in(root: Path) -> list[Path]:
@@ -167,11 +194,12 @@ def _check_rows(root: Path, name: str, rows: Sequence[Row]) -> None:
                 )
 
 
-def _merged(folders: Sequence[_Folder]) -> Experiment:
+def _merged(folders: Sequence[_Folder], controls: Sequence[_Folder]) -> Experiment:
     first = folders[0]
     _check_settings(folders)
     _check_once(folders)
-    _check_alike(folders)
+    _check_controls(first, controls)
+    _check_alike([*folders, *controls])
     rows = [row for folder in folders for row in folder.rows]
     present = {row.metric for row in rows}
     ratio = test_per_training(first.settings, rows[0].n)
@@ -188,6 +216,8 @@ def _merged(folders: Sequence[_Folder]) -> Experiment:
         shown=_shown(first.settings.get("evaluation") or {}),
         notes=_notes(folders),
         test_per_training=ratio if len(_split_seeds(folders)) > 1 else None,
+        controls=[folder.rows for folder in controls],
+        control_names=_control_names(first, controls),
     )
 
 
@@ -207,6 +237,36 @@ def _check_settings(folders: Sequence[_Folder]) -> None:
                     f"{first.root} and {other.root} cannot be compared: {'; '.join(different)}. "
                     "Give them to reports of their own"
                 )
+
+
+def _check_controls(first: _Folder, controls: Sequence[_Folder]) -> None:
+    """Refuses controls of another norm, or on other data or under other attacks than the runs."""
+    for control in controls:
+        if _norm(control) != REFERENCE:
+            raise ConfigError(f"{control.root} is a control; its norm must be {REFERENCE}")
+        different = [
+            f"{where} is {ours!r} and {theirs!r}"
+            for where, ours, theirs in differences(first.settings, control.settings)
+            if where.split(".")[0] in ("preset", "task", "data", "evaluation")
+            and where != SPLIT_SEED
+        ]
+        if different:
+            raise ConfigError(
+                f"{control.root} is no control of {first.root}: {'; '.join(different)}"
+            )
+
+
+def _control_names(first: _Folder, controls: Sequence[_Folder]) -> list[str]:
+    """Returns in which settings controls differ from the runs, each once."""
+    changes = (
+        ", ".join(
+            f"{where}={theirs}"
+            for where, _, theirs in differences(first.settings, control.settings)
+            if where != SPLIT_SEED
+        )
+        for control in controls
+    )
+    return list(dict.fromkeys(changes))
 
 
 def _split_seeds(folders: Sequence[_Folder]) -> list[Any]:

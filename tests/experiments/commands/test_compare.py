@@ -52,10 +52,10 @@ def test_a_setting_is_for_all_norms_or_for_one():
 @pytest.mark.parametrize("name", ["digits", "volumes", "cifar10", "cityscapes"])
 def test_each_seed_may_draw_its_own_parts(name):
     found = compare.configs(name, None, True, ["batch"], [])
-    same = dataclasses.replace(COMPARISON, configs=found)
+    same = dataclasses.replace(COMPARISON, configs=found, seeds=4)
     own = dataclasses.replace(same, split_per_seed=True)
-    assert same.config_of("batch", 3) == found["batch"]
-    config = own.config_of("batch", 3)
+    assert same.runs()[3].config == found["batch"]
+    config = own.runs()[3].config
     assert config.data.split_seed == 3
     assert getattr(config.data, "split", "drawn") == "drawn"
     data = dataclasses.replace(config.data, split_seed=found["batch"].data.split_seed)
@@ -191,3 +191,31 @@ def test_a_damaged_note_says_what_to_do(finished, tmp_path):
 def test_the_command_line_knows_it(capsys):
     assert main(["compare", "digits", "--workdir", "nowhere", "--norms", "bacth"]) == 2
     assert "norms must be some of batch" in capsys.readouterr().err
+
+
+def test_controls_are_batch_norm_trained_otherwise():
+    changes = ["train.epochs=7", "group:train.learning_rate=0.5", "batch:train.learning_rate=0.4"]
+    each = ["model.width=3", "train.epochs=2"]
+    found = compare.controls("digits", None, True, changes, each)
+    assert list(found) == each
+    (usual,) = compare.configs("digits", None, True, ["batch"], [changes[0], changes[2]]).values()
+    narrow = dataclasses.replace(usual, model=dataclasses.replace(usual.model, width=3))
+    assert found["model.width=3"] == narrow
+    assert found["train.epochs=2"].train.epochs == 2
+    comparison = dataclasses.replace(
+        COMPARISON, configs={"group": usual, "batch": usual}, controls=found, seeds=2
+    )
+    assert [(str(run.place), run.norm) for run in comparison.runs()][:5] == [
+        ("runs/batch-0", "batch"),
+        ("runs/group-0", "group"),
+        ("controls/model.width=3/batch-0", "batch"),
+        ("controls/train.epochs=2/batch-0", "batch"),
+        ("runs/batch-1", "batch"),
+    ]
+    for change, message in (
+        ("train.epochs=7", "that is what batch norm has"),
+        ("data.test_examples=3", "a control has the data and attacks of the other runs"),
+        ("model.wdith=3", "wdith"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compare.controls("digits", None, True, changes, [change])
