@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -12,24 +11,10 @@ from experiments import report
 from experiments.evaluation.attack_batch import DEPENDENT
 from experiments.report import plots
 from experiments.report.labels import SOURCE_NAMES, Source
-from experiments.report.plots import estimates, factors, style
-from experiments.results import LoggedStep, Row
+from experiments.report.plots import estimates
 from tests.experiments.images import decoded
-
-SOURCES = (("running", ""), ("batch", "joint"))
-CLEAN = Row("digits", "batch", 0, "running", "clean", 0.0, "accuracy", 0.95, 100, 0.9, 0.99)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were drawn, still open; of few pixels, for what is in them is looked at."""
-    drawn = []
-    monkeypatch.setattr(style, "_PIXELS_PER_INCH", 100)
-    close = plt.close
-    monkeypatch.setattr(plt, "close", drawn.append)
-    yield drawn
-    for figure in drawn:
-        close(figure)
+from tests.experiments.report.plotted import assert_inside, labels
+from tests.experiments.report.rows import CLEAN, SOURCES, convergence_rows
 
 
 def _rows(metric="accuracy", sources=SOURCES, seeds=2, norms=("batch", "stein", "group")):
@@ -63,10 +48,6 @@ def _drawn(figures, rows, metric="accuracy", paired=lambda row, reference: None)
     return figures[-1]
 
 
-def _labels(figure):
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-
-
 def _row_labels(axis):
     return [label.get_text() for label in axis.get_yticklabels()]
 
@@ -82,17 +63,6 @@ def _points(axis, row):
             full = to_hex(line.get_markerfacecolor()) != "#ffffff"
             found.append((x, y, full, ends))
     return sorted(found, key=lambda point: point[1])
-
-
-def _assert_inside(figure):
-    """Checks that no label or legend lies outside the picture (in inches)."""
-    figure.canvas.draw()
-    box = figure.get_tightbbox(figure.canvas.get_renderer())
-    width, height = figure.get_size_inches()
-    assert box.x0 >= -0.02
-    assert box.y0 >= -0.02
-    assert box.x1 <= width + 0.02
-    assert box.y1 <= height + 0.02
 
 
 def test_batch_norm_stands_above_and_differences_below(figures):
@@ -166,12 +136,14 @@ def test_every_source_of_statistics_is_drawn(figures):
     figure = _drawn(figures, _rows(sources=every, norms=("batch", "stein")))
     assert len(figure.axes) == 2 * len(every)
     assert len({axis.get_title() for axis in figure.axes} - {""}) == len(every)
-    rows = [_with(row, statistics=s, threat_model=t) for row in _convergence() for s, t in every]
+    rows = [
+        _with(row, statistics=s, threat_model=t) for row in convergence_rows() for s, t in every
+    ]
     decoded(plots.convergence(report.merge_seeds(rows)))
     (legend,) = figures[-1].legends
     looks = {(line.get_color(), line.get_linestyle()) for line in legend.get_lines()}
     assert len(looks) == len(every)
-    _assert_inside(figures[-1])
+    assert_inside(figures[-1])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +165,7 @@ def test_nothing_lies_outside_the_picture(sources, figures):
     assert note.x1 <= frame.x1
     for axis in figure.axes:
         assert axis.title.get_window_extent().width <= axis.get_window_extent().width
-    _assert_inside(figure)
+    assert_inside(figure)
 
 
 def test_the_lowest_label_says_what_bars_are(figures):
@@ -226,14 +198,14 @@ def test_a_point_is_full_where_its_interval_excludes_zero(figures):
     points = _points(figure.axes[1], 0)
     assert [point[2] for point in points] == [False, True, True]
     np.testing.assert_allclose(points[1][3], [-7, -3])
-    assert _labels(figure)[3:5] == [
+    assert labels(figure)[3:5] == [
         "95 % interval excludes 0\n(1 in 20 does so by chance)",
         "no 95 % interval, or it includes 0",
     ]
     # without results per example there is neither bar nor verdict
     bare = _drawn(figures, _rows(seeds=1))
     assert [(point[2], point[3]) for point in _points(bare.axes[1], 0)] == [(False, None)] * 3
-    assert "95 % interval excludes 0\n(1 in 20 does so by chance)" not in _labels(bare)
+    assert "95 % interval excludes 0\n(1 in 20 does so by chance)" not in labels(bare)
     assert "none (one seed, without results per example)" in bare.get_supxlabel()
 
 
@@ -278,7 +250,7 @@ def test_without_batch_norm_the_scores_themselves_are_shown(figures):
         np.testing.assert_allclose(found[0], [91.5, *attacked])
         np.testing.assert_allclose(found[1], np.array(found[0]) - 4.5)
         assert not [line for line in axis.lines if list(line.get_xdata()) == [0, 0]]
-    _assert_inside(figure)
+    assert_inside(figure)
 
 
 def test_a_norm_of_other_seeds_is_not_compared(figures):
@@ -311,7 +283,7 @@ def test_clean_scores_alone_need_no_curve(figures):
         "difference to batch norm of the same seed in clean test accuracy (percentage points), "
     )
     np.testing.assert_allclose([point[0] for point in _points(figure.axes[0], 0)], [-4.5])
-    _assert_inside(figure)
+    assert_inside(figure)
 
 
 def test_auc_is_not_in_per_cent_and_less_loss_is_better(figures):
@@ -348,116 +320,6 @@ def test_without_a_worst_row_the_strongest_attack_is_taken():
     assert plots.strongest(report.merge_seeds(losses), "linf") == "pgd"
 
 
-def _convergence(metric="accuracy", norms=("batch", "stein")):
-    base = _with(CLEAN, attack="convergence", epsilon=8 / 255, norm_order="linf", metric=metric)
-    for norm in norms:
-        for statistics, threat in SOURCES:
-            for steps in (10, 1, 5):
-                value = 0.5 / steps + 0.1 * (statistics == "batch")
-                about = {"norm": norm, "statistics": statistics, "threat_model": threat}
-                yield _with(base, steps=steps, n=64, value=value, **about)
-
-
-def test_convergence_has_a_panel_per_norm(figures):
-    decoded(plots.convergence(report.merge_seeds(_convergence("pixel_accuracy")), "pixel_accuracy"))
-    (figure,) = figures
-    assert [axis.get_title() for axis in figure.axes] == ["batch (reference)", "stein"]
-    assert figure.get_supylabel() == "pixel accuracy (%)"
-    assert figure.get_supxlabel() == "gradient steps of PGD"
-    assert figure.legends[0].get_title().get_text() == (
-        "PGD in the l∞ ball of 8/255, on 64 test examples\nStatistics:"
-    )
-    assert _labels(figure) == ["running", "test batch (joint)"]
-    for axis in figure.axes:
-        assert axis.get_xscale() == "log"
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "5", "10"]
-        running, batch = (line.get_data() for line in axis.lines)
-        np.testing.assert_allclose(running, [[1, 5, 10], [50, 10, 5]])
-        np.testing.assert_allclose(batch, [[1, 5, 10], [60, 20, 15]])
-        assert axis.get_ylim() == pytest.approx((0, 66))
-    _assert_inside(figure)
-
-
-def test_lines_that_coincide_stay_visible(figures):
-    same = [_with(row, value=0.5) for row in _convergence()]
-    decoded(plots.convergence(report.merge_seeds(same)))
-    below, above = figures[0].axes[0].lines
-    assert above.get_zorder() > below.get_zorder()
-    assert above.get_linewidth() < below.get_linewidth()
-    assert above.get_markersize() < below.get_markersize()
-
-
-def test_convergence_under_a_strong_attack_ends_on_the_axis(figures):
-    rows = [_with(row, value=0.0) for row in _convergence()]
-    decoded(plots.convergence(report.merge_seeds(rows)))
-    assert figures[0].axes[0].get_ylim() == pytest.approx((0, 5))
-    assert not any(line.get_clip_on() for line in figures[0].axes[0].lines)
-
-
-def _history(norm, mean, variance, layers=("stem", "b10", "b9"), epochs=(0.5, 1.0, 1.5)):
-    made = {layer: {"mean_factor": mean, "variance_factor": variance} for layer in layers}
-    return norm, [LoggedStep(i, epoch, 1.0, 0.5, made) for i, epoch in enumerate(epochs)]
-
-
-def _halves(figure):
-    mean, variance = figure.subfigs
-    return mean, variance
-
-
-def test_factors_that_stay_at_one_are_named_and_not_drawn(figures):
-    runs = [
-        _history("batch", 1.0, 1.0),
-        _history("ridge", 0.999999, 0.999),
-        _history("stein", 0.4, 1.002),
-        _history("jsnorm", 0.3, 0.8),
-    ]
-    decoded(plots.shrinkage(runs))
-    mean, variance = _halves(figures[0])
-    assert mean.get_suptitle() == (
-        "Shrinkage of the batch mean\n"
-        "not drawn, within 0.005 of 1 throughout: batch (reference), ridge"
-    )
-    assert variance.get_suptitle().endswith(": batch (reference), stein, ridge")
-    assert _labels(figures[0]) == ["stein", "jsnorm"]
-    drawn = [line for line in mean.axes[0].lines if len(line.get_xdata()) == 2][:2]
-    np.testing.assert_allclose(drawn[0].get_data(), [[1, 2], [0.4, 0.4]])
-    np.testing.assert_allclose(drawn[1].get_data(), [[1, 2], [0.3, 0.3]])
-    _assert_inside(figures[0])
-
-
-def test_a_factor_that_leaves_one_once_is_drawn(figures):
-    norm, steps = _history("lasso", 1.0, 1.0)
-    _, late = _history("lasso", 0.98, 1.0)
-    decoded(plots.shrinkage([(norm, [*steps, *late])]))
-    (mean,) = figures[0].subfigs  # of the variance there would be nothing but empty panels
-    assert "not drawn" not in mean.get_suptitle()
-    assert mean.get_supxlabel() == "epoch\nno norm shrinks the batch variance"
-
-
-def test_shrinkage_is_the_mean_of_the_seeds_with_a_band(figures):
-    decoded(plots.shrinkage([_history("stein", 0.2, 1.0), _history("stein", 0.6, 1.0)]))
-    axis = figures[0].subfigs[0].axes[0]
-    np.testing.assert_allclose(axis.lines[0].get_ydata(), [0.4, 0.4])
-    heights = axis.collections[0].get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == pytest.approx((0.2, 0.6))
-    assert "band: lowest to highest seed" in figures[0].legends[0].get_title().get_text()
-    decoded(plots.shrinkage([_history("stein", 0.2, 1.0)]))
-    assert figures[1].legends[0].get_title().get_text() == "line: mean over an epoch"
-
-
-def test_layers_stand_in_the_networks_order_and_not_all_of_many(figures):
-    decoded(plots.shrinkage([_history("stein", 0.2, 1.0)]))
-    titles = [axis.get_title() for axis in figures[0].subfigs[0].axes]
-    assert titles == ["stem", "b9", "b10"]
-    many = [f"blocks/{i}" for i in range(100)]
-    decoded(plots.shrinkage([_history("jsnorm", 0.2, 0.9, many)]))
-    mean, variance = _halves(figures[1])
-    titles = [axis.get_title() for axis in mean.axes]
-    assert len(titles) == factors.MAX_LAYERS
-    assert (titles[0], titles[-1]) == ("blocks/0", "blocks/99")
-    assert variance.get_supxlabel() == "epoch; 12 of 100 layers"
-
-
 def test_where_nothing_was_measured_the_plots_say_so(figures):
     for content in (
         plots.accuracy([]),
@@ -468,7 +330,7 @@ def test_where_nothing_was_measured_the_plots_say_so(figures):
     accuracy, convergence, shrinkage = figures
     assert accuracy.get_supxlabel() == "nothing was measured: accuracy (%)"
     assert convergence.legends[0].get_title().get_text() == "nothing was measured"
-    assert "no factors were logged" in _halves(shrinkage)[0].get_suptitle()
+    assert "no factors were logged" in shrinkage.subfigs[0].get_suptitle()
 
 
 def test_norms_are_told_apart_without_colours():

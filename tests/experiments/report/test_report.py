@@ -1,10 +1,9 @@
-"""Merging, differences, tables in all forms, what is missing, and folders that are refused."""
+"""Merging, differences, tables in all forms, and what is missing."""
 
 import csv
 import dataclasses
 import io
 import itertools
-import json
 import math
 import random
 import re
@@ -16,21 +15,13 @@ from rich.console import Console
 
 from experiments import report
 from experiments.configs import presets
-from experiments.errors import ConfigError
 from experiments.evaluation.per_example import PerExampleResults, Values
 from experiments.models.norms import NORMS, sources
 from experiments.report import document
 from experiments.report.tables import table_body
-from experiments.results import LoggedStep, Row
-from steinnorm.attacks.files import write_json
+from tests.experiments.report.rows import row_of
 
 BALL = {"epsilon": 0.1, "norm_order": "linf"}
-
-
-def _row(norm, seed, value, statistics="running", *, attack="clean", epsilon=0.0, **more):
-    defaults = {"n": 500, "ci_low": value - 0.02, "ci_high": value + 0.03, "metric": "accuracy"}
-    what = {**defaults, **more}
-    return Row("digits", norm, seed, statistics, attack, epsilon, value=value, **what)
 
 
 def _table():
@@ -40,13 +31,13 @@ def _table():
     for i, norm in enumerate(NORMS):
         for statistics, seed in itertools.product(sources(norm, config.statistics), (0, 1)):
             threat = "joint" if statistics == "batch" else ""
-            rows.append(_row(norm, seed, 0.98, statistics, threat_model=threat))
+            rows.append(row_of(norm, seed, 0.98, statistics, threat_model=threat))
             worst = dataclasses.replace(config.attacks[1], name="worst")
             for attack in (*config.attacks, worst):
                 for epsilon in attack.epsilons:
                     value = max(0.0, 0.9 - 2 * epsilon - 0.03 * i + (0.4 if seed else 0) * (i % 2))
                     rows.append(
-                        _row(
+                        row_of(
                             norm,
                             seed,
                             value,
@@ -66,16 +57,16 @@ def _found(rows, **more):
 
 def test_seeds_merge_and_differences_are_paired_in_any_order():
     rows = [
-        _row("batch", 0, 0.90),
-        _row("batch", 1, 0.80),
-        _row("stein", 1, 0.83),
-        _row("stein", 0, 0.92),
-        _row("stein", 7, 0.11),  # of a seed that batch norm lacks: in no pair
-        _row("batch", 0, 0.70, "batch"),
-        _row("stein", 0, 0.75, "batch"),
-        _row("batch", 0, 0.60, "shrunk"),
-        _row("stein", 0, 0.90, "shrunk"),
-        _row("group", 0, 0.95, "none"),
+        row_of("batch", 0, 0.90),
+        row_of("batch", 1, 0.80),
+        row_of("stein", 1, 0.83),
+        row_of("stein", 0, 0.92),
+        row_of("stein", 7, 0.11),  # of a seed that batch norm lacks: in no pair
+        row_of("batch", 0, 0.70, "batch"),
+        row_of("stein", 0, 0.75, "batch"),
+        row_of("batch", 0, 0.60, "shrunk"),
+        row_of("stein", 0, 0.90, "shrunk"),
+        row_of("group", 0, 0.95, "none"),
     ]
     for order in range(3):
         random.Random(order).shuffle(rows)
@@ -103,8 +94,8 @@ def test_seeds_merge_and_differences_are_paired_in_any_order():
 
 def test_three_seeds_and_more_have_students_interval():
     reference, ours = [0.90, 0.80, 0.85, 0.88], [0.93, 0.82, 0.85, 0.92]
-    rows = [_row("batch", seed, value) for seed, value in enumerate(reference)]
-    rows += [_row("stein", seed, value) for seed, value in enumerate(ours)]
+    rows = [row_of("batch", seed, value) for seed, value in enumerate(reference)]
+    rows += [row_of("stein", seed, value) for seed, value in enumerate(ours)]
     stein = _found(rows)["stein", "running", "clean"]
     wanted = scipy.stats.ttest_rel(ours, reference).confidence_interval(0.95)
     assert (stein.difference_low, stein.difference_high) == pytest.approx(tuple(wanted))
@@ -115,8 +106,8 @@ def test_three_seeds_and_more_have_students_interval():
 
 def test_two_seeds_and_seeds_that_differ_alike_have_no_interval():
     for seeds, gain in ((2, [0.01, 0.03]), (3, [0.02, 0.02, 0.02])):
-        rows = [_row("batch", seed, 0.5) for seed in range(seeds)]
-        rows += [_row("stein", seed, 0.5 + gain[seed]) for seed in range(seeds)]
+        rows = [row_of("batch", seed, 0.5) for seed in range(seeds)]
+        rows += [row_of("stein", seed, 0.5 + gain[seed]) for seed in range(seeds)]
         stein = _found(rows)["stein", "running", "clean"]
         assert math.isnan(stein.difference_low)
         assert "+2.0±" in [t for _, ts in table_body(_differences(rows)) for t in ts][-1]
@@ -129,15 +120,15 @@ def _differences(rows):
 
 def test_threat_models_metrics_balls_and_steps_are_never_mixed():
     rows = [
-        _row("batch", 0, 0.5, "batch", attack="pgd", threat_model="joint", **BALL),
-        _row("batch", 0, 0.9, "batch", attack="pgd", threat_model="independent", n=32, **BALL),
-        _row("batch", 0, 0.7, "running", attack="pgd", **BALL),
-        _row("batch", 0, 0.4, "running", attack="pgd", epsilon=0.1, norm_order="l2"),
-        _row("batch", 0, 0.2, "running", attack="pgd", metric="auc", **BALL),
-        _row("batch", 0, 0.99, "batch", threat_model="joint"),
+        row_of("batch", 0, 0.5, "batch", attack="pgd", threat_model="joint", **BALL),
+        row_of("batch", 0, 0.9, "batch", attack="pgd", threat_model="independent", n=32, **BALL),
+        row_of("batch", 0, 0.7, "running", attack="pgd", **BALL),
+        row_of("batch", 0, 0.4, "running", attack="pgd", epsilon=0.1, norm_order="l2"),
+        row_of("batch", 0, 0.2, "running", attack="pgd", metric="auc", **BALL),
+        row_of("batch", 0, 0.99, "batch", threat_model="joint"),
     ]
     for steps in (1, 2):
-        rows.append(_row("batch", 0, 0.3, attack="convergence", steps=steps, **BALL))
+        rows.append(row_of("batch", 0, 0.3, attack="convergence", steps=steps, **BALL))
     entries = report.merge_seeds(rows)
     assert len(entries) == len(rows)
     by_source = {(s.source.name, s.attack): s for s in entries if s.metric == "accuracy"}
@@ -204,7 +195,7 @@ def test_the_terminal_table_fits_120_columns_uncut(differences):
 
 
 def test_one_seed_has_an_interval_and_several_a_spread():
-    one, two = _row("batch", 0, 0.5), _row("batch", 1, 0.7)
+    one, two = row_of("batch", 0, 0.5), row_of("batch", 1, 0.7)
     content = report.Content(report.merge_seeds([one]), [report.Column("clean")])
     assert "| 1 × 500 | 50.0 [48.0, 53.0] |" in report.markdown_table(content)
     content = report.Content(report.merge_seeds([one, two]), [report.Column("clean")])
@@ -215,7 +206,9 @@ def test_one_seed_has_an_interval_and_several_a_spread():
 
 
 def test_markdown_latex_and_csv_hold_every_cell():
-    odd = [_row(n, 0, 0.4, attack="a|b_50%&-l2", epsilon=0.5) for n in ("batch", "toward_running")]
+    odd = [
+        row_of(n, 0, 0.4, attack="a|b_50%&-l2", epsilon=0.5) for n in ("batch", "toward_running")
+    ]
     entries = report.merge_seeds([*_table(), *odd])
     for differences in (False, True):
         for page in report.pages(report.columns_of(entries)):
@@ -271,9 +264,11 @@ def test_pages_keep_all_columns_in_order_and_attacks_together():
 
 
 def test_a_missing_reference_is_named():
-    assert report.missing_reference([_row("batch", 0, 0.9), _row("group", 0, 0.9, "none")]) == ""
-    stein = [_row("stein", seed, 0.9, attack="pgd", **BALL) for seed in (0, 1)]
-    alone = report.missing_reference([*stein, _row("batch", 0, 0.9)])
+    assert (
+        report.missing_reference([row_of("batch", 0, 0.9), row_of("group", 0, 0.9, "none")]) == ""
+    )
+    stein = [row_of("stein", seed, 0.9, attack="pgd", **BALL) for seed in (0, 1)]
+    alone = report.missing_reference([*stein, row_of("batch", 0, 0.9)])
     assert alone.startswith("MISSING: batch norm with test-batch statistics was not measured;")
     reference = [dataclasses.replace(row, norm="batch", statistics="batch") for row in stein]
     assert report.missing_reference([*stein, *reference]) == ""
@@ -318,13 +313,13 @@ def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
     rows, rights = [], {}
     for norm, attack in itertools.product(("batch", "stein"), ("fgsm", "pgd")):
         right = generator.random(40) < 0.6
-        row = _row(norm, 0, float(right.mean()), attack=attack, n=40, **BALL)
+        row = row_of(norm, 0, float(right.mean()), attack=attack, n=40, **BALL)
         _results(row, right).save(tmp_path / norm)
         rows.append(row)
         rights[norm, attack] = right
     for norm in ("batch", "stein"):
         both = rights[norm, "fgsm"] & rights[norm, "pgd"]
-        rows.append(_row(norm, 0, float(both.mean()), attack="worst", n=40, **BALL))
+        rows.append(row_of(norm, 0, float(both.mean()), attack="worst", n=40, **BALL))
         rights[norm, "worst"] = both
     places = {("batch", 0): tmp_path / "batch", ("stein", 0): tmp_path / "stein"}
     found = _found(rows, paired=report.PairedResults(places).interval)
@@ -340,162 +335,12 @@ def test_one_pair_of_runs_is_compared_example_by_example(tmp_path):
     assert math.isnan(found["stein", "running", "pgd"].difference_low)
 
 
-def _folder(root, rows, *, norm="batch", seed=0, changes=None, name="digits"):
-    settings = {**dataclasses.asdict(presets.load(name)), **(changes or {})}
-    write_json(root / "config.json", {"config": settings, "norm": norm, "seed": seed})
-    write_json(root / "results.json", [dataclasses.asdict(row) for row in rows])
-    return root
-
-
-def test_clean_rows_of_earlier_versions_stand_beside_those_with_joint_attacks(tmp_path):
-    """They had no threat model where nothing was attacked."""
-    rows = [_row("batch", 0, 0.99, "batch"), _row("batch", 0, 0.9)]
-    (experiment,) = report.read([_folder(tmp_path / "a", rows)])
-    assert [row.threat_model for row in experiment.rows] == ["joint", ""]
-
-
-def test_a_demo_is_read_as_the_folders_of_its_runs(tmp_path):
-    for seed in (0, 1):
-        _folder(tmp_path / "runs" / f"batch-{seed}", [_row("batch", seed, 0.9)], seed=seed)
-    write_json(tmp_path / "results.json", [])  # of its report
-    log = tmp_path / "runs" / "batch-0" / "metrics.jsonl"
-    log.write_text(
-        '{"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0, "accuracy": 0.1, "factors": {}, '
-        '"learning_rate": 0.1}\n{"kind": "validation", "step": 1, "accuracy": 0.5}\n{"kind'
-    )
-    (experiment,) = report.read([tmp_path])
-    assert len(experiment.rows) == 2
-    assert experiment.histories == [("batch", [LoggedStep(1, 0.5, 2.0, 0.1, {}, 0.1)])]
-
-
-def test_a_report_names_versions_and_machines(tmp_path):
-    """Numbers of another CPU or jaxlib can differ by examples."""
-    roots = []
-    for seed, machine in enumerate(("1 x cpu; A, 2 cores", "4 x gpu; B, 8 cores", None)):
-        root = _folder(tmp_path / str(seed), [_row("batch", seed, 0.9)], seed=seed)
-        content = json.loads((root / "config.json").read_text())
-        more = {"versions": {"jax": "1", "jaxlib": "2", "flax": "3"}, "machine": machine}
-        write_json(root / "config.json", content | (more if machine else {}))
-        roots.append(root)
-    (experiment,) = report.read(roots)
-    assert experiment.notes[0] == (
-        "Trained with jax 1, jaxlib 2, flax 3 on 1 x cpu; A, 2 cores; and with jax 1, jaxlib 2, "
-        "flax 3 on 4 x gpu; B, 8 cores; and with jax unknown, jaxlib unknown, flax unknown on a "
-        "machine that is not recorded."
-    )
-
-
-def test_folders_are_read_in_any_order_and_once(tmp_path):
-    one = _folder(tmp_path / "a", [_row("batch", 0, 0.9)])
-    two = _folder(tmp_path / "b", [_row("batch", 1, 0.8)], seed=1, changes={"size": "in words"})
-    for roots in ([one, two], [two, one], [one, two, tmp_path / "b" / ".." / "a"]):
-        (experiment,) = report.read(roots)
-        (entry,) = report.merge_seeds(experiment.rows)
-        assert (entry.mean, entry.seeds) == (pytest.approx(0.85), 2)
-        assert experiment.metrics == ("accuracy",)
-        places = {key: place.resolve() for key, place in experiment.places.items()}
-        assert places == {("batch", 0): one.resolve(), ("batch", 1): two.resolve()}
-
-
-def test_each_norm_may_have_its_own_learning_rate_which_is_said(tmp_path):
-    own = {**dataclasses.asdict(presets.load("digits").train), "learning_rate": 0.5}
-    one = _folder(tmp_path / "a", [_row("batch", 0, 0.9)])
-    two = _folder(
-        tmp_path / "b", [_row("group", 0, 0.8, "none")], norm="group", changes={"train": own}
-    )
-    (experiment,) = report.read([one, two])
-    usual = presets.load("digits").train.learning_rate
-    assert experiment.notes[-1] == f"The learning rates differ. {usual:g}: batch; 0.5: group."
-    three = _folder(tmp_path / "c", [_row("batch", 1, 0.8)], seed=1, changes={"train": own})
-    with pytest.raises(ConfigError, match=r"train\.learning_rate is"):
-        report.read([one, three])
-
-
-def _splits(tmp_path, kind, split_seeds, **more):
-    """Writes a run of both norms for each seed, with its own parts of the data; returns folders."""
-    config = dataclasses.asdict(presets.load(kind))
-    roots = []
-    for (seed, split_seed), norm in itertools.product(
-        enumerate(split_seeds), ("batch", "toward_running")
-    ):
-        data = config["data"] | {"split_seed": split_seed} | more
-        value = 0.8 + (0.01 * seed**2 if norm == "toward_running" else 0)
-        row = dataclasses.replace(_row(norm, seed, value, n=50 + seed), config=kind)
-        root = tmp_path / f"{norm}-{seed}"
-        roots.append(_folder(root, [row], norm=norm, seed=seed, changes={"data": data}, name=kind))
-    return roots
-
-
-@pytest.mark.parametrize(
-    ("kind", "more", "ratio"),
-    [
-        ("volumes", {"split": "drawn"}, 0.2 / 0.6),
-        ("volumes", {"split": "drawn", "train_examples": 100}, 50 / 100),
-        ("digits", {}, 50 / 1297),
-        ("cifar10", {}, None),
-    ],
-)
-def test_seeds_may_draw_their_own_parts_and_then_have_wider_intervals(tmp_path, kind, more, ratio):
-    (experiment,) = report.read(_splits(tmp_path, kind, range(4), **more))
-    assert experiment.test_per_training == (ratio and pytest.approx(ratio))
-    assert experiment.notes[-1].startswith("Each seed drew its own training")
-    found = report.merge_seeds(experiment.rows, test_per_training=experiment.test_per_training)
-    # Nobody else's test part has this size, but the pair's has.
-    (entry,) = (entry for entry in found if entry.norm == "toward_running")
-    gains = 0.01 * np.arange(4) ** 2
-    half = scipy.stats.t.ppf(0.975, 3) * gains.std(ddof=1) * math.sqrt(1 / 4 + (ratio or 0))
-    assert entry.pairs == 4
-    assert entry.difference_low == pytest.approx(gains.mean() - half)
-    assert entry.difference_high == pytest.approx(gains.mean() + half)
-
-
-def test_runs_of_one_seed_need_the_same_parts(tmp_path):
-    good = _splits(tmp_path / "good", "digits", range(3))
-    other = _splits(tmp_path / "other", "digits", [0, 7, 2])
-    with pytest.raises(ConfigError, match=r"batch-1 and .*data\.split_seed is 1 and 7"):
-        report.read([*good[:3], other[3], *good[4:]])
-    # One data set for all seeds, as usual: no note, no wider interval.
-    (experiment,) = report.read(_splits(tmp_path / "same", "digits", [0]))
-    assert experiment.test_per_training is None
-    assert not any("drew" in note for note in experiment.notes)
-
-
-def test_what_cannot_be_compared_is_refused(tmp_path):
-    good = _folder(tmp_path / "good", [_row("batch", 0, 0.9)])
-
-    def refused(match, rows, **more):
-        bad = _folder(tmp_path / "bad", rows, **more)
-        with pytest.raises(ConfigError, match=match):
-            report.read([good, bad])
-
-    seed_1 = [_row("batch", 1, 0.9)]
-    refused("preset is 'demo' and 'other'", seed_1, changes={"preset": "other"})
-    train = {**dataclasses.asdict(presets.load("digits").train), "epochs": 3}
-    refused("train.epochs is 12 and 3", seed_1, changes={"train": train})
-    refused("each run counts once", [_row("batch", 0, 0.9)])
-    refused("500 test examples .* and 100 in", [_row("batch", 1, 0.9, n=100)])
-    refused("'bacth'", [_row("bacth", 1, 0.9)])
-    refused("'digits'", seed_1, name="cifar10")
-    refused("no rows", [])
-    (tmp_path / "bad" / "results.json").write_text('[{"config": 3}]')
-    with pytest.raises(ConfigError, match="cannot be read"):
-        report.read([good, tmp_path / "bad"])
-    (tmp_path / "bad" / "results.json").write_text("[{")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        report.read([good, tmp_path / "bad"])
-    (tmp_path / "bad" / "results.json").unlink()
-    with pytest.raises(ConfigError, match=r"no results.json; measure it"):
-        report.read([good, tmp_path / "bad"])
-    with pytest.raises(ConfigError, match="at least one"):
-        report.read([])
-
-
 def test_worst_cases_over_different_attacks_are_called_unlike():
     ball = {"attack": "worst", "epsilon": 8 / 255, "norm_order": "linf"}
-    one = _row("batch", 0, 0.1, over="apgd, pgd", **ball)
-    same = _row("stein", 0, 0.2, over="apgd, pgd", **ball)
-    fewer = _row("stein", 1, 0.3, over="pgd", **ball)
-    elsewhere = _row("stein", 1, 0.3, over="pgd", **{**ball, "epsilon": 4 / 255})
+    one = row_of("batch", 0, 0.1, over="apgd, pgd", **ball)
+    same = row_of("stein", 0, 0.2, over="apgd, pgd", **ball)
+    fewer = row_of("stein", 1, 0.3, over="pgd", **ball)
+    elsewhere = row_of("stein", 1, 0.3, over="pgd", **{**ball, "epsilon": 4 / 255})
     assert document._unlike([one, same, elsewhere]) == ""
     text = document._unlike([one, fewer, elsewhere])
     assert "UNLIKE" in text
