@@ -18,12 +18,12 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # XLA's older code for fused loops compiles faster (tests/experiments/commands/test_commands.py took
 # 87 s of processor time with the new one, 58 s with this), and it need not split a program of the
 # tests' size into 32 parts to compile them side by side (tests/test_functional.py: 27 s with the
-# parts, 23 s without). Another jaxlib may not know the flags.
+# parts, 23 s without). A jaxlib that does not know a flag ends the process.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
-    + " --xla_cpu_parallel_codegen_split_count=1" * version("jaxlib").startswith("0.10.")
+    + " --xla_cpu_parallel_codegen_split_count=1" * version("jaxlib").startswith(("0.10.", "0.12."))
 ).strip()
 
 import chex

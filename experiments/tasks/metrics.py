@@ -24,7 +24,8 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
 
     # From ranks (Mann & Whitney 1947): scikit-learn's function spends nearly all of its time
     # on checks, and the bootstrap asks hundreds of times.
-    ranks = rankdata(scores)[chosen]
+    # In float64: SciPy 1.18 ranks float32 scores in float32.
+    ranks = rankdata(np.asarray(scores, np.float64))[chosen]
     return float((ranks.sum() - len(ranks) * (len(ranks) + 1) / 2) / pairs)
 
 

@@ -1,6 +1,7 @@
 """What cannot be checked is refused in words; boxes of several kinds."""
 
 import dataclasses
+import inspect
 import re
 from types import SimpleNamespace
 
@@ -111,5 +112,6 @@ def test_inputs_spread_over_devices():
 
 
 def test_every_setting_has_a_meaning():
+    described = inspect.getdoc(CheckSettings)  # whose indentation depends on the Python
     for field in dataclasses.fields(CheckSettings):
-        assert f"\n      {field.name}: " in CheckSettings.__doc__
+        assert f"\n  {field.name}: " in described
