@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from steinnorm.attacks._explicit_meshes import full_like
+
 VOID = 255
 """The label of unlabelled pixels in label maps."""
 
@@ -33,7 +35,7 @@ class Criterion(NamedTuple):
 
 def has_label(y: jax.Array) -> jax.Array:
     """Returns which labels are not void, (B, *S) bool; class labels never are."""
-    return y != VOID if y.ndim > 1 else jnp.ones_like(y, dtype=bool)
+    return y != VOID if y.ndim > 1 else full_like(y, True, bool)
 
 
 def index_labels(y: jax.Array) -> jax.Array:
@@ -66,4 +68,4 @@ def mean_over_labels(values: jax.Array, y: jax.Array) -> jax.Array:
 def mean_if_joint(values: jax.Array, joint: bool) -> jax.Array:
     """Returns (B,) values; if ``joint``, every entry is the mean over the batch."""
     # Adding zeros keeps the sharding of values that are divided among devices.
-    return jnp.zeros_like(values) + jnp.mean(values) if joint else values
+    return full_like(values, 0) + jnp.mean(values) if joint else values

@@ -28,6 +28,7 @@ from jax.typing import ArrayLike
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn
@@ -270,7 +271,7 @@ _zero_gradients = jax.jit(LossAndGradient.zero_gradients)
 
 @jax.jit
 def _initial_state(point: jax.Array, evaluation: LossAndGradient) -> _State:
-    zero = jnp.zeros_like(evaluation.loss)
+    zero = full_like(evaluation.loss, 0)
     return _State(
         point=point,
         previous_point=point,
@@ -280,11 +281,11 @@ def _initial_state(point: jax.Array, evaluation: LossAndGradient) -> _State:
         result_point=point,
         result_share=evaluation.share,
         result_loss=evaluation.loss,
-        step_size=jnp.full_like(evaluation.loss, 2.0),
+        step_size=full_like(evaluation.loss, 2),
         increases=zero,
         not_finite=evaluation.not_finite(),
         best_loss_at_checkpoint=evaluation.loss,
-        halved=jnp.ones_like(evaluation.loss, dtype=bool),
+        halved=full_like(evaluation.loss, True, bool),
     )
 
 
@@ -335,7 +336,7 @@ def _update_step_sizes(state: _State, enough: float) -> _State:
             lambda a, b: where(halve, a, b), state.best_evaluation, state.evaluation
         ),
         step_size=jnp.where(halve, 0.5 * state.step_size, state.step_size),
-        increases=jnp.zeros_like(state.increases),
+        increases=full_like(state.increases, 0),
         best_loss_at_checkpoint=best_point,
         halved=halve,
     )

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks._criterion import VOID, mean_over_labels
+from steinnorm.attacks._explicit_meshes import placed_as
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, as_partial, traced_logits
 from steinnorm.attacks._survivors import place_like
@@ -249,7 +250,8 @@ def _logits_alone(
     model: jax.tree_util.Partial, batch: jax.Array, i: jax.Array, examples: jax.Array
 ) -> jax.Array:
     def logits_of(example: jax.Array) -> jax.Array:
-        batch_adv = jnp.where(_is_example(batch, i), example[None], batch)
+        everywhere = placed_as(jnp.broadcast_to(example[None], batch.shape), batch)
+        batch_adv = jnp.where(_is_example(batch, i), everywhere, batch)
         return _example(model(batch_adv), i)
 
     # vmap keeps the statistics of the batches separate.

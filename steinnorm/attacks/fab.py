@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._fab_projection import step_to_plane
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._model import LogitsFn, traced_logits
@@ -275,8 +276,8 @@ class _Run(NamedTuple):
 
 @jax.jit
 def _initial_state(point: jax.Array, batch: _Batch) -> _State:
-    no = jnp.zeros_like(batch.target_class, dtype=bool)
-    infinite = jnp.full_like(batch.target_class, jnp.inf, dtype=point.dtype)
+    no = full_like(batch.target_class, False, bool)
+    infinite = full_like(batch.target_class, jnp.inf, point.dtype)
     return _State(point, batch.x, infinite, no, no)
 
 

@@ -35,6 +35,7 @@ from steinnorm.attacks._criterion import (
     mean_if_joint,
     mean_over_labels,
 )
+from steinnorm.attacks._explicit_meshes import full_like
 
 _TINY = 1e-12
 _LOG_2 = 0.6931471805599453
@@ -338,7 +339,7 @@ def _log_mean(log_values: jax.Array, y: jax.Array, joint: bool) -> jax.Array:
         count = jnp.maximum(jnp.sum(labelled, axis=axes), 1).astype(log_values.dtype)
         kept = jnp.maximum(jax.nn.logsumexp(kept, axis=axes) - jnp.log(count), floor)
     labels = tuple(range(1, y.ndim))
-    return jnp.zeros_like(jnp.max(log_values, axis=labels) if labels else log_values) + kept
+    return full_like(jnp.max(log_values, axis=labels) if labels else log_values, 0) + kept
 
 
 def _log_softplus(lead: jax.Array) -> jax.Array:

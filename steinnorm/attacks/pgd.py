@@ -32,10 +32,11 @@ from jax.typing import ArrayLike
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks import _measurements as measurements
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn, predict
-from steinnorm.attacks._survivors import keep_worse
+from steinnorm.attacks._survivors import keep_worse, place_like
 from steinnorm.attacks.losses import check_loss, needs_reference
 from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
@@ -220,8 +221,8 @@ class _Run:
 
     def follow(self, start: jax.Array, sizes: list[Any]) -> tuple[jax.Array, int]:
         """Returns the last points, and the number of all-zero gradients in the last step."""
-        velocity = jnp.zeros_like(start) if self._momentum else None
-        not_finite = jnp.zeros_like(self._problem.x, shape=start.shape[:1], dtype=bool)
+        velocity = full_like(start, 0) if self._momentum else None
+        not_finite = place_like(np.zeros(len(start), bool), self._problem.x)
         state, zero_gradients, first_logits = _State(start, velocity, not_finite), not_finite, None
         for number, size in enumerate(sizes):
             loss_criterion = self._criterion._replace(step_fraction=number / len(sizes))

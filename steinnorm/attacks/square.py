@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
+from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._inputs import Problem, check_finite, check_key
 from steinnorm.attacks._model import LogitsFn, traced_logits
 from steinnorm.attacks._progress import OnProgress, RunProgress
@@ -260,10 +261,9 @@ def _draws_of(draws: jax.Array, query: int, batch_positions: np.ndarray) -> jax.
 def _initial_state(x: jax.Array, y: jax.Array, dtype: jnp.dtype) -> _State:
     """Returns the state before the first query; ``dtype`` is that of the logits."""
     like = y[(slice(None), *(0,) * (y.ndim - 1))]
-    minus_infinity = jnp.full_like(like, -jnp.inf, dtype=dtype)
-    return _State(
-        x, minus_infinity, x, minus_infinity, minus_infinity, jnp.zeros_like(like, dtype=bool)
-    )
+    minus_infinity = full_like(like, -jnp.inf, dtype)
+    no = full_like(like, False, bool)
+    return _State(x, minus_infinity, x, minus_infinity, minus_infinity, no)
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "joint"))

@@ -1,5 +1,6 @@
 """Compiled programs in the user's cache: what a kill leaves there, and whose folder it is."""
 
+import contextlib
 import os
 
 import filelock
@@ -38,8 +39,9 @@ def test_a_program_that_a_kill_cut_short_is_removed(folder):
     kept = LRUCache(str(folder), max_size=1000)
     kept.put("whole", b"program")
     (folder / "half-cache").write_bytes(b"pro")
-    with pytest.raises(FileNotFoundError):
-        kept.put("other", b"program")  # so it would go on with every program of every command
+    # JAX before 0.12 failed here, and would with every program of every command.
+    with contextlib.suppress(FileNotFoundError):
+        kept.put("other", b"program")
     caches.keep_compiled_programs()
     assert kept.get("half") is None
     assert kept.get("whole") == b"program"
