@@ -6,16 +6,20 @@ import jax
 import jax.numpy as jnp
 
 
+def explicit_sharding(x: jax.Array) -> Any:
+    """Returns the sharding of an array that is divided by an explicit mesh; None for all others."""
+    sharding = jax.typeof(x).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
 def placed_as(array: jax.Array, like: jax.Array) -> jax.Array:
     """Returns an array with the explicit sharding of another one of the same shape, if it has one.
 
     From JAX 0.12 on an array that mixes with divided ones is divided in the result, but its
     gradient is not.
     """
-    sharding = jax.typeof(like).sharding
-    if any(axis is not None for axis in sharding.spec):
-        return jnp.asarray(jax.sharding.reshard(array, sharding))
-    return array
+    sharding = explicit_sharding(like)
+    return array if sharding is None else jnp.asarray(jax.sharding.reshard(array, sharding))
 
 
 def full_like(x: jax.Array, fill: float, dtype: Any = None) -> jax.Array:

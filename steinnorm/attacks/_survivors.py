@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks._criterion import mean_if_joint
+from steinnorm.attacks._explicit_meshes import explicit_sharding
 from steinnorm.attacks._geometry import per_example
 
 _SMALLEST = 8
@@ -127,10 +128,8 @@ def take_rows(tree: Tree, index: jax.Array) -> Tree:
     def select(a: jax.Array) -> jax.Array:
         if not a.ndim:
             return a
-        sharding = jax.typeof(a).sharding
-        if any(axis is not None for axis in sharding.spec):  # an explicit mesh
-            return a.at[index].get(out_sharding=sharding)
-        return a[index]
+        sharding = explicit_sharding(a)
+        return a[index] if sharding is None else a.at[index].get(out_sharding=sharding)
 
     return jax.tree.map(select, tree)
 

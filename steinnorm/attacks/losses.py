@@ -35,7 +35,7 @@ from steinnorm.attacks._criterion import (
     mean_if_joint,
     mean_over_labels,
 )
-from steinnorm.attacks._explicit_meshes import full_like
+from steinnorm.attacks._explicit_meshes import explicit_sharding, full_like
 
 _TINY = 1e-12
 _LOG_2 = 0.6931471805599453
@@ -258,10 +258,8 @@ def temperature_of(logits: jax.Array, y: jax.Array, *, joint: bool) -> jax.Array
     """
     lead, _ = _lead_of_others(logits, index_labels(y))
     size = jnp.where(has_label(y), jnp.abs(lead), jnp.nan)
-    placed = jax.typeof(size).sharding
-    if any(
-        axis is not None for axis in placed.spec
-    ):  # JAX cannot sort along a sharded axis of an explicit mesh
+    placed = explicit_sharding(size)
+    if placed is not None:  # JAX cannot sort along a sharded axis of an explicit mesh
         size = jax.sharding.reshard(size, placed.update(spec=(None,) * size.ndim))
     axes = None if joint else tuple(range(1, y.ndim))
     median = jnp.nanmedian(size, axis=axes)
