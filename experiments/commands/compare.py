@@ -4,13 +4,14 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.commands import evaluate, report, train
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request, plans_for, settings_for
+from experiments.commands.sharing import claimed, share
 from experiments.configs import overrides
 from experiments.configs.data import VolumesData
 from experiments.configs.schema import ExperimentConfig
@@ -183,9 +184,9 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
     """Runs ``train`` and ``evaluate`` for each norm and seed, and ``report`` on all of them.
 
     The work folders are ``runs/NORM-SEED`` and ``controls/NAME/batch-SEED``; the report lies above
-    them.  What is finished there is
-    reused, also where nothing but its results is left: an interrupted comparison goes on where it
-    stopped.
+    them.  What is finished there is reused, also where nothing but its results is left: an
+    interrupted comparison goes on where it stopped.  Several processes with the same arguments
+    share the runs, and each writes the report once all of them are done.
 
     Args:
       workdir: of the comparison; made where there is none.
@@ -200,15 +201,39 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
     display = display or Display()
     with display:
         with display.bar("all runs", len(runs)) as bar:
-            for number, one in enumerate(runs, start=1):
+            done: set[Path] = set()
+
+            def attempt(one: _Run) -> bool:
                 bar.note(one.name)
-                _one(workdir, comparison, one, display.inside())
+                with claimed(workdir, one.place) as mine:
+                    if not mine or _needs_twin(workdir, one, {run.place for run in runs} - done):
+                        return False
+                    _one(workdir, comparison, one, display.inside())
+                done.add(one.place)
                 bar.advance()
                 clean = _clean_score(workdir / one.place, one.config.task)
-                display.say(f"[{number}/{len(runs)}] {one.name}: {clean}")
+                display.say(f"[{runs.index(one) + 1}/{len(runs)}] {one.name}: {clean}")
+                return True
+
+            def on_wait(waiting: Sequence[_Run]) -> None:
+                bar.note(f"other processes are at {', '.join(one.name for one in waiting)}")
+
+            share(runs, attempt, on_wait)
         folders = [workdir / one.place for one in runs if not one.control]
         controls = [workdir / one.place for one in runs if one.control]
-        report.run(folders, workdir, controls=controls, console=display.console)
+        with claimed(workdir, "report", wait=True):
+            report.run(folders, workdir, controls=controls, console=display.console)
+
+
+def _needs_twin(workdir: Path, one: _Run, to_come: Set[Path]) -> bool:
+    """Returns whether batch norm with the same seed is to be trained first, of the runs to come."""
+    twin = _twin(one.place, one)
+    return twin != one.place and twin in to_come and not _Made(workdir / twin).is_trained
+
+
+def _twin(folder: Path, one: _Run) -> Path:
+    """Returns the folder of the same seed's batch norm: attacks on it are tried on others."""
+    return folder.with_name(f"{REFERENCE}-{one.seed}")
 
 
 def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> None:
@@ -230,8 +255,10 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
         log_every=comparison.log_every,
         display=display,
     )
-    twin = folder.with_name(f"{REFERENCE}-{one.seed}")
-    has_twin = one.norm != REFERENCE and (twin / "checkpoints").exists()
+    made.trained()
+    twin = _twin(folder, one)
+    has_twin = one.norm != REFERENCE and _Made(twin).is_trained
+    has_twin = has_twin and (twin / "checkpoints").exists()
     has_twin = has_twin and read_settings(twin).config == one.config
     for request in requests:
         evaluate.run(
@@ -292,11 +319,23 @@ class _Made:
             return [wanted]
         return list(dict.fromkeys([*known, wanted]))
 
+    @property
+    def is_trained(self) -> bool:
+        """Returns whether its weights, where they are there, are those of a whole training."""
+        found = self._read() if self._path.exists() else {}
+        # A comparison of an earlier version says nothing: then results tell that it was finished.
+        return bool(found.get("trained", (self._folder / "results.json").exists()))
+
     def begin(self) -> None:
         """Notes that this code makes the run, where no other has begun it."""
-        if not self._path.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {"code": self.by or code_version(), "measured": []})
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found = self._read() if self._path.exists() else {"measured": []}
+        trained = self.is_trained and (self._folder / "checkpoints").exists()
+        write_json(self._path, {"code": self.by or code_version(), **found, "trained": trained})
+
+    def trained(self) -> None:
+        """Notes that its training is finished."""
+        write_json(self._path, {**self._read(), "trained": True})
 
     def measured(self, request: Request) -> None:
         """Notes what was measured; several commands may each measure something else."""
@@ -310,7 +349,8 @@ class _Made:
             return {"code": self.by, "measured": []}
         try:
             content = json.loads(self._path.read_text())
-            return {name: content[name] for name in ("code", "measured")}
+            optional = {"trained": content["trained"]} if "trained" in content else {}
+            return {"code": content["code"], "measured": content["measured"], **optional}
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
                 f"{self._path} is damaged; remove the folder to make the run anew"
