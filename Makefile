@@ -89,8 +89,11 @@ results-small-batches: $(EXPERIMENTS)  ## Training on batches of 2 and 4; an hou
 	$(COMPARE) $(SMALL) --workdir $(RESULTS)/batches-of-2 --set train.batch_size=2 \
 	  --set train.learning_rate=0.005 --set group:train.learning_rate=0.0025
 
-# AutoAttack where answers do not depend on the batch; elsewhere all other attacks.
-TABLE_ATTACKS := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,pgd,pgd-margin
+# AutoAttack where answers do not depend on the batch; elsewhere all other attacks.  Several commands
+# in the order in which their tables are worth most, and several processes share the runs: on a
+# machine with many cores start `make` several times.
+NOISES_AND_PGD := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,pgd
+TABLE_ATTACKS := $(NOISES_AND_PGD),pgd-margin
 
 # The controls are batch norm at lower clean accuracies: a less accurate network looks more robust.
 CIFAR10 := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
@@ -98,8 +101,10 @@ CIFAR10 := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
 
 results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2 cores.
 	$(has_data)
+	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics running,batch \
+	  --attacks $(TABLE_ATTACKS)
 	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics running --attacks all
-	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics batch,shrunk,calibrated \
+	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics shrunk,calibrated \
 	  --attacks $(TABLE_ATTACKS)
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
@@ -112,11 +117,16 @@ results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training o
 	  --workdir $(RESULTS)/cifar10-adversarial --statistics running --attacks all
 
 # Each seed splits the subjects anew: 52 test volumes decide little.
+HIPPOCAMPUS := volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
+  --split-per-seed
+
 results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, attacked; days on 2 cores.
 	$(has_data)
-	$(COMPARE) volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
-	  --split-per-seed \
-	  --workdir $(RESULTS)/hippocampus --statistics running,batch,shrunk,calibrated --attacks all
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics running,batch \
+	  --attacks $(NOISES_AND_PGD)
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics running --attacks all
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics shrunk,calibrated \
+	  --attacks $(NOISES_AND_PGD)
 
 results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; days on 2 cores.
 	$(has_data)

@@ -48,7 +48,24 @@ _HIPPOCAMPUS = TrainConfig(
     shift=1,
     standardise=True,
 )
-
+# As on CIFAR-10 (``cifar10.py``), and at a smaller radius besides.
+_NOISES = ("gaussian", "uniform", "rademacher", "truncated_gaussian", "clipped_cauchy")
+_HIPPOCAMPUS_ATTACKS = (
+    *(AttackConfig(name, name, (0.1, 0.3), shown=(0.1,)) for name in _NOISES),  # type: ignore[arg-type]
+    _ATTACKS[1],
+    AttackConfig(
+        "pgd-released",
+        "pgd",
+        (0.03,),
+        steps=5,
+        step_size=1 / 255,
+        random_start=True,
+        short_reach=True,
+        shown=(0.03,),
+    ),
+    AttackConfig("pgd", "pgd", (0.003, 0.01, 0.03), steps=50, random_start=True, shown=(0.003,)),
+    AttackConfig("autoattack", "autoattack", (0.003,), steps=100, shown=(0.003,)),
+)
 
 _CHECKS = ChecksConfig(epsilon=0.03, square_queries=300)
 
@@ -81,7 +98,9 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
             data=VolumesData(shape=(48, 64, 48), fit="crop"),
             model=Cnn3dModel(channels=(16, 32, 64), hidden=()),
             train=_HIPPOCAMPUS,
-            evaluation=EvaluationConfig(batch_size=26, attacks=_ATTACKS, checks=_CHECKS),
+            evaluation=EvaluationConfig(
+                batch_size=26, attacks=_HIPPOCAMPUS_ATTACKS, checks=_CHECKS
+            ),
         )
     return _smoke(config) if smoke else config
 
