@@ -61,7 +61,7 @@ def attempt(functions: Mapping[K, Callable[[], T]]) -> tuple[dict[K, T], dict[K,
     """
     results: dict[K, T] = {}
     failures: dict[K, str] = {}
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         futures = {key: pool.submit(function) for key, function in functions.items()}
         for key, future in futures.items():
             try:

@@ -7,6 +7,7 @@ none. Its first line says which PyTorch it is.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import select
@@ -19,7 +20,7 @@ from typing import Any
 
 LAYOUTS = ("channels_last", "contiguous")
 PREFIX = "torch "
-_START, _ANSWER = 60.0, 30.0  # seconds that are waited; importing PyTorch takes several
+_START, _ANSWER = 40.0, 20.0  # seconds that are waited; importing PyTorch takes several
 
 
 class Peer:
@@ -65,7 +66,8 @@ class Peer:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
-            stream.close()
+            with contextlib.suppress(OSError):  # what was written to a process that has ended
+                stream.close()
 
     def _meet(self) -> None:
         try:
