@@ -11,39 +11,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from benchmarks.accelerator_targets import AXIS, compiled, figures, mesh, placed
+from benchmarks.layer_programs import (
+    FORWARD,
+    REFERENCE,
+    arguments,
+    at_test_time,
+    in_training,
+    layer,
+    layer_at_test_time,
+)
 from experiments.models.cnn3d import Cnn3d
 from experiments.models.hrnet import HRNet
 from experiments.models.layers import conv
 from experiments.models.norms import NormFactory
 from experiments.models.resnet import ResNet, of_depth
-from steinnorm.linen import SteinBatchNorm
 from steinnorm.nnx import convert
 
-REFERENCE = "flax"
-FORWARD, TRAINING = "forward", "forward + backward"
 JIT, SHARD_MAP = "jit", "shard_map"
 TRACES = 3
 
 Figures = dict[str, float]
-
-
-def layer(norm: str, dtype: str, axis_name: str | None = None) -> nn.Module:
-    """Returns the layer in training, Flax's or ours with the shrinkage of that name."""
-    settings: dict[str, Any] = {"dtype": jnp.dtype(dtype), "axis_name": axis_name}
-    if norm == REFERENCE:
-        return nn.BatchNorm(use_running_average=False, **settings)
-    return SteinBatchNorm(use_running_average=False, shrinkage=norm, **settings)
-
-
-def _arguments(module: nn.Module, shape: tuple[int, ...], dtype: str) -> tuple[Any, Any]:
-    """Returns shapes of the layer's variables and of its input."""
-    x = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    return jax.eval_shape(module.init, jax.random.key(0), x), x
 
 
 def measure_layer(norm: str, shape: tuple[int, ...], dtype: str, mode: str, target: str) -> Figures:
@@ -57,23 +48,9 @@ def measure_layer(norm: str, shape: tuple[int, ...], dtype: str, mode: str, targ
       target: one device.
     """
     module = layer(norm, dtype)
-    variables, x = placed(_arguments(module, shape, dtype), target)
-
-    def forward(variables: Any, x: jax.Array) -> Any:
-        y, updated = module.apply(variables, x, mutable=["batch_stats"])
-        return nn.relu(y), updated
-
-    def training(variables: Any, x: jax.Array, weights: jax.Array) -> Any:
-        # Linear behind the ReLU, with given weights: any other loss would add arrays of its own.
-        def loss(params: Any, x: jax.Array) -> Any:
-            y, updated = forward({**variables, "params": params}, x)
-            return jnp.sum(y * weights, dtype=jnp.float32), updated
-
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
-
-    if mode == FORWARD:
-        return figures(compiled(forward, (variables, x)))
-    return figures(compiled(training, (variables, x, x)))
+    variables, x = placed(arguments(module, shape, dtype), target)
+    arrays = [x] if mode == FORWARD else [x, x]
+    return figures(compiled(in_training(module, mode), (variables, *arrays)))
 
 
 def measure_inference(
@@ -91,31 +68,13 @@ def measure_inference(
     """
     if source == REFERENCE:
         return measure_layer(REFERENCE, shape, dtype, mode, target)
-    module = SteinBatchNorm(
-        use_running_average=True,
-        test_statistics=source,  # type: ignore[arg-type]
-        shrinkage="none",
-        dtype=jnp.dtype(dtype),
-    )
-    variables, x = _arguments(module, shape, dtype)
+    module = layer_at_test_time(source, dtype)
+    variables, x = arguments(module, shape, dtype)
     channels = jax.ShapeDtypeStruct(shape[-1:], jnp.float32)
     calibration = dict.fromkeys(("mean", "var", "mean_spread", "var_spread"), channels)
     variables, x = placed(({**variables, "calibration": calibration}, x), target)
-
-    def forward(variables: Any, x: jax.Array) -> jax.Array:
-        y: Any = module.apply(variables, x)
-        return nn.relu(y)
-
-    def gradients(variables: Any, x: jax.Array, weights: jax.Array) -> Any:
-        def loss(params: Any, x: jax.Array) -> jax.Array:
-            y = forward({**variables, "params": params}, x)
-            return jnp.sum(y * weights, dtype=jnp.float32)
-
-        return jax.value_and_grad(loss, argnums=(0, 1))(variables["params"], x)
-
-    if mode == FORWARD:
-        return figures(compiled(forward, (variables, x)))
-    return figures(compiled(gradients, (variables, x, x)))
+    arrays = [x] if mode == FORWARD else [x, x]
+    return figures(compiled(at_test_time(module, mode), (variables, *arrays)))
 
 
 def measure_devices(norm: str, shape: tuple[int, ...], mode: str, way: str, target: str) -> Figures:
@@ -130,7 +89,7 @@ def measure_devices(norm: str, shape: tuple[int, ...], mode: str, way: str, targ
     """
     module = layer(norm, "float32", AXIS if way == SHARD_MAP else None)
     chips = mesh(target)
-    variables, x = _arguments(module, (shape[0] * chips.size, *shape[1:]), "float32")
+    variables, x = arguments(module, (shape[0] * chips.size, *shape[1:]), "float32")
 
     def forward(variables: Any, x: jax.Array) -> Any:
         return module.apply(variables, x, mutable=["batch_stats"])
@@ -146,12 +105,12 @@ def measure_devices(norm: str, shape: tuple[int, ...], mode: str, way: str, targ
 
     function: Callable[..., Any] = forward if mode == FORWARD else training
     arrays = placed(x, target, split=True)
-    arguments = (placed(variables, target), *[arrays] * (1 if mode == FORWARD else 2))
+    given = (placed(variables, target), *[arrays] * (1 if mode == FORWARD else 2))
     if way == SHARD_MAP:
         copied, split = PartitionSpec(), PartitionSpec(AXIS)
-        inputs = (copied, *[split] * (len(arguments) - 1))
+        inputs = (copied, *[split] * (len(given) - 1))
         function = jax.shard_map(function, mesh=chips, in_specs=inputs, out_specs=(split, copied))
-    return figures(compiled(function, arguments))
+    return figures(compiled(function, given))
 
 
 class ImageNetResNet(ResNet):
@@ -219,10 +178,20 @@ NETWORKS = {
 }
 
 
-def _training_step(
-    network: Network, norm: str, dtype: str, target: str
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Returns a step of SGD with momentum, and its arguments placed on the devices."""
+def training_step(
+    network: Network, norm: str, dtype: str
+) -> tuple[Callable[..., Any], tuple[Any, Any, Any]]:
+    """Returns a step of SGD with momentum, and the shapes of its arguments.
+
+    Args:
+      network: one of ``NETWORKS``, or with another batch.
+      norm: ``flax``, or a shrinkage to which the network is converted.
+      dtype: of the activations; parameters and statistics are float32.
+
+    Returns:
+      A function of state, inputs and labels, which returns the next state and the loss; and the
+      three of one chip. The state is (parameters, statistics, memory of the optimiser).
+    """
 
     def build() -> nnx.Module:
         factory = functools.partial(nnx.BatchNorm, dtype=jnp.dtype(dtype))
@@ -245,9 +214,18 @@ def _training_step(
         return (optax.apply_updates(params, updates), rest, memory), loss
 
     state = (params, rest, jax.eval_shape(optimiser.init, params))
+    x = jax.ShapeDtypeStruct(network.shape, jnp.float32)
+    return step, (state, x, jax.ShapeDtypeStruct(network.labels, jnp.int32))
+
+
+def _placed_training_step(
+    network: Network, norm: str, dtype: str, target: str
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns the step, and its arguments on the devices, each of which has a batch."""
     chips = mesh(target).size
-    x = jax.ShapeDtypeStruct((chips * network.shape[0], *network.shape[1:]), jnp.float32)
-    labels = jax.ShapeDtypeStruct((chips * network.labels[0], *network.labels[1:]), jnp.int32)
+    (images, *shape), (examples, *axes) = network.shape, network.labels
+    network = network._replace(shape=(chips * images, *shape), labels=(chips * examples, *axes))
+    step, (state, x, labels) = training_step(network, norm, dtype)
     return step, (placed(state, target), *placed((x, labels), target, split=True))
 
 
@@ -260,7 +238,7 @@ def measure_network(norm: str, network: str, dtype: str, target: str) -> Figures
       dtype: of the activations; parameters and statistics are float32.
       target: one chip or a topology of TPUs.
     """
-    step, arguments = _training_step(NETWORKS[network], norm, dtype, target)
+    step, arguments = _placed_training_step(NETWORKS[network], norm, dtype, target)
     return figures(compiled(step, arguments, donate_argnums=0))
 
 
@@ -275,7 +253,7 @@ def measure_tracing(norm: str, network: str, dtype: str, target: str) -> Figures
     times: dict[str, list[float]] = {REFERENCE: [], norm: []}
     for _ in range(TRACES):
         for name, found in times.items():
-            step, arguments = _training_step(NETWORKS[network], name, dtype, target)
+            step, arguments = _placed_training_step(NETWORKS[network], name, dtype, target)
             jax.clear_caches()
             start = time.process_time()
             jax.jit(step, donate_argnums=0).lower(*arguments)

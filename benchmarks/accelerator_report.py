@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.accelerator_programs import NETWORKS, REFERENCE
+from benchmarks.accelerator_programs import NETWORKS
 from benchmarks.accelerator_targets import H100, V5E
+from benchmarks.layer_programs import REFERENCE
 
 Results = dict[str, dict[str, float]]
 Cell = Callable[["Case"], str]

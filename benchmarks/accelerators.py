@@ -19,12 +19,9 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.accelerator_programs import (
-    FORWARD,
     JIT,
     NETWORKS,
-    REFERENCE,
     SHARD_MAP,
-    TRAINING,
     Figures,
     measure_devices,
     measure_inference,
@@ -36,6 +33,7 @@ from benchmarks.accelerator_report import Case, Results, document
 from benchmarks.accelerator_targets import H100, V5E, mesh, prepare
 from benchmarks.experiment_programs import NORM, SUBJECTS, measure_attack, measure_training
 from benchmarks.experiment_report import document as experiment_document
+from benchmarks.layer_programs import FORWARD, REFERENCE, TRAINING
 from steinnorm.attacks.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,6 +44,7 @@ SOURCES = (
     "experiments/training/step.py",
     "experiments/configs/**/*.py",
     "benchmarks/accelerator_programs.py",
+    "benchmarks/layer_programs.py",
     "benchmarks/experiment_programs.py",
     "benchmarks/accelerator_targets.py",
     "benchmarks/hlo_text.py",
