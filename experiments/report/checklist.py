@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from experiments.results import Check
 
 _VERDICTS = ("PASS", "FAIL", "not applicable")
+_IN_FULL = 5  # models of which each failure of a check is told
 
 
 def failed_checks(checks: Sequence[Check]) -> str:
@@ -49,15 +50,39 @@ def check_paragraphs(checks: Sequence[Check]) -> list[str]:
     """
     parts = [check_table(checks)]
     for verdict, title in (("FAIL", "Failed:"), ("not applicable", "Not applicable:")):
-        where: dict[str, list[str]] = {}
-        for check in checks:
-            if check.verdict == verdict:
-                place = f"{check.norm}, {check.statistics} statistics, seed {check.seed}"
-                where.setdefault(f"`{check.name}`: {check.detail}", []).append(place)
-        if where:
-            entries = [f"- {what} ({'; '.join(places)})" for what, places in where.items()]
+        entries: list[str] = []
+        for name, found in _by_name(checks, verdict).items():
+            details: dict[str, list[Check]] = {}
+            for check in found:
+                details.setdefault(check.detail, []).append(check)
+            if len(details) > _IN_FULL:
+                where = f"{len(found)} times, of which the first found: {found[0].detail}"
+                entries.append(f"- `{name}`: {where}. All are in checks.json ({_places(found)})")
+                continue
+            entries += [f"- `{name}`: {what} ({_places(of)})" for what, of in details.items()]
+        if entries:
             parts.append("\n".join([title, "", *entries]))
     return parts
+
+
+def _by_name(checks: Sequence[Check], verdict: str) -> dict[str, list[Check]]:
+    """Returns the checks with that verdict by their names."""
+    found: dict[str, list[Check]] = {}
+    for check in checks:
+        if check.verdict == verdict:
+            found.setdefault(check.name, []).append(check)
+    return found
+
+
+def _places(checks: Sequence[Check]) -> str:
+    """Returns whose checks these are, the seeds of a norm together."""
+    seeds: dict[str, list[int]] = {}
+    for check in checks:
+        seeds.setdefault(f"{check.norm}, {check.statistics} statistics", []).append(check.seed)
+    return "; ".join(
+        f"{of}, seed{'s' * (len(mine) > 1)} {', '.join(map(str, mine))}"
+        for of, mine in seeds.items()
+    )
 
 
 def failed_lines(checks: Sequence[Check]) -> list[str]:
@@ -66,13 +91,8 @@ def failed_lines(checks: Sequence[Check]) -> list[str]:
     Args:
       checks: of any number of models.
     """
-    failed: dict[str, list[Check]] = {}
-    for check in checks:
-        if check.verdict == "FAIL":
-            failed.setdefault(check.name, []).append(check)
     lines = []
-    for name, found in failed.items():
-        where = ", ".join(f"{c.norm} ({c.statistics}, seed {c.seed})" for c in found)
+    for name, found in _by_name(checks, "FAIL").items():
         detail = found[0].detail if len(found) == 1 else f"{len(found)} times"
-        lines.append(f"FAILED {name}: {detail}; {where}")
+        lines.append(f"FAILED {name}: {detail}; {_places(found)}")
     return lines

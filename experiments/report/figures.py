@@ -3,13 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from experiments.evaluation import per_example
 from experiments.report import pictures, plots
 from experiments.report.document import Figure
 from experiments.report.entries import Entry, tabled
 from experiments.report.folders import Experiment
-from experiments.report.labels import SOURCE_NAMES, Column
+from experiments.report.labels import REFERENCE, SOURCE_NAMES, Column
 from experiments.report.measures import measure
 from experiments.results import CLEAN, CONVERGENCE, WORST
 
@@ -77,10 +78,9 @@ def _plots(
 def _against_clean(
     prefix: str, experiment: Experiment, entries: Sequence[Entry], attack: Column
 ) -> tuple[Figure, bytes]:
-    """Draws scores under an attack against clean ones, at the middle of the attack's radii."""
+    """Draws scores under an attack against clean ones, at one of the attack's radii."""
     under = [s for s in entries if s.column._replace(epsilon=0.0) == attack]
-    radii = sorted({s.epsilon for s in under})
-    middle = attack._replace(epsilon=radii[(len(radii) - 1) // 2])
+    middle = attack._replace(epsilon=_radius_with_room(entries, under))
     chosen = [s for s in under if s.column == middle]
     metric = chosen[0].metric
     caption = (
@@ -90,6 +90,19 @@ def _against_clean(
     )
     drawn = plots.against_clean(chosen, experiment.runs, experiment.controls)
     return Figure(f"{prefix}{metric}-{attack.norm_order}-against-clean.png", caption), drawn
+
+
+def _radius_with_room(entries: Sequence[Entry], under: Sequence[Entry]) -> float:
+    """Returns the radius at which batch norm has lost nearest to half its clean score.
+
+    Where nearly all or nearly nothing is lost, norms could not differ.
+    """
+    clean = fmean(s.mean for s in entries if s.attack == CLEAN and s.norm == REFERENCE)
+    scores: dict[float, list[float]] = {}
+    for entry in under:
+        if entry.norm == REFERENCE:
+            scores.setdefault(entry.epsilon, []).append(entry.mean)
+    return min(scores, key=lambda radius: abs(fmean(scores[radius]) - clean / 2))
 
 
 def _pictures(

@@ -10,7 +10,7 @@ import scipy.stats
 from experiments import report
 from experiments.configs import presets
 from experiments.errors import ConfigError
-from experiments.report import equal_accuracy
+from experiments.report import equal_accuracy, figures
 from experiments.report.plots import against_clean
 from experiments.results import Row
 from steinnorm.attacks.files import write_json
@@ -176,3 +176,12 @@ def test_what_is_no_control_is_refused(tmp_path):
     write_json(tmp_path / "other/results.json", [dataclasses.asdict(row) for row in rows])
     with pytest.raises(ConfigError, match="is a control of no run"):
         report.read([root], [other])
+
+
+def test_the_plot_is_of_the_radius_at_which_norms_can_differ():
+    row = _run("batch", 0, 0.8, 0.5)[1]
+    found = {0.01: 0.75, 0.02: 0.45, 0.03: 0.02, 0.04: 0.01}
+    rows = [dataclasses.replace(row, epsilon=radius, value=v) for radius, v in found.items()]
+    entries = report.merge_seeds([_run("batch", 0, 0.8, 0.5)[0], *rows])
+    under = [entry for entry in entries if entry.attack == "worst"]
+    assert figures._radius_with_room(entries, under) == 0.02
