@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from experiments.commands import evaluate, report, train
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request, plans_for, settings_for
+from experiments.commands.made_run import MadeRun
 from experiments.commands.sharing import claimed, share
 from experiments.configs import overrides
-from experiments.configs.data import VolumesData
+from experiments.configs.data import CityscapesData, DataConfig, VolumesData
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
 from experiments.evaluation.identity import code_version
 from experiments.models.norms import NORMS
 from experiments.report import REFERENCE, measure, of_task
 from experiments.results import CLEAN
-from experiments.training.folder import RunSettings, check_same, read_settings
-from steinnorm.attacks.files import write_json
+from experiments.training.folder import RunSettings, read_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
 def _needs_twin(workdir: Path, one: _Run, to_come: Set[Path]) -> bool:
     """Returns whether batch norm with the same seed is to be trained first, of the runs to come."""
     twin = _twin(one.place, one)
-    return twin != one.place and twin in to_come and not _Made(workdir / twin).is_trained
+    return twin != one.place and twin in to_come and not MadeRun(workdir / twin).is_trained
 
 
 def _twin(folder: Path, one: _Run) -> Path:
@@ -239,10 +239,12 @@ def _twin(folder: Path, one: _Run) -> Path:
 def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> None:
     """Trains and evaluates one norm with one seed, unless that is done."""
     folder = workdir / one.place
-    made = _Made(folder)
+    made = MadeRun(folder)
     if comparison.one_code and made.by not in ("", code_version()):
         shutil.rmtree(folder)
-    requests = made.missing(RunSettings(one.config, one.norm, one.seed), comparison)
+    settings = RunSettings(one.config, one.norm, one.seed)
+    wanted = comparison.request_of(one.norm)
+    requests = made.missing(settings, wanted, one_code=comparison.one_code)
     if not requests:
         return
     made.begin()
@@ -257,7 +259,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     )
     made.trained()
     twin = _twin(folder, one)
-    has_twin = one.norm != REFERENCE and _Made(twin).is_trained
+    has_twin = one.norm != REFERENCE and MadeRun(twin).is_trained
     has_twin = has_twin and (twin / "checkpoints").exists()
     has_twin = has_twin and read_settings(twin).config == one.config
     for request in requests:
@@ -269,92 +271,6 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
             display=display,
         )
         made.measured(request)
-
-
-class _Made:
-    """The note in a run's folder of which code makes it, and of what was measured.
-
-    Args:
-      folder: of the run.
-    """
-
-    def __init__(self, folder: Path):
-        self._folder, self._path = folder, folder / "comparison.json"
-
-    @property
-    def by(self) -> str:
-        """Returns the version of the code that began the run; "" where none has.
-
-        Raises:
-          ConfigError: the folder holds a training that no comparison has made.
-        """
-        if self._path.exists():
-            return str(self._read()["code"])
-        if (self._folder / "code.txt").exists():
-            return "a demo of an earlier version"
-        if (self._folder / "config.json").exists():
-            raise ConfigError(
-                f"{self._folder} holds a training that no comparison has made; choose another "
-                "--workdir"
-            )
-        return ""
-
-    def missing(self, settings: RunSettings, comparison: Comparison) -> list[Request]:
-        """Returns what is to be measured: nothing where that is done.
-
-        Where the weights are gone, all is measured anew that once was, so that nothing is lost.
-
-        Raises:
-          ConfigError: the run was made with other settings.
-        """
-        wanted = comparison.request_of(settings.norm)
-        if not self.by or not (self._folder / "results.json").exists():
-            return [wanted]
-        check_same(self._folder, read_settings(self._folder), settings)
-        known = [Request(**fields) for fields in self._read()["measured"]]
-        # What must be of one code goes through `train` and `evaluate`, which know versions too.
-        if wanted in known and not comparison.one_code:
-            return []
-        if (self._folder / "checkpoints").exists():
-            return [wanted]
-        return list(dict.fromkeys([*known, wanted]))
-
-    @property
-    def is_trained(self) -> bool:
-        """Returns whether its weights, where they are there, are those of a whole training."""
-        found = self._read() if self._path.exists() else {}
-        # A comparison of an earlier version says nothing: then results tell that it was finished.
-        return bool(found.get("trained", (self._folder / "results.json").exists()))
-
-    def begin(self) -> None:
-        """Notes that this code makes the run, where no other has begun it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        found = self._read() if self._path.exists() else {"measured": []}
-        trained = self.is_trained and (self._folder / "checkpoints").exists()
-        write_json(self._path, {"code": self.by or code_version(), **found, "trained": trained})
-
-    def trained(self) -> None:
-        """Notes that its training is finished."""
-        write_json(self._path, {**self._read(), "trained": True})
-
-    def measured(self, request: Request) -> None:
-        """Notes what was measured; several commands may each measure something else."""
-        found = self._read()
-        fields = dataclasses.asdict(request)  # without the twin, which goes with the run
-        if fields not in found["measured"]:
-            write_json(self._path, {**found, "measured": [*found["measured"], fields]})
-
-    def _read(self) -> dict[str, Any]:
-        if not self._path.exists():
-            return {"code": self.by, "measured": []}
-        try:
-            content = json.loads(self._path.read_text())
-            optional = {"trained": content["trained"]} if "trained" in content else {}
-            return {"code": content["code"], "measured": content["measured"], **optional}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self._path} is damaged; remove the folder to make the run anew"
-            ) from error
 
 
 def _clean_score(folder: Path, task: str) -> str:
@@ -370,6 +286,12 @@ def _check(workdir: Path, comparison: Comparison) -> None:
     check_names(comparison.configs)
     if comparison.seeds < 1:
         raise ConfigError(f"seeds must be at least 1; got {comparison.seeds}")
+    data = [config.data for config in comparison.configs.values()]
+    if comparison.split_per_seed and any(map(_draws_nothing, data)):
+        raise ConfigError(
+            "--split-per-seed: the parts of these data are folders (data.validation=folder), so "
+            "that a seed has nothing to draw; --set data.validation=split draws validation images"
+        )
     if (workdir / "config.json").exists():
         raise ConfigError(
             f"{workdir} is the work folder of a training, or of a demo of an earlier version; "
@@ -378,6 +300,14 @@ def _check(workdir: Path, comparison: Comparison) -> None:
     for norm, config in comparison.configs.items():  # mistakes now, not after the first training
         request = comparison.request_of(norm)
         plans_for(settings_for(config.evaluation, request), norm, request)
+
+
+def _draws_nothing(data: DataConfig) -> bool:
+    return (
+        isinstance(data, CityscapesData)
+        and data.validation == "folder"
+        and data.train_examples is None
+    )
 
 
 def check_names(norms: Sequence[str] | Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ def run(
             tensorboard_writer(places.workdir / "tensorboard") if tensorboard and first else None
         )
         checkpoints = Checkpoints(folder.checkpoints)
-        folder.begin(anew=not checkpoints.steps)
+        folder.begin(anew=not checkpoints.steps, data_notes=dataset.notes)
         began = time.perf_counter()
         batch_size = config.train.batch_size
         notes = ShrinkageNotes(shrinkage(norm))

@@ -5,8 +5,10 @@ none, TFDS downloads the original (170 MB, the University of Toronto) and prepar
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import io
+import json
 import socket
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -38,6 +40,7 @@ VERSION = "3.0.2"
 SHAPE = (32, 32, 3)
 HOST = "www.cs.toronto.edu"
 
+_ORIGINAL = "The CIFAR-10 dataset consists of"  # how TFDS's own description begins
 _CHUNK = 1000  # images per read: enough to make a call's cost small, 3 MB decoded
 _HOW = (
     'prepare it where there is network: python -c "import tensorflow_datasets as tfds; '
@@ -84,7 +87,22 @@ def load(
                 _decode(part, data_dir, folder, allocate, on_progress)
 
     arrays = cached(cache_dir, "cifar10", key, build, on_progress)
-    return _split(config, arrays)
+    return dataclasses.replace(_split(config, arrays), notes=_description(folder))
+
+
+def _description(folder: Path) -> tuple[str, ...]:
+    """Returns what a prepared folder says it is, where that is not the original CIFAR-10."""
+    try:
+        said = str(json.loads((folder / "dataset_info.json").read_text()).get("description") or "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{folder / 'dataset_info.json'} cannot be read ({first_line(error)}): copy or prepare "
+            "the folder again"
+        ) from error
+    sentence = " ".join(said.split()).partition(". ")[0].rstrip(".")
+    if not sentence or sentence.startswith(_ORIGINAL):
+        return ()
+    return (f"The data describe themselves as: {sentence}.",)
 
 
 def _split(config: Cifar10Data, arrays: dict[str, np.ndarray]) -> Dataset:

@@ -172,7 +172,9 @@ def _equal_accuracy(section: Section) -> list[str]:
     metric = experiment.metrics[0]
     shown = [
         s
-        for s in at_equal_accuracy(section.entries, experiment.runs, experiment.controls)
+        for s in at_equal_accuracy(
+            section.entries, experiment.runs, experiment.controls, experiment.test_per_training
+        )
         if s.metric == metric and s.attack == WORST
     ]
     title = measure(metric).title

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from experiments.report.entries import Entry, reference_of
 from experiments.report.labels import REFERENCE, Column, Source
+from experiments.report.splits import standard_error
 from experiments.results import CLEAN, CONVERGENCE, Row
 
 Run = Sequence[Row]
@@ -64,7 +65,10 @@ def fit(clean: np.ndarray, attacked: np.ndarray) -> Line | None:
 
 
 def at_equal_accuracy(
-    entries: Sequence[Entry], runs: Sequence[Run], controls: Sequence[Run]
+    entries: Sequence[Entry],
+    runs: Sequence[Run],
+    controls: Sequence[Run],
+    test_per_training: float | None = None,
 ) -> list[Entry]:
     """Returns entries whose differences are to batch norm's line, at their own clean score.
 
@@ -72,6 +76,9 @@ def at_equal_accuracy(
       entries: of the runs' rows, merged.
       runs: of all norms; batch norm's own belong to the line.
       controls: batch norm's other runs.
+      test_per_training: test examples per training example, where each seed drew both from one
+        set (``splits.standard_error``): neither the norm's runs nor those of the line are
+        independent then.
 
     Returns:
       Entries under attack, of other norms than batch norm, where batch norm has runs on both sides
@@ -89,7 +96,7 @@ def at_equal_accuracy(
         if line is None or not len(own) or not line.reaches(own[:, 0].mean()):
             continue
         gains = own[:, 1] - line.at(own[:, 0])
-        low, high = _interval(gains, line, own[:, 0].mean())
+        low, high = _interval(gains, line, own[:, 0].mean(), test_per_training)
         found.append(
             dataclasses.replace(
                 entry,
@@ -138,10 +145,14 @@ def scores(runs: Sequence[Run], source: Source, entry: Entry) -> np.ndarray:
     return np.array(found).reshape(-1, 2)
 
 
-def _interval(gains: np.ndarray, line: Line, clean: float) -> tuple[float, float]:
+def _interval(
+    gains: np.ndarray, line: Line, clean: float, ratio: float | None
+) -> tuple[float, float]:
     """Returns Welch's interval of the mean gain over the line."""
-    own = gains.var(ddof=1) / len(gains) if len(gains) >= LEAST_RUNS else math.nan
-    other = line.variance_at(clean)
+    if len(gains) < LEAST_RUNS:
+        return math.nan, math.nan
+    own = standard_error(gains.std(ddof=1), len(gains), ratio) ** 2
+    other = line.variance_at(clean) + line.variance * (ratio or 0.0)
     total = own + other
     if not total > 0:
         return math.nan, math.nan

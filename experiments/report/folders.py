@@ -80,6 +80,7 @@ class _Folder(NamedTuple):
     made_on: str
     rows: list[Row]
     checks: list[Check]
+    data_notes: list[str]
 
 
 def read(roots: Sequence[Path], controls: Sequence[Path] = ()) -> list[Experiment]:
@@ -145,7 +146,13 @@ def _read(root: Path) -> _Folder:
     checks = _validated(_CHECKS, root / "checks.json") if has_checks else []
     _check_rows(root, settings["name"], rows)
     return _Folder(
-        root, settings, content.get("versions") or {}, content.get("machine") or "", rows, checks
+        root,
+        settings,
+        content.get("versions") or {},
+        content.get("machine") or "",
+        rows,
+        checks,
+        [str(note) for note in content.get("data_notes") or ()],
     )
 
 
@@ -357,7 +364,11 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
         for folder in folders
     }
     names = dict.fromkeys(name for folder in folders for name in folder.versions)
-    notes = [f"Trained with {'; and with '.join(sorted(made))}."]
+    notes = [
+        # Those that all runs share: where seeds draw their parts, how large these are differs.
+        *(note for note in folders[0].data_notes if all(note in f.data_notes for f in folders)),
+        f"Trained with {'; and with '.join(sorted(made))}.",
+    ]
     rates: dict[float, dict[str, None]] = {}
     for folder in folders:
         rate = (folder.settings.get("train") or {}).get("learning_rate", math.nan)

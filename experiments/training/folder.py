@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -123,11 +124,12 @@ class RunFolder:
         kept = [line for line in lines if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
-    def begin(self, *, anew: bool) -> None:
+    def begin(self, *, anew: bool, data_notes: Sequence[str] = ()) -> None:
         """Writes ``config.json``, once data and model are known to be good.
 
         Args:
           anew: there is no checkpoint to go on from, so nothing of an earlier try counts.
+          data_notes: what there is to say of the data that were loaded.
         """
         if not self._writes:
             return
@@ -137,6 +139,7 @@ class RunFolder:
             "versions": versions(),
             "machine": machine(),
             "git_commit": git_commit(),
+            "data_notes": list(data_notes),
         }
         if anew:
             self.rewind(0)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from experiments.__main__ import main
-from experiments.commands import compare
+from experiments.commands import compare, made_run
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request
 from experiments.errors import ConfigError
@@ -90,6 +90,13 @@ def test_what_cannot_be_measured_is_refused_before_the_first_training(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_seed_that_has_nothing_to_draw_is_refused(tmp_path):
+    found = compare.configs("cityscapes", "camvid", True, ["batch"], ["data.train_examples=null"])
+    folders = dataclasses.replace(COMPARISON, configs=found, split_per_seed=True)
+    with pytest.raises(ConfigError, match=r"parts of these data are folders.*=split"):
+        _compare(tmp_path, folders)
+
+
 def test_finished_runs_stay_with_other_code_and_without_their_weights(
     finished, tmp_path, monkeypatch
 ):
@@ -101,7 +108,8 @@ def test_finished_runs_stay_with_other_code_and_without_their_weights(
     }
     for run in (workdir / "runs").iterdir():
         shutil.rmtree(run / "checkpoints")
-    monkeypatch.setattr(compare, "code_version", lambda: "later code")
+    for module in (compare, made_run):
+        monkeypatch.setattr(module, "code_version", lambda: "later code")
     monkeypatch.setattr(compare.train, "run", lambda *_, **__: pytest.fail("trained again"))
     assert "[2/2] group, seed 0: clean" in _compare(workdir)
     assert json.loads((workdir / "results.json").read_text()) == rows

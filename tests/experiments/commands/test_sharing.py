@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 
-from experiments.commands import compare, sharing
+from experiments.commands import compare, made_run, sharing
 from experiments.commands.console import Display
 from experiments.commands.sharing import claimed, share
 from steinnorm.attacks.files import write_json
@@ -76,8 +76,9 @@ def test_norms_wait_for_the_batch_norm_that_another_process_trains(tmp_path, mon
     monkeypatch.setattr(compare.train, "run", train)
     monkeypatch.setattr(compare.evaluate, "run", evaluate)
     monkeypatch.setattr(compare.report, "run", lambda *_, **__: None)
-    monkeypatch.setattr(compare, "read_settings", lambda folder: compare.RunSettings({}, "", 0))
-    monkeypatch.setattr(compare, "check_same", lambda *_: None)
+    for module in (compare, made_run):
+        monkeypatch.setattr(module, "read_settings", lambda _: made_run.RunSettings({}, "", 0))
+    monkeypatch.setattr(made_run, "check_same", lambda *_: None)
     monkeypatch.setattr(
         compare, "share", lambda *arguments: share(*arguments[:2], lambda _: waits.set())
     )
@@ -91,7 +92,7 @@ def test_norms_wait_for_the_batch_norm_that_another_process_trains(tmp_path, mon
             assert waits.wait(30)
             assert begun == ["batch-1", "group-1"]
             # As the process that holds it does.
-            made = compare._Made(tmp_path / "runs" / "batch-0")
+            made = made_run.MadeRun(tmp_path / "runs" / "batch-0")
             made.begin()
             assert not made.is_trained
             made.trained()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -61,6 +62,16 @@ def prepared(tmp_path_factory):
 
 def _images(records):
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+def test_a_copy_that_says_what_it_is_is_told_apart(prepared, tmp_path):
+    assert data.load(CONFIG, prepared[0]).notes == ()  # as TFDS describes the original
+    info = _copy(prepared, tmp_path) / "dataset_info.json"
+    content = json.loads(info.read_text())
+    said = "A copy with\n wrong colours. It was made for a test."
+    info.write_text(json.dumps(content | {"description": said}))
+    (note,) = data.load(CONFIG, tmp_path).notes
+    assert note == "The data describe themselves as: A copy with wrong colours."
 
 
 class _Source:

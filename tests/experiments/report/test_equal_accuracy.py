@@ -84,6 +84,32 @@ def test_the_interval_is_welchs_for_the_runs_and_the_line():
     assert (entry.difference_low, entry.difference_high) == pytest.approx(wanted)
 
 
+def test_the_interval_is_wider_where_seeds_drew_their_own_parts():
+    """By Nadeau and Bengio's term, in the mean of the runs and in the line."""
+    generator = np.random.default_rng(2)
+    clean = generator.uniform(0.5, 0.7, 9)
+    attacked = 0.4 - 0.5 * clean + 0.02 * generator.standard_normal(9)
+    own = generator.uniform(0.08, 0.12, 4)
+    runs = [_run("batch", i, clean[i], attacked[i]) for i in range(9)]
+    runs += [_run("ridge", i, 0.6, own[i]) for i in range(4)]
+    entries = report.merge_seeds([row for run in runs for row in run])
+    found = {
+        ratio: equal_accuracy.at_equal_accuracy(entries, runs, [], ratio)[0]
+        for ratio in (None, 1 / 3)
+    }
+    line = scipy.stats.linregress(clean, attacked)
+    residuals = attacked - line.intercept - line.slope * clean
+    variance = residuals @ residuals / 7
+    away = (0.6 - clean.mean()) ** 2 / np.square(clean - clean.mean()).sum()
+    for ratio, entry in found.items():
+        of_line = variance * (1 / 9 + away + (ratio or 0))
+        of_runs = own.var(ddof=1) * (1 / 4 + (ratio or 0))
+        freedom = (of_line + of_runs) ** 2 / (of_line**2 / 7 + of_runs**2 / 3)
+        half = scipy.stats.t.ppf(0.975, freedom) * math.sqrt(of_line + of_runs)
+        width = entry.difference_high - entry.difference_low
+        assert width == pytest.approx(2 * half, rel=1e-6)
+
+
 def test_the_interval_covers_as_often_as_it_says():
     generator = np.random.default_rng(1)
     covered = 0

@@ -45,6 +45,21 @@ def test_a_demo_is_read_as_the_folders_of_its_runs(tmp_path):
     assert experiment.histories == [("batch", [LoggedStep(1, 0.5, 2.0, 0.1, {}, 0.1)])]
 
 
+def test_a_report_says_what_all_runs_say_of_their_data(tmp_path):
+    """Results on a copy, or a stand-in, carry its name."""
+    roots = []
+    for seed, notes in enumerate((["a copy", "9 subjects"], ["a copy", "8 subjects"], None)):
+        root = _folder(tmp_path / str(seed), [row_of("batch", seed, 0.9)], seed=seed)
+        content = json.loads((root / "config.json").read_text())
+        write_json(root / "config.json", content | ({"data_notes": notes} if notes else {}))
+        roots.append(root)
+    (experiment,) = report.read(roots[:2])
+    assert experiment.notes[0] == "a copy"
+    assert not any("subjects" in note for note in experiment.notes)
+    (experiment,) = report.read(roots)  # one of an earlier version, which noted nothing
+    assert not any("copy" in note for note in experiment.notes)
+
+
 def test_a_report_names_versions_and_machines(tmp_path):
     """Numbers of another CPU or jaxlib can differ by examples."""
     roots = []
