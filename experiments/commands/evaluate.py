@@ -22,6 +22,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example, run_checks
 from experiments.evaluation.attack_batch import as_logits_fn, check_fits
 from experiments.evaluation.calibration import Calibrating
+from experiments.evaluation.check_radius import with_room
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
 from experiments.evaluation.plan import Run, Watcher
@@ -92,10 +93,18 @@ def run(
         steps += sum(checker.steps for checker in checkers) * len(checked_sources)
         with display.bar("compiling", steps) as bar:
             watcher = _Shown(bar)
-            for plan in plans:
-                known = calibrating.model(plan.statistics)
-                measure(known, task, dataset.test, plan, run=run, workdir=workdir, watcher=watcher)
-            pairs = itertools.product(checked_sources, checkers)
+            where: dict[str, Any] = {"run": run, "workdir": workdir, "watcher": watcher}
+            measured = [
+                results
+                for plan in plans
+                for results in measure(
+                    calibrating.model(plan.statistics), task, dataset.test, plan, **where
+                )
+            ]
+            pairs = [
+                (source, with_room(checker, source, measured))
+                for source, checker in itertools.product(checked_sources, checkers)
+            ]
             run_checks.gather(workdir, _check(calibrating, pairs, run, workdir, watcher))
 
         @functools.cache

@@ -13,6 +13,7 @@ from experiments.report.folders import Experiment
 from experiments.report.labels import REFERENCE, SOURCE_NAMES, Column
 from experiments.report.measures import measure
 from experiments.results import CLEAN, CONVERGENCE, WORST
+from steinnorm.attacks.checks.radius import radius_with_room
 
 
 def draw_all(
@@ -80,7 +81,7 @@ def _against_clean(
 ) -> tuple[Figure, bytes]:
     """Draws scores under an attack against clean ones, at one of the attack's radii."""
     under = [s for s in entries if s.column._replace(epsilon=0.0) == attack]
-    middle = attack._replace(epsilon=_radius_with_room(entries, under))
+    middle = attack._replace(epsilon=_radius(entries, under))
     chosen = [s for s in under if s.column == middle]
     metric = chosen[0].metric
     caption = (
@@ -92,17 +93,22 @@ def _against_clean(
     return Figure(f"{prefix}{metric}-{attack.norm_order}-against-clean.png", caption), drawn
 
 
-def _radius_with_room(entries: Sequence[Entry], under: Sequence[Entry]) -> float:
+def _radius(entries: Sequence[Entry], under: Sequence[Entry]) -> float:
     """Returns the radius at which batch norm has lost nearest to half its clean score.
 
-    Where nearly all or nearly nothing is lost, norms could not differ.
+    Where nearly all or nearly nothing is lost, norms could not differ.  It is the middle one where
+    batch norm was not measured both clean and attacked.
     """
-    clean = fmean(s.mean for s in entries if s.attack == CLEAN and s.norm == REFERENCE)
+    reference = [s for s in entries if s.norm == REFERENCE]
+    clean = {s.statistics: s.mean for s in reference if s.attack == CLEAN}
     scores: dict[float, list[float]] = {}
     for entry in under:
-        if entry.norm == REFERENCE:
-            scores.setdefault(entry.epsilon, []).append(entry.mean)
-    return min(scores, key=lambda radius: abs(fmean(scores[radius]) - clean / 2))
+        if entry.norm == REFERENCE and entry.statistics in clean:
+            scores.setdefault(entry.epsilon, []).append(entry.mean / clean[entry.statistics])
+    if not scores:
+        radii = sorted({s.epsilon for s in under})
+        return radii[(len(radii) - 1) // 2]
+    return radius_with_room({radius: fmean(left) for radius, left in scores.items()}, 1.0)
 
 
 def _pictures(

@@ -329,7 +329,7 @@ def test_checks_are_printed_and_in_the_result(capsys):
     printed = capsys.readouterr().out
     for finding in found.checks:
         assert f"check: {finding.verdict:14} {finding.name}" in printed
-    assert "0.1" in found.checks[1].detail  # the largest radius
+    assert "the radius 0.02" in found.checks[1].detail  # where nearest to half is left
     text = str(found)
     assert repr(found) == text
     assert len(text.splitlines()) == 1 + 1 + 5 + 1

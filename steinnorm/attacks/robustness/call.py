@@ -13,6 +13,7 @@ from typing import Any
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.checks.radius import radius_with_room
 from steinnorm.attacks.robustness.arguments import (
     CheckRequest,
     parse_attacks,
@@ -28,7 +29,7 @@ from steinnorm.attacks.robustness.loop import EvaluationLoop
 from steinnorm.attacks.robustness.names import CHECKS
 from steinnorm.attacks.robustness.progress_bar import ProgressBar
 from steinnorm.attacks.robustness.result import Robustness, write_figures, write_tables
-from steinnorm.attacks.robustness.rows import WORST, add_worst, make_row
+from steinnorm.attacks.robustness.rows import NONE, WORST, add_worst, make_row
 from steinnorm.attacks.robustness.store import Store
 
 _STOPPED = "stopped before every attack was made on every batch"
@@ -90,7 +91,8 @@ def evaluate_robustness(
         changes each batch as a whole, and the intervals are too narrow, because they assume
         independent examples.
       checks: whether to make the checks of ``steinnorm.attacks.checks``, on the first batch with a
-        label at the largest radius; or their settings. None means no.
+        label at the radius where nearest to half of the clean accuracy is left; or their settings.
+        None means no.
       check_examples: number of examples for the checks, at most a batch; the whole batch if logits
         depend on it.
       twin: the same model without its defence, for the check of transfer.
@@ -156,12 +158,24 @@ def evaluate_robustness(
 
 
 def _checked_radii(loop: EvaluationLoop, check_request: CheckRequest) -> list[float]:
-    """Returns the radii of which the largest is checked; empty if no checks are made."""
+    """Returns the radii of which one is checked; empty if no checks are made."""
     return (
         []
         if check_request.settings is None
         else [epsilon for _, epsilon in loop.ball_attacks if epsilon > 0]
     )
+
+
+def _left(result: Robustness, radii: Sequence[float]) -> tuple[dict[float, float], float]:
+    """Returns the accuracy under the worst attack of each radius, and without one."""
+    left: dict[float, float] = {}
+    clean = 0.0
+    for row in result.rows:
+        if row.attack == NONE:
+            clean = row.value
+        elif row.epsilon in radii and row.norm_order:
+            left[row.epsilon] = min(row.value, left.get(row.epsilon, 1.0))
+    return left, clean
 
 
 def _write(loop: EvaluationLoop, folder: Path | None, missing: str) -> Robustness:
@@ -178,7 +192,7 @@ def _with_checks(
     result: Robustness, loop: EvaluationLoop, check_request: CheckRequest, bar: ProgressBar
 ) -> Robustness:
     path = None if result.out is None else result.out / CHECKS
-    radius = max(_checked_radii(loop, check_request))
+    radius = radius_with_room(*_left(result, _checked_radii(loop, check_request)))
     check_results = make_checks(
         loop.evaluator,
         loop.first_labelled_batch,

@@ -210,4 +210,10 @@ def test_the_plot_is_of_the_radius_at_which_norms_can_differ():
     rows = [dataclasses.replace(row, epsilon=radius, value=v) for radius, v in found.items()]
     entries = report.merge_seeds([_run("batch", 0, 0.8, 0.5)[0], *rows])
     under = [entry for entry in entries if entry.attack == "worst"]
-    assert figures._radius_with_room(entries, under) == 0.02
+    assert figures._radius(entries, under) == 0.02
+    # Without batch norm, or without its clean scores, there is nothing to compare with.
+    others = [dataclasses.replace(entry, norm="stein") for entry in entries]
+    attacked = [entry for entry in others if entry.attack == "worst"]
+    assert figures._radius(others, attacked) == 0.02  # the middle one of an even number
+    assert figures._radius(under, under) == 0.02
+    assert figures._radius([*under, *others], under) == 0.02
