@@ -91,7 +91,7 @@ results-small-batches: $(EXPERIMENTS)  ## Training on batches of 2 and 4; an hou
 
 # AutoAttack where answers do not depend on the batch; elsewhere all other attacks.  Several commands
 # in the order in which their tables are worth most, and several processes share the runs: on a
-# machine with many cores start `make` several times.
+# machine with many cores start `make` several times (after `make demo`, which installs).
 NOISES_AND_PGD := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,pgd
 TABLE_ATTACKS := $(NOISES_AND_PGD),pgd-margin
 

@@ -204,11 +204,13 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
             done: set[Path] = set()
 
             def attempt(one: _Run) -> bool:
-                bar.note(one.name)
-                with claimed(workdir, one.place) as mine:
-                    if not mine or _needs_twin(workdir, one, {run.place for run in runs} - done):
-                        return False
-                    _one(workdir, comparison, one, display.inside())
+                if not _is_finished(workdir, comparison, one):
+                    with claimed(workdir, one.place) as mine:
+                        to_come = {run.place for run in runs} - done
+                        if not mine or _needs_twin(workdir, one, to_come):
+                            return False
+                        bar.note(one.name)
+                        _one(workdir, comparison, one, display.inside())
                 done.add(one.place)
                 bar.advance()
                 clean = _clean_score(workdir / one.place, one.config.task)
@@ -216,7 +218,7 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
                 return True
 
             def on_wait(waiting: Sequence[_Run]) -> None:
-                bar.note(f"other processes are at {', '.join(one.name for one in waiting)}")
+                bar.note(f"waiting for other processes, which are at the last {len(waiting)} runs")
 
             share(runs, attempt, on_wait)
         folders = [workdir / one.place for one in runs if not one.control]
@@ -225,10 +227,18 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
             report.run(folders, workdir, controls=controls, console=display.console)
 
 
+def _is_finished(workdir: Path, comparison: Comparison, one: _Run) -> bool:
+    """Returns whether nothing is left to do, which needs no claim: others may be at more."""
+    settings = RunSettings(one.config, one.norm, one.seed)
+    wanted = comparison.request_of(one.norm)
+    made = MadeRun(workdir / one.place)
+    return not made.missing(settings, wanted, one_code=comparison.one_code)
+
+
 def _needs_twin(workdir: Path, one: _Run, to_come: Set[Path]) -> bool:
     """Returns whether batch norm with the same seed is to be trained first, of the runs to come."""
     twin = _twin(one.place, one)
-    return twin != one.place and twin in to_come and not MadeRun(workdir / twin).is_trained
+    return twin != one.place and twin in to_come and not MadeRun(workdir / twin).has_weights
 
 
 def _twin(folder: Path, one: _Run) -> Path:
@@ -259,8 +269,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     )
     made.trained()
     twin = _twin(folder, one)
-    has_twin = one.norm != REFERENCE and MadeRun(twin).is_trained
-    has_twin = has_twin and (twin / "checkpoints").exists()
+    has_twin = one.norm != REFERENCE and MadeRun(twin).has_weights
     has_twin = has_twin and read_settings(twin).config == one.config
     for request in requests:
         evaluate.run(

@@ -65,18 +65,19 @@ class MadeRun:
         return list(dict.fromkeys([*known, wanted]))
 
     @property
-    def is_trained(self) -> bool:
-        """Returns whether its weights, where they are there, are those of a whole training."""
+    def has_weights(self) -> bool:
+        """Returns whether the weights of a whole training are there."""
         found = self._read() if self._path.exists() else {}
         # A comparison of an earlier version says nothing: then results tell that it was finished.
-        return bool(found.get("trained", (self._folder / "results.json").exists()))
+        trained = found.get("trained", (self._folder / "results.json").exists())
+        return bool(trained) and (self._folder / "checkpoints").exists()
 
     def begin(self) -> None:
         """Notes that this code makes the run, where no other has begun it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         found = self._read() if self._path.exists() else {"measured": []}
-        trained = self.is_trained and (self._folder / "checkpoints").exists()
-        write_json(self._path, {"code": self.by or code_version(), **found, "trained": trained})
+        content = {"code": self.by or code_version(), **found, "trained": self.has_weights}
+        write_json(self._path, content)
 
     def trained(self) -> None:
         """Notes that its training is finished."""

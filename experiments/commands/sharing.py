@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import filelock
 
+from experiments.errors import ConfigError
+
 Job = TypeVar("Job")
 
 _PAUSE = 1.0  # seconds until it is seen whether another process is done
@@ -27,20 +29,24 @@ def claimed(workdir: Path, what: str | Path, *, wait: bool = False) -> Iterator[
       wait: until no other process holds it.
 
     Yields:
-      Whether this process holds it.  True also where the file system has no locks.
+      Whether this process holds it.
+
+    Raises:
+      ConfigError: the file system has no locks, or the file cannot be written.
     """
     # Apart from what is locked, which may be deleted and made anew meanwhile.
     path = workdir / ".locks" / "-".join(Path(what).parts)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=wait)
     except filelock.Timeout:
         yield False
         return
-    except (OSError, NotImplementedError):
-        yield True  # as if there were one process; two would be told by the run's own lock
-        return
+    except (OSError, NotImplementedError) as error:
+        raise ConfigError(
+            f"cannot lock {path}: {getattr(error, 'strerror', '') or error}"
+        ) from error
     try:
         yield True
     finally:

@@ -82,10 +82,9 @@ class RunFolder:
             self._lock.acquire(blocking=False)
         except filelock.Timeout as error:
             raise ConfigError(f"{self.root} is in use by another command") from error
-        except OSError as error:
-            raise ConfigError(
-                f"cannot use {self.root} as a work folder: {error.strerror}"
-            ) from error
+        except (OSError, NotImplementedError) as error:  # the second without locks
+            why = getattr(error, "strerror", "") or error
+            raise ConfigError(f"cannot use {self.root} as a work folder: {why}") from error
         try:
             self._check_settings()
         except BaseException:

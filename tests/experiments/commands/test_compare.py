@@ -12,6 +12,7 @@ from experiments.__main__ import main
 from experiments.commands import compare, made_run
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request
+from experiments.commands.sharing import claimed
 from experiments.errors import ConfigError
 
 COMPARISON = compare.Comparison(
@@ -113,6 +114,14 @@ def test_finished_runs_stay_with_other_code_and_without_their_weights(
     monkeypatch.setattr(compare.train, "run", lambda *_, **__: pytest.fail("trained again"))
     assert "[2/2] group, seed 0: clean" in _compare(workdir)
     assert json.loads((workdir / "results.json").read_text()) == rows
+
+
+def test_finished_runs_are_passed_over_while_another_process_measures_more_of_them(
+    finished, tmp_path
+):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    with claimed(workdir, "runs/batch-0"):
+        assert "[1/2] batch, seed 0: clean" in _compare(workdir)
 
 
 def test_a_run_of_other_settings_is_refused_with_and_without_its_weights(finished, tmp_path):

@@ -5,9 +5,12 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from experiments.commands import compare, made_run, sharing
 from experiments.commands.console import Display
 from experiments.commands.sharing import claimed, share
+from experiments.errors import ConfigError
 from steinnorm.attacks.files import write_json
 from tests.experiments.commands.test_compare import COMPARISON
 
@@ -40,6 +43,18 @@ def test_a_folder_is_held_by_one_process_and_free_again_when_that_is_killed(tmp_
             assert not again
 
 
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr(sharing.filelock.FileLock, "acquire", refuse)
+    with (
+        pytest.raises(ConfigError, match=r"cannot lock .*run: no flock here"),
+        claimed(tmp_path, "run"),
+    ):
+        pass
+
+
 def test_what_others_are_at_is_tried_again_until_it_is_done(monkeypatch):
     monkeypatch.setattr(sharing, "_PAUSE", 0.0)
     free_after = {"a": 2, "b": 0, "c": 1}
@@ -65,7 +80,7 @@ def test_norms_wait_for_the_batch_norm_that_another_process_trains(tmp_path, mon
 
     def train(config, places, **_):
         begun.append(places.workdir.name)
-        (places.workdir / "checkpoints").mkdir()
+        (places.workdir / "checkpoints").mkdir(exist_ok=True)
         write_json(places.workdir / "config.json", {})
 
     def evaluate(folder, request, **_):
@@ -94,8 +109,10 @@ def test_norms_wait_for_the_batch_norm_that_another_process_trains(tmp_path, mon
             # As the process that holds it does.
             made = made_run.MadeRun(tmp_path / "runs" / "batch-0")
             made.begin()
-            assert not made.is_trained
+            (tmp_path / "runs" / "batch-0" / "checkpoints").mkdir()
+            assert not made.has_weights  # a training writes them before it is finished
             made.trained()
+            assert made.has_weights
         thread.join(30)
     assert not thread.is_alive()
     assert sorted(begun[2:]) == ["batch-0", "group-0"]
