@@ -39,11 +39,13 @@ class Times(NamedTuple):
     Attributes:
       seconds: of a step, the median over the rounds.
       ratios: the median over the rounds of a program's time over the reference's.
+      spreads: half of the rounds' ratios lie between these two.
       failures: what stopped the others.
     """
 
     seconds: dict[str, float]
     ratios: dict[str, float]
+    spreads: dict[str, tuple[float, float]]
     failures: dict[str, str]
 
 
@@ -94,11 +96,13 @@ def take_turns(runs: Mapping[str, Run], reference: str, pace: Pace) -> Times:
         rounds.append({name: _timed(runs[name], steps[name]) for name in turn})
     seconds = {name: statistics.median(found[name] for found in rounds) for name in names}
     compared = names if reference in names else []
-    ratios = {
-        name: statistics.median(found[name] / found[reference] for found in rounds)
-        for name in compared
+    each = {name: [found[name] / found[reference] for found in rounds] for name in compared}
+    ratios = {name: statistics.median(found) for name, found in each.items()}
+    spreads = {
+        name: (float(np.quantile(found, 0.25)), float(np.quantile(found, 0.75)))
+        for name, found in each.items()
     }
-    return Times(seconds, ratios, failures)
+    return Times(seconds, ratios, spreads, failures)
 
 
 def _steps(run: Run, seconds: float) -> int:

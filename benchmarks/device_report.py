@@ -38,8 +38,9 @@ NOTES = {
         "As above; running statistics need x once, `shrunk` reads it for its own statistics too."
     ),
     NETWORKS: (
-        "In {}: seconds to trace and compile. Flax's is compiled before ours and tunes the\n"
-        "convolutions, which ours then finds tuned; both dtypes are compiled side by side."
+        "In []: half of the rounds' ratios lie between these two. In {}: seconds to trace and\n"
+        "compile. Flax's is compiled before ours and tunes the convolutions, which ours then\n"
+        "finds tuned; both dtypes are compiled side by side."
     ),
 }
 
@@ -54,6 +55,7 @@ class Row(NamedTuple):
       mode: what is computed.
       seconds: of a step by name, the median over the rounds.
       ratios: to the reference, the medians over the rounds.
+      spreads: half of the rounds' ratios lie between these two; not known of PyTorch.
       failures: name -> reason.
       floors: seconds in which the bytes can be moved that must move, by name.
       compile: seconds to trace and compile by name.
@@ -66,6 +68,7 @@ class Row(NamedTuple):
     mode: str
     seconds: dict[str, float]
     ratios: dict[str, float]
+    spreads: dict[str, tuple[float, float]]
     failures: dict[str, str]
     floors: dict[str, float]
     compile: dict[str, float]
@@ -120,7 +123,9 @@ def _cell(row: Row, name: str) -> str:
     seconds = row.seconds[name]
     if row.part == NETWORKS:
         text = f"{row.examples / seconds:,.0f} images/s"
-        text += "" if name == REFERENCE else f", time {_ratio(row, name)}"
+        if name != REFERENCE:
+            low, high = row.spreads.get(name, (0.0, 0.0))
+            text += f", time {_ratio(row, name)}" + f" [{low:.3f}, {high:.3f}]" * bool(high)
         return text + (f" {{{row.compile[name]:.1f} s}}" if name in row.compile else "")
     text = f"{seconds * 1e3:.3f} ms" if name == REFERENCE else _ratio(row, name)
     return text + (f" ({row.floors[name] / seconds:.2f})" if name in row.floors else "")

@@ -141,6 +141,7 @@ def layer_rows(shape: tuple[int, ...], dtype: str, tested: bool, setting: Settin
             mode,
             times.seconds,
             times.ratios,
+            times.spreads,
             {**failed, **times.failures},
             floors,
             {},
@@ -244,6 +245,7 @@ def network_rows(name: str, setting: Setting) -> Iterator[Row]:
             "step",
             times.seconds,
             times.ratios,
+            times.spreads,
             {**failures, **times.failures},
             {},
             {norm: found.seconds for norm, found in built.items()},
@@ -298,7 +300,7 @@ def run(
                 save(rows, left_out)
         except Exception as error:  # of whatever class; the others go on
             failure = {"all": clock.reason(error)}
-            rows.append(Row(job.part, job.name, "", "", {}, {}, failure, {}, {}, 0))
+            rows.append(Row(job.part, job.name, "", "", {}, {}, {}, failure, {}, {}, 0))
             save(rows, left_out)
         print(f"{job.name}: {time.perf_counter() - start:.1f} s", flush=True)
     save(rows, left_out)
@@ -308,16 +310,26 @@ def run(
 def survey(pace: clock.Pace, smoke: bool) -> tuple[float, dict[str, str]]:
     """Returns the bandwidth of a copy, and what the page says of it and of the host."""
     bandwidth = clock.copy_bandwidth(1 << 16 if smoke else 1 << 30, pace)
-    program = compile_layer(page.LAYERS, TINY, "float32", TRAINING, REFERENCE)
+    programs, _ = clock.attempt(
+        {
+            (mode, name): functools.partial(compile_layer, page.LAYERS, TINY, "float32", mode, name)
+            for mode in (FORWARD, TRAINING)
+            for name in NORMS
+        }
+    )
     variables = clock.initial(arguments(layer(REFERENCE, "float32"), TINY, "float32")[0])
     x, weights = clock.random_inputs(TINY, "float32", 2)
-    tiny = clock.layer_run(program, variables, [x], [weights])
-    times = clock.take_turns({REFERENCE: tiny}, REFERENCE, pace)
+    runs = {
+        f"{name}, {mode}": clock.layer_run(
+            program, variables, [x], [weights] if mode == TRAINING else []
+        )
+        for (mode, name), program in programs.items()
+    }
+    times = clock.take_turns(runs, "", pace)
+    starts = "; ".join(f"{name} {1e6 * found:.0f}" for name, found in times.seconds.items())
     return bandwidth, {
         "copy (read and written)": f"{bandwidth / 1e12:.3f} TB/s",
-        "Flax's layer on a tiny input, forward + backward": (
-            f"{times.seconds[REFERENCE] * 1e6:.0f} µs, below which no step of a layer can be seen"
-        ),
+        "a step on a tiny input, in µs, below which no step of that layer can be seen": starts,
         "rounds": f"{pace.rounds} of {pace.seconds * 1e3:.0f} ms (networks: five times as long)",
     }
 

@@ -68,7 +68,10 @@ def test_networks_are_trained_and_compared(monkeypatch):
     (row,) = rows
     assert not row.failures
     assert set(row.ratios) == set(row.compile) == set(device_time.NETWORK_NORMS)
-    assert "images/s" in device_report.document({}, rows, [])
+    low, high = row.spreads["stein"]
+    assert low <= row.ratios["stein"] <= high
+    page = device_report.document({}, rows, [])
+    assert f"images/s, time {row.ratios['stein']:.3f} [{low:.3f}, {high:.3f}]" in page
 
 
 def test_a_job_that_fails_is_recorded_and_the_rest_goes_on():
@@ -76,7 +79,7 @@ def test_a_job_that_fails_is_recorded_and_the_rest_goes_on():
         raise RuntimeError("out of\nmemory")
 
     def works(setting):
-        yield device_report.Row("layers", "it", "", "", {"flax": 1.0}, {}, {}, {}, {}, 1)
+        yield device_report.Row("layers", "it", "", "", {"flax": 1.0}, {}, {}, {}, {}, {}, 1)
 
     part = device_report.LAYERS
     jobs = [device_time.Job("a", part, 0.0, broken), device_time.Job("b", part, 0.0, works)]
@@ -99,6 +102,7 @@ def test_a_program_that_fails_leaves_the_others_their_times():
     runs = {"a": lambda steps: time.sleep(0.001 * steps), "b": broken}
     times = device_clock.take_turns(runs, "a", SETTING.pace)
     assert times.ratios == {"a": 1.0}
+    assert times.spreads == {"a": (1.0, 1.0)}
     assert times.failures == {"b": "MemoryError: full"}
     times = device_clock.take_turns(runs, "b", SETTING.pace)
     assert set(times.seconds) == {"a"}
