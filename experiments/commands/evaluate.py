@@ -236,7 +236,8 @@ def _checkers(
     for norm, evaluated in radii.items():
         if not evaluated:
             continue
-        # At the configuration's radius where that is measured, else at the largest that is.
+        # At the configuration's radius where that is measured, else at the largest that is; or
+        # where the attacks leave something, which is known later (``with_room``).
         usual = checker.config.norm == norm and checker.config.epsilon in evaluated
         epsilon = checker.config.epsilon if usual else max(evaluated)
         config = dataclasses.replace(checker.config, norm=norm, epsilon=epsilon)  # type: ignore[arg-type]
