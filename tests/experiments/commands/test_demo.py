@@ -45,7 +45,7 @@ def test_smoke_run_writes_everything_and_names_the_report_last(smoke):
     assert done.stdout.splitlines()[-1].endswith(str(workdir / "report.md"))
     files = {path.name for path in workdir.iterdir()}
     expected = {"results.json", "checks.json", "table.csv", "table.tex", "report.md", "runs"}
-    expected |= {"accuracy-linf.png", "accuracy-steps.png", "pictures"}
+    expected |= {"accuracy-linf.png", "accuracy-steps.png", "pictures", ".locks"}
     assert expected == files  # batch and group norm shrink nothing: no plot of it
     assert {path.name for path in (workdir / "runs").iterdir()} == {"batch-0", "group-0"}
     assert "\x1b[" not in done.stdout  # plain lines where there is no terminal

@@ -137,7 +137,7 @@ def reported(folders, tmp_path_factory):
 def test_a_whole_report(folders, reported):
     out, text = reported
     assert text.splitlines()[-1].endswith("report.md")
-    places = "batch (running, seed 1), stein_mean_only (running, seed 1)"
+    places = "batch, running statistics, seed 1; stein_mean_only, running statistics, seed 1"
     assert f"FAILED twice: 2 times; {places}" in text
     assert "MISSING" not in text
 
