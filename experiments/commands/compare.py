@@ -229,10 +229,11 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
 
 def _is_finished(workdir: Path, comparison: Comparison, one: _Run) -> bool:
     """Returns whether nothing is left to do, which needs no claim: others may be at more."""
+    if comparison.one_code:
+        return False  # it may be of other code, with other settings, and is made anew then
     settings = RunSettings(one.config, one.norm, one.seed)
     wanted = comparison.request_of(one.norm)
-    made = MadeRun(workdir / one.place)
-    return not made.missing(settings, wanted, one_code=comparison.one_code)
+    return not MadeRun(workdir / one.place).missing(settings, wanted, one_code=False)
 
 
 def _needs_twin(workdir: Path, one: _Run, to_come: Set[Path]) -> bool:

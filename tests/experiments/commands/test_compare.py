@@ -236,3 +236,15 @@ def test_controls_are_batch_norm_trained_otherwise():
     ):
         with pytest.raises(ConfigError, match=message):
             compare.controls("digits", None, True, changes, [change])
+
+
+def test_with_one_code_runs_of_other_code_and_settings_are_made_anew(finished, tmp_path):
+    workdir = tmp_path / "work"
+    shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("group-0"))
+    note = workdir / "runs" / "batch-0" / "comparison.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"code": "earlier code"}))
+    longer = compare.configs("digits", None, True, ["batch"], ["train.epochs=2"])
+    comparison = dataclasses.replace(COMPARISON, configs=longer, one_code=True)
+    assert "[1/1] batch, seed 0: clean" in _compare(workdir, comparison)
+    content = json.loads((workdir / "runs" / "batch-0" / "config.json").read_text())
+    assert content["config"]["train"]["epochs"] == 2
