@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 
 from benchmarks.layer_programs import FORWARD, REFERENCE, TRAINING
+from benchmarks.step_time import markdown
 from steinnorm.attacks.code_digest import code_digest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,10 +112,6 @@ def _output(*command: str) -> str:
     return found.stdout.strip().partition("\n")[0]
 
 
-def _markdown(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def _cell(row: Row, name: str) -> str:
     if name in row.failures:
         return "failed"
@@ -140,11 +137,11 @@ def table(part: str, rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in (*row.seconds, *row.failures)))
     names.sort(key=lambda name: name != REFERENCE)
     head = ["network" if part == NETWORKS else "input", "dtype", "mode", *names]
-    lines = [f"## {TITLES[part]}", "", NOTES[part], "", _markdown(head)]
-    lines.append(_markdown(["---"] * 3 + ["---:"] * len(names)))
+    lines = [f"## {TITLES[part]}", "", NOTES[part], "", markdown(head)]
+    lines.append(markdown(["---"] * 3 + ["---:"] * len(names)))
     for row in rows:
         cells = [_cell(row, name) for name in names]
-        lines.append(_markdown([row.subject, row.dtype, row.mode, *cells]))
+        lines.append(markdown([row.subject, row.dtype, row.mode, *cells]))
     failed = [
         f"- {row.subject}, {row.dtype}, {row.mode}, {name}: failed: {why}"
         for row in rows

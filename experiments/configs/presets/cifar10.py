@@ -9,6 +9,7 @@ Commands: ``python -m experiments train cifar10 --workdir W --data-dir D`` and
 import dataclasses
 
 from experiments.configs.data import Cifar10Data
+from experiments.configs.presets.usual_attacks import FGSM, NOISE, PGD_RELEASED
 from experiments.configs.schema import (
     SMOKE_CHECKS,
     AttackConfig,
@@ -23,17 +24,8 @@ PRESETS = ("paper", "strong", "ablation")
 
 _ATTACKS = (
     AttackConfig("gaussian", "gaussian", (0.1, 0.3), shown=(0.1,)),
-    AttackConfig("fgsm", "fgsm", (0.03,), shown=(0.03,)),
-    AttackConfig(
-        "pgd-released",
-        "pgd",
-        (0.03,),
-        steps=5,
-        step_size=1 / 255,
-        random_start=True,
-        short_reach=True,
-        shown=(0.03,),
-    ),
+    FGSM,
+    PGD_RELEASED,
     AttackConfig("pgd", "pgd", (2 / 255, 8 / 255), steps=20, random_start=True, shown=(8 / 255,)),
     AttackConfig(
         "pgd-margin",
@@ -46,12 +38,12 @@ _ATTACKS = (
     ),
 )
 
-_NOISES = ("gaussian", "uniform", "rademacher", "truncated_gaussian", "clipped_cauchy")
 _PGD = AttackConfig("pgd", "pgd", (2 / 255, 8 / 255), steps=50, random_start=True, shown=(2 / 255,))
 # Noises at the paper's levels; PGD with steps until more change nothing, which the checks test.
 _ABLATION_ATTACKS = (
-    *(AttackConfig(name, name, (0.1, 0.3), shown=(0.1,)) for name in _NOISES),  # type: ignore[arg-type]
-    *_ATTACKS[1:3],
+    *NOISE,
+    FGSM,
+    PGD_RELEASED,
     _PGD,
     dataclasses.replace(_PGD, name="pgd-margin", loss="margin"),
     AttackConfig("autoattack", "autoattack", (2 / 255,), steps=100, shown=(2 / 255,)),

@@ -9,6 +9,7 @@ Preset ``camvid``: the paper's network on CamVid in the same layout, for two CPU
 import dataclasses
 
 from experiments.configs.data import CityscapesData
+from experiments.configs.presets.usual_attacks import FGSM
 from experiments.configs.schema import (
     SMOKE_CHECKS,
     AttackConfig,
@@ -59,7 +60,7 @@ _CAMVID = TrainConfig(
 _ATTACKS = (
     AttackConfig("clipped_cauchy", "clipped_cauchy", (10 / 255, 77 / 255), shown=(77 / 255,)),
     AttackConfig("gaussian", "gaussian", (10 / 255, 77 / 255), shown=(77 / 255,)),
-    AttackConfig("fgsm", "fgsm", (0.03,), shown=(0.03,)),
+    FGSM,
     AttackConfig("pgd-released", "pgd", (0.03,), steps=5, step_size=0.03 / 5, shown=(0.03,)),
     AttackConfig("segpgd", "segpgd", (0.03,), steps=20, random_start=True, shown=(0.03,)),
 )

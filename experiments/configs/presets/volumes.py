@@ -10,6 +10,7 @@ hippocampus (Medical Segmentation Decathlon, Task04), small enough for a laptop.
 import dataclasses
 
 from experiments.configs.data import VolumesData
+from experiments.configs.presets.usual_attacks import FGSM, NOISE, PGD_RELEASED
 from experiments.configs.schema import (
     SMOKE_CHECKS,
     AttackConfig,
@@ -24,7 +25,7 @@ PRESETS = ("paper", "hippocampus")
 
 _ATTACKS = (
     AttackConfig("gaussian", "gaussian", (0.1,), shown=(0.1,)),
-    AttackConfig("fgsm", "fgsm", (0.03,), shown=(0.03,)),
+    FGSM,
     AttackConfig("pgd", "pgd", (0.03,), steps=20, random_start=True, shown=(0.03,)),
 )
 
@@ -48,21 +49,11 @@ _HIPPOCAMPUS = TrainConfig(
     shift=1,
     standardise=True,
 )
-# As on CIFAR-10 (``cifar10.py``), and at a smaller radius besides.
-_NOISES = ("gaussian", "uniform", "rademacher", "truncated_gaussian", "clipped_cauchy")
+# As on CIFAR-10, and at a smaller radius besides.
 _HIPPOCAMPUS_ATTACKS = (
-    *(AttackConfig(name, name, (0.1, 0.3), shown=(0.1,)) for name in _NOISES),  # type: ignore[arg-type]
-    _ATTACKS[1],
-    AttackConfig(
-        "pgd-released",
-        "pgd",
-        (0.03,),
-        steps=5,
-        step_size=1 / 255,
-        random_start=True,
-        short_reach=True,
-        shown=(0.03,),
-    ),
+    *NOISE,
+    FGSM,
+    PGD_RELEASED,
     AttackConfig("pgd", "pgd", (0.003, 0.01, 0.03), steps=50, random_start=True, shown=(0.003,)),
     AttackConfig("autoattack", "autoattack", (0.003,), steps=100, shown=(0.003,)),
 )
