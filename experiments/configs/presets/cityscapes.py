@@ -11,6 +11,7 @@ import dataclasses
 from experiments.configs.data import CityscapesData
 from experiments.configs.presets.usual_attacks import FGSM
 from experiments.configs.schema import (
+    NOISES,
     SMOKE_CHECKS,
     AttackConfig,
     ChecksConfig,
@@ -64,6 +65,14 @@ _ATTACKS = (
     AttackConfig("pgd-released", "pgd", (0.03,), steps=5, step_size=0.03 / 5, shown=(0.03,)),
     AttackConfig("segpgd", "segpgd", (0.03,), steps=20, random_start=True, shown=(0.03,)),
 )
+# All noises at those sigmas; radii at which something is left, and SEA at the smaller.
+_CAMVID_ATTACKS = (
+    *(AttackConfig(name, name, (10 / 255, 77 / 255), shown=(77 / 255,)) for name in NOISES),  # type: ignore[arg-type]
+    FGSM,
+    AttackConfig("pgd-released", "pgd", (0.03,), steps=5, step_size=0.03 / 5, shown=(0.03,)),
+    AttackConfig("segpgd", "segpgd", (0.003, 0.01), steps=20, random_start=True, shown=(0.003,)),
+    AttackConfig("sea", "sea", (0.003,), steps=300, shown=(0.003,)),
+)
 _CHECKS = ChecksConfig(examples=8, epsilon=0.03, steps=10, restarts=2, square_queries=100)
 
 
@@ -97,6 +106,7 @@ def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:
             data=CityscapesData(shape=(192, 256), validation="folder"),
             model=HRNetModel(stem_strides=(2, 2)),
             train=_CAMVID,
+            evaluation=dataclasses.replace(cityscapes.evaluation, attacks=_CAMVID_ATTACKS),
         ),
     }
     return _smoke(presets[preset]) if smoke else presets[preset]
