@@ -52,6 +52,7 @@ def compare(  # noqa: PLR0917
     attacks: str = "",
     epsilon: str = "",
     test_examples: int | None = None,
+    independent_batch_size: int | None = None,
     steps: int | None = None,
     check_examples: int | None = None,
     cache_dir: Path | None = None,
@@ -79,6 +80,7 @@ def compare(  # noqa: PLR0917
         attacks: Attacks and noises, as in evaluate; `all` of the config's.
         epsilon: Their radii instead of their own, as in evaluate.
         test_examples: Only the first of the test part.
+        independent_batch_size: As in evaluate.
         steps: Gradient steps of the attacks instead of their own.
         check_examples: Test examples for the checks of the attacks, as in evaluate.
         cache_dir: Folder for decoded data; the user's cache by default.
@@ -92,6 +94,7 @@ def compare(  # noqa: PLR0917
         attacks=attacks,
         epsilons=epsilon,
         test_examples=test_examples,
+        independent_batch_size=independent_batch_size,
         steps=steps,
         check_examples=check_examples,
     )
@@ -237,6 +240,7 @@ def evaluate(  # noqa: PLR0917
     victims: int = 32,
     test_examples: int | None = None,
     batch_size: int | None = None,
+    independent_batch_size: int | None = None,
     steps: int | None = None,
     queries: int | None = None,
     weights: str = "best",
@@ -269,6 +273,8 @@ def evaluate(  # noqa: PLR0917
         test_examples: Only the first of the test part.
         batch_size: Test examples per batch; the config's by default. With the test batch's
             statistics it is part of the model.
+        independent_batch_size: The same with statistics under which no example depends on its
+            batch, as running ones: a larger one is faster on a GPU.
         steps: Gradient steps of the attacks instead of their own.
         queries: Queries of square and autoattack instead of their own.
         weights: best (by validation) or last.
@@ -296,6 +302,7 @@ def evaluate(  # noqa: PLR0917
         victims=victims,
         test_examples=test_examples,
         batch_size=batch_size,
+        independent_batch_size=independent_batch_size,
         steps=steps,
         queries=queries,
         weights=weights,

@@ -25,7 +25,7 @@ from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.check_radius import with_room
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
-from experiments.evaluation.plan import Run, Watcher
+from experiments.evaluation.plan import Run, Watcher, batch_size_of
 from experiments.evaluation.run_checks import CheckedModel, Checker
 from experiments.models.norms import in_evaluation
 from experiments.results import Check, Row
@@ -76,10 +76,12 @@ def run(
         for attack in evaluation.attacks:
             check_fits(attack, task)
         model, progress = load_weights(workdir, settings, dataset, task, request.weights)
+        used = {batch_size_of(evaluation, source) for source in evaluation.statistics}
+        sizes = " and ".join(map(str, sorted(used)))
         display.say(
             f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: "
             f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test "
-            f"examples in batches of {evaluation.batch_size}"
+            f"examples in batches of {sizes}"
         )
         plans = plans_for(evaluation, settings.norm, request)
         calibrating = Calibrating(model, dataset.train, evaluation, shared=True)
@@ -111,7 +113,8 @@ def run(
         def identity(source: str) -> dict[str, Any]:
             # Other calibrations of these weights are not this one.
             on = calibrating.inputs_digest if source in CALIBRATED else ""
-            return identity_of(model, dataset.test, evaluation.batch_size, source, on)
+            size = batch_size_of(evaluation, source)
+            return identity_of(model, dataset.test, size, source, on)
 
         rows, checks = _collected(workdir, task, identity)
         if devices.is_first():
@@ -224,7 +227,7 @@ def _checkers(
             config=dataclasses.replace(evaluation.checks, examples=count),
             task=task,
             examples=dataset.test,
-            batch_size=evaluation.batch_size,
+            batch_size_of=functools.partial(batch_size_of, evaluation),
             seed=settings.seed,
         ),
         request,

@@ -10,7 +10,7 @@ from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
 from experiments.errors import ConfigError
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel
-from experiments.evaluation.plan import Plan
+from experiments.evaluation.plan import Plan, batch_size_of
 from experiments.models.norms import sources
 
 
@@ -27,6 +27,7 @@ class Request:
       victims: examples for the threat models that attack one at a time.
       test_examples: the first of the test part only; None is all.
       batch_size: None is the configuration's.
+      independent_batch_size: where no example depends on its batch; None is the configuration's.
       steps: of all attacks that take steps; None is each one's own.
       queries: of those that count queries; None is each one's own.
       weights: ``best`` (by validation) or ``last``.
@@ -47,6 +48,7 @@ class Request:
     weights: str = "best"
     twin: Path | None = None
     check_examples: int | None = None
+    independent_batch_size: int | None = None
 
 
 AS_CONFIGURED = Request()
@@ -59,14 +61,18 @@ def settings_for(known: EvaluationConfig, request: Request) -> EvaluationConfig:
     Raises:
       ConfigError: a name that is not known, a number out of range.
     """
-    size = known.batch_size if request.batch_size is None else request.batch_size
-    if size < 1:
-        raise ConfigError(f"--batch-size must be at least 1; got {size}")
+    sizes = {}
+    for field in ("batch_size", "independent_batch_size"):
+        size = getattr(request, field)
+        if size is not None and size < 1:
+            raise ConfigError(f"--{field.replace('_', '-')} must be at least 1; got {size}")
+        if size is not None:
+            sizes[field] = size
     if request.victims < 1:
         raise ConfigError(f"--victims must be at least 1; got {request.victims}")
     return dataclasses.replace(
         known,
-        batch_size=size,
+        **sizes,
         attacks=tuple(_attacks(known.attacks, request)),
         statistics=_statistics(request.statistics) or known.statistics,
     )
@@ -96,7 +102,7 @@ def plans_for(evaluation: EvaluationConfig, norm: str, request: Request) -> list
             plans.append(
                 Plan(
                     statistics=source,
-                    batch_size=evaluation.batch_size,
+                    batch_size=batch_size_of(evaluation, source),
                     attacks=attacks,
                     threat_model=threat_model,
                     victims=request.victims,

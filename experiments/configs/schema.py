@@ -280,6 +280,9 @@ class EvaluationConfig:
 
     Attributes:
       batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
+      independent_batch_size: the same with statistics under which no example depends on its batch,
+        where a larger one is faster on a GPU and changes nothing but random numbers; None is
+        ``batch_size``.
       attacks: measured besides the clean score.
       statistics: sources of statistics, each measured in full.
       calibration_examples: for calibrated statistics, how many examples of the training part they
@@ -295,6 +298,7 @@ class EvaluationConfig:
     calibration_examples: Count = 4096
     shown_worst: tuple[NotNegative, ...] = ()
     checks: ChecksConfig = dataclasses.field(default_factory=ChecksConfig)
+    independent_batch_size: Count | None = None
 
 
 @dataclasses.dataclass(frozen=True)

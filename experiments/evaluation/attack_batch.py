@@ -134,6 +134,8 @@ class AttackedModel:
             if alone:
                 return self._one_by_one(attack, threat, batch, key, count)
             function, settings = _call(attack, self.dependent, self.on_progress)
+            if attack.kind == "autoattack":  # whose own batches would be smaller
+                settings["batch_size"] = len(x)
             result = function(self.logits_fn, x, y, threat=threat, key=key, **settings)
         result.check(threat, attack.name)
         outputs = answer(self.logits_fn, result.x_adv)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.configs.schema import AttackConfig, Statistics
+from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
 from experiments.evaluation import aggregate
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel
 
@@ -26,6 +26,13 @@ class Run(NamedTuple):
     seed: int
     class_names: tuple[str, ...] = ()
     calibrated_on: str = ""
+
+
+def batch_size_of(evaluation: EvaluationConfig, source: str) -> int:
+    """Returns how many test examples make a batch with a source of statistics."""
+    if source in DEPENDENT or evaluation.independent_batch_size is None:
+        return evaluation.batch_size
+    return evaluation.independent_batch_size
 
 
 class Watcher:

@@ -52,8 +52,8 @@ class Checker:
       config: the settings.
       task: of the model.
       examples: of which the first are the batch.
-      batch_size: of the evaluation; a batch of another size would be another model where
-        statistics are those of the batch.
+      batch_size_of: gives the size of the evaluation's batches with a source of statistics; a batch
+        of another size would be another model where statistics are those of the batch.
       seed: of all randomness.
       twin: for the transfer check; None where there is none.
       twin_reason: why there is no twin, where there is none.
@@ -62,7 +62,7 @@ class Checker:
     config: ChecksConfig
     task: Task
     examples: Examples
-    batch_size: int
+    batch_size_of: Callable[[str], int]
     seed: int
     twin: Twin | None = None
     twin_reason: str = "no twin was given: the same network with plain batch norm, of the same seed"
@@ -92,10 +92,11 @@ class Checker:
         watcher = watcher or Watcher()
         dependent = source in DEPENDENT
         # One batch, and of a size that is compiled already if it may be.
-        count = min(self.config.examples, len(self.examples), self.batch_size)
+        batch_size = self.batch_size_of(source)
+        count = min(self.config.examples, len(self.examples), batch_size)
         twin = None if self.twin is None else self.twin(source)
         identity = {
-            **identity_of(model, self.examples, self.batch_size, source, run.calibrated_on),
+            **identity_of(model, self.examples, batch_size, source, run.calibrated_on),
             "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
             "twin": self.twin_reason if twin is None else weights_digest(twin),
             "count": count,

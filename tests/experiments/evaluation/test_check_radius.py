@@ -23,7 +23,7 @@ def _results(share_right, attack="pgd", epsilon=0.0, norm_order="linf", statisti
 def _radius(measured, own=0.3, statistics="running"):
     config = ChecksConfig(epsilon=own)
     examples = Examples(np.zeros((4, 2), np.uint8), np.zeros(4, np.int32))
-    checker = Checker(config, tasks.create("classification", 10), examples, 4, 0)
+    checker = Checker(config, tasks.create("classification", 10), examples, lambda source: 4, 0)
     chosen = with_room(checker, statistics, measured)
     assert dataclasses.replace(chosen, config=config) == checker
     return chosen.config.epsilon
