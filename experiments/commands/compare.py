@@ -17,6 +17,7 @@ from experiments.configs import overrides
 from experiments.configs.data import CityscapesData, DataConfig, VolumesData
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
+from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.identity import code_version
 from experiments.models.norms import NORMS
 from experiments.report import REFERENCE, measure, of_task
@@ -211,6 +212,7 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
                             return False
                         bar.note(one.name)
                         _one(workdir, comparison, one, display.inside())
+                        release_where_many()
                 done.add(one.place)
                 bar.advance()
                 clean = _clean_score(workdir / one.place, one.config.task)

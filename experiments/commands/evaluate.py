@@ -76,14 +76,13 @@ def run(
         for attack in evaluation.attacks:
             check_fits(attack, task)
         model, progress = load_weights(workdir, settings, dataset, task, request.weights)
-        used = {batch_size_of(evaluation, source) for source in evaluation.statistics}
-        sizes = " and ".join(map(str, sorted(used)))
+        plans = plans_for(evaluation, settings.norm, request)
+        sizes = " and ".join(map(str, sorted({plan.batch_size for plan in plans})))
         display.say(
             f"{config.name} ({config.preset}), norm {settings.norm}, seed {settings.seed}: "
             f"{request.weights} weights, of step {progress.step}; {len(dataset.test)} test "
             f"examples in batches of {sizes}"
         )
-        plans = plans_for(evaluation, settings.norm, request)
         calibrating = Calibrating(model, dataset.train, evaluation, shared=True)
         run = Run(config.name, settings.norm, settings.seed, dataset.class_names)
         if any(plan.statistics in CALIBRATED for plan in plans):

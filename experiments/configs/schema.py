@@ -281,7 +281,7 @@ class EvaluationConfig:
     Attributes:
       batch_size: test examples per batch.  Under ``batch`` statistics the result depends on it.
       independent_batch_size: the same with statistics under which no example depends on its batch,
-        where a larger one is faster on a GPU and changes nothing but random numbers; None is
+        where a larger one keeps a GPU busier and changes nothing but random numbers; None is
         ``batch_size``.
       attacks: measured besides the clean score.
       statistics: sources of statistics, each measured in full.

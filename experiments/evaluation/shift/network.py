@@ -10,6 +10,7 @@ from experiments.data import devices
 from experiments.data.corruptions import corrupt_all
 from experiments.data.examples import Examples
 from experiments.evaluation.calibration import Calibrating
+from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.plan import Watcher
 from experiments.evaluation.shift import evidence
 from experiments.evaluation.shift.plan import CLEAN, Cell, Condition, Plan
@@ -68,6 +69,7 @@ class Network:
                 watcher.advanced()
         finally:
             self.store.save(condition, results)
+        release_where_many()
 
     def _cell(self, cell: Cell, inputs: np.ndarray) -> np.ndarray:
         targets, size = self.test.targets, cell.batch_size

@@ -8,6 +8,7 @@ import pytest
 from experiments import data
 from experiments.__main__ import main
 from experiments.configs.data import Cifar10Data
+from experiments.evaluation import per_example
 from experiments.evaluation.calibration import Calibrating
 from experiments.models import hrnet
 from experiments.models.norms import NORMS, shrinkage
@@ -340,6 +341,7 @@ def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
         (["--threat-models", "alone"], ["unknown threat model 'alone'", "companion"]),
         (["--victims", "0"], ["--victims must be at least 1; got 0"]),
         (["--batch-size", "0"], ["--batch-size must be at least 1; got 0"]),
+        (["--independent-batch-size", "0"], ["--independent-batch-size must be at least 1; got 0"]),
         (["--test-examples", "0"], ["--test-examples must be at least 1; got 0"]),
         (["--attacks", "pgd", "--steps", "0"], ["--steps must be at least 1; got 0"]),
         (["--check-examples", "-1"], ["--check-examples must not be negative"]),
@@ -376,6 +378,24 @@ def test_calibrated_statistics(trained, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Calibrating, "inputs_digest", "of other inputs")
     assert _evaluate(workdir, *few, "--statistics", "running") == 0
     assert {r["statistics"] for r in cli.results(workdir)} == {"running"}
+
+
+def test_batches_of_their_own_where_no_example_depends_on_its_batch(trained, tmp_path, capsys):
+    workdir = cli.copied(trained, tmp_path / "work")
+    few = ["--test-examples", "20", "--statistics", "running,batch", "--batch-size", "10"]
+    assert _evaluate(workdir, *few) == 0
+    assert "examples in batches of 10\n" in capsys.readouterr().out
+    before = {r["statistics"]: r["value"] for r in cli.results(workdir) if r["metric"] == "loss"}
+    assert _evaluate(workdir, *few, "--independent-batch-size", "20") == 0
+    assert "examples in batches of 10 and 20\n" in capsys.readouterr().out
+    after = {r["statistics"]: r["value"] for r in cli.results(workdir) if r["metric"] == "loss"}
+    # Those of the test batch, which are other statistics in another batch, are as they were.
+    assert after == {"batch": before["batch"], "running": pytest.approx(before["running"])}
+    sizes = {
+        results.key.statistics: (results.identity["batch_size"], results.batches)
+        for results in per_example.load_all(workdir)
+    }
+    assert sizes == {"running": (20, 1), "batch": (10, 2)}
 
 
 def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):

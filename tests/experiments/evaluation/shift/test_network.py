@@ -180,3 +180,13 @@ def test_recalibration_gives_the_statistics_of_all_examples():
     np.testing.assert_allclose(found.norm.var[...], values.var(axis=0), rtol=1e-4)
     assert found.norm.momentum == model.norm.momentum
     assert not np.allclose(found.norm.mean[...], model.norm.mean[...])
+
+
+def test_programs_do_not_pile_up_over_the_conditions(tmp_path, monkeypatch):
+    network, seen = _network(tmp_path), []
+    monkeypatch.setattr(shift, "release_where_many", lambda: seen.append(1))
+    monkeypatch.setattr(
+        shift.evidence, "measure", lambda answers, inputs, *_: np.zeros(len(inputs))
+    )
+    network.measure(CLEAN, [Cell("batch", 8)], network.test.inputs, Counted())
+    assert seen == [1]
