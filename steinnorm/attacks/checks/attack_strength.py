@@ -49,20 +49,29 @@ def larger_radius_not_weaker(runs: AttackRuns) -> Finding:
 
 
 def huge_radius_reaches_chance(runs: AttackRuns) -> Finding:
-    """Checks that accuracy is no better than chance if the ball contains the whole box."""
+    """Checks that accuracy is no better than chance if the ball contains the whole box.
+
+    On label maps PGD is also run on the pixels that are still right alone, and the better run
+    counts: there an attack can break nearly all pixels, and the cross-entropy may spend its steps
+    on those that are wrong already (Gu et al. 2022, arXiv 2207.12391).
+    """
     name, steps, widest = "huge_radius_reaches_chance", runs.settings.steps, runs.widest
     if widest is None:
         return not_applicable(
             name, "the threat has no bounds, so that no ball contains every input"
         )
-    attacked = runs.pgd(steps, radius=widest)
+    attacked, better = runs.pgd(steps, radius=widest), ""
+    if runs.problem.label_axes:
+        masked = runs.pgd(steps, radius=widest, loss="masked_cross_entropy")
+        attacked = min(attacked, masked, key=lambda run: run.accuracy)
+        better = ", on the better of two losses,"
     if runs.problem.label_axes and runs.labelled_examples < 2:
         return not_applicable(name, "pixels of a single image give no interval")
     low = _lower_end(runs, attacked)
     chance = 1 / runs.problem.classes
     radius = float(np.max(widest * np.asarray(runs.problem.threat.epsilon)))
     detail = (
-        f"PGD-{steps} leaves {percent(attacked.accuracy)} (lower end of the 95 % interval "
+        f"PGD-{steps}{better} leaves {percent(attacked.accuracy)} (lower end of the 95 % interval "
         f"{percent(low)}) at the radius {radius:.4g}, which contains every input; the interval "
         f"must reach down to chance, {percent(chance)}; {runs.size}"
     )

@@ -129,20 +129,23 @@ class AttackRuns:
             problem.threat,
         )
 
-    def pgd(self, steps: int, *, radius: float = 1.0, restarts: int = 1) -> BrokenLabels:
+    def pgd(
+        self, steps: int, *, radius: float = 1.0, restarts: int = 1, loss: str = "cross_entropy"
+    ) -> BrokenLabels:
         """Returns the labels that PGD breaks, from a random start that is the same in all calls.
 
         Args:
           steps: steps per run, of size 2.5 * epsilon / steps.
           radius: factor of the threat's radius.
           restarts: number of runs; the first is the same for any number.
+          loss: that it increases, a name in ``steinnorm.attacks.losses.LOSSES``.
         """
         problem = self.problem
         threat = problem.threat
         if radius != 1:
             threat = dataclasses.replace(threat, epsilon=radius * threat.epsilon)
         return self._cached(
-            ("pgd", radius, steps, restarts),
+            (f"pgd on {loss}", radius, steps, restarts),
             lambda: pgd(
                 problem.model,
                 problem.x,
@@ -151,6 +154,7 @@ class AttackRuns:
                 key=self._starts,
                 steps=steps,
                 restarts=restarts,
+                loss=loss,
                 batch_dependent=self.joint,
             ),
             threat,

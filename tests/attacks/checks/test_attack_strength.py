@@ -100,6 +100,23 @@ def test_model_that_no_radius_breaks_is_found():
     assert finding.value > 0.7
 
 
+def _lost_and_fragile(x):
+    """Logits of 2 x 5 pixels of which 4 are lost, the more the larger the input; 6 fall near 0."""
+    level = x.reshape(len(x), 1, 1)
+    lost = jnp.arange(10).reshape(1, 2, 5) < 4
+    margin = jnp.where(lost, -40 * (level + 0.1), 4 * (level - 0.2))
+    return jnp.stack([margin, jnp.zeros_like(margin)], axis=-1)
+
+
+def test_huge_radius_is_reached_on_pixels_where_the_cross_entropy_keeps_to_those_that_are_lost():
+    x = jnp.asarray(draws(8, 1, 1, 1, low=0.4, high=0.6))
+    seen = runs_of(_lost_and_fragile, x, jnp.zeros((8, 2, 5), jnp.int32))
+    assert seen.pgd(SMALL.steps, radius=seen.widest).accuracy == pytest.approx(0.6)
+    finding = attack_strength.huge_radius_reaches_chance(seen)
+    assert (finding.verdict, finding.value) == (PASS, 0.0)
+    assert "on the better of two losses" in finding.detail
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_huge_radius_holds_the_whole_box(norm):
     model, x, y = linear_problem()
