@@ -77,6 +77,8 @@ RESULTS = [
     "Shifted CamVid <shift/camvid>",
     "Eight norms on CIFAR-10, five seeds <compared/cifar10/report>",
     "Two norms on CIFAR-10, on a CPU <compared/cifar10-cpu/report>",
+    "Hippocampus volumes <compared/hippocampus/report>",
+    "Street scenes of CamVid <compared/camvid/report>",
     "CIFAR-10 under attack, one seed <cifar10/report>",
     "Times on a GPU <device_times>",
     "Training on batches of 2 <compared/batches-of-2/report>",

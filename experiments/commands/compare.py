@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import time
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,6 +262,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     if not requests:
         return
     made.begin()
+    begun = time.monotonic()
     train.run(
         one.config,
         train.Places(folder, comparison.data_dir, comparison.cache_dir),
@@ -271,10 +273,12 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
         display=display,
     )
     made.trained()
+    made.took(time.monotonic() - begun)
     twin = _twin(folder, one)
     has_twin = one.norm != REFERENCE and MadeRun(twin).has_weights
     has_twin = has_twin and read_settings(twin).config == one.config
     for request in requests:
+        begun = time.monotonic()
         evaluate.run(
             folder,
             dataclasses.replace(request, twin=twin if has_twin else None),
@@ -283,6 +287,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
             display=display,
         )
         made.measured(request)
+        made.took(time.monotonic() - begun)
 
 
 def _clean_score(folder: Path, task: str) -> str:

@@ -1,4 +1,4 @@
-"""What a comparison notes of a run: which code makes it, if it is trained, what was measured."""
+"""What a comparison notes of a run: whose code, whether trained, what measured, how long."""
 
 import dataclasses
 import json
@@ -76,8 +76,10 @@ class MadeRun:
         """Notes that this code makes the run, where no other has begun it."""
         self._folder.mkdir(parents=True, exist_ok=True)
         found = self._read() if self._path.exists() else {"measured": []}
-        content = {"code": self.by or code_version(), **found, "trained": self.has_weights}
-        write_json(self._path, content)
+        trained = self.has_weights
+        if not trained:
+            found.pop("seconds", None)  # of what is made anew
+        write_json(self._path, {"code": self.by or code_version(), **found, "trained": trained})
 
     def trained(self) -> None:
         """Notes that its training is finished."""
@@ -90,12 +92,17 @@ class MadeRun:
         if fields not in found["measured"]:
             write_json(self._path, {**found, "measured": [*found["measured"], fields]})
 
+    def took(self, seconds: float) -> None:
+        """Notes time that was spent on the run, besides that which is noted already."""
+        found = self._read()
+        write_json(self._path, {**found, "seconds": found.get("seconds", 0.0) + seconds})
+
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():
             return {"code": self.by, "measured": []}
         try:
             content = json.loads(self._path.read_text())
-            optional = {"trained": content["trained"]} if "trained" in content else {}
+            optional = {name: content[name] for name in ("trained", "seconds") if name in content}
             return {"code": content["code"], "measured": content["measured"], **optional}
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(

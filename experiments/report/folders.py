@@ -15,8 +15,10 @@ from experiments.configs.overrides import differences
 from experiments.configs.schema import NOISES
 from experiments.errors import ConfigError
 from experiments.models.norms import NORMS
+from experiments.report import provenance
 from experiments.report.labels import REFERENCE, SOURCE_NAMES, THREAT_MODELS, Column, Source
 from experiments.report.measures import of_task
+from experiments.report.provenance import Provenance
 from experiments.report.splits import SPLIT_SEED, parts_note, test_per_training
 from experiments.results import CLEAN, CONVERGENCE, WORST, Check, LoggedStep, Row, logged_steps
 
@@ -76,8 +78,7 @@ class _Folder(NamedTuple):
 
     root: Path
     settings: dict[str, Any]
-    versions: dict[str, str]
-    made_on: str
+    provenance: Provenance
     rows: list[Row]
     checks: list[Check]
     data_notes: list[str]
@@ -148,8 +149,7 @@ def _read(root: Path) -> _Folder:
     return _Folder(
         root,
         settings,
-        content.get("versions") or {},
-        content.get("machine") or "",
+        Provenance.of(root, content),
         rows,
         checks,
         [str(note) for note in content.get("data_notes") or ()],
@@ -357,17 +357,12 @@ def _column(row: Row) -> Column:
 
 
 def _notes(folders: Sequence[_Folder]) -> list[str]:
-    packages = ("jax", "jaxlib", "flax")
-    made = {
-        ", ".join(f"{name} {folder.versions.get(name, 'unknown')}" for name in packages)
-        + f" on {folder.made_on or 'a machine that is not recorded'}"
-        for folder in folders
-    }
-    names = dict.fromkeys(name for folder in folders for name in folder.versions)
+    runs = [folder.provenance for folder in folders]
+    names = dict.fromkeys(name for run in runs for name in run.versions)
     notes = [
         # Those that all runs share: where seeds draw their parts, how large these are differs.
         *(note for note in folders[0].data_notes if all(note in f.data_notes for f in folders)),
-        f"Trained with {'; and with '.join(sorted(made))}.",
+        *provenance.notes(runs),
     ]
     rates: dict[float, dict[str, None]] = {}
     for folder in folders:
@@ -380,7 +375,7 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
         ratio = test_per_training(folders[0].settings, folders[0].rows[0].n)
         notes.append(parts_note(ratio))
     for name in names:
-        found = sorted({str(folder.versions.get(name, "unknown")) for folder in folders})
+        found = sorted({str(run.versions.get(name, "unknown")) for run in runs})
         if len(found) > 1:
             notes.append(f"The runs were trained with different versions of {name}: {found}.")
     return notes

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -96,6 +97,20 @@ def test_a_seed_that_has_nothing_to_draw_is_refused(tmp_path):
     folders = dataclasses.replace(COMPARISON, configs=found, split_per_seed=True)
     with pytest.raises(ConfigError, match=r"parts of these data are folders.*=split"):
         _compare(tmp_path, folders)
+
+
+def test_a_run_notes_the_time_of_all_that_was_done(finished, tmp_path):
+    path = shutil.copytree(finished, tmp_path / "work") / "runs" / "batch-0" / "comparison.json"
+    made = made_run.MadeRun(path.parent)
+    first = json.loads(path.read_text())["seconds"]
+    assert 0 < first < 600
+    assert re.search(r"took \d+ to \d+ s a run", (finished / "report.md").read_text())
+    made.took(5.0)
+    made.begin()  # the weights are there, so that nothing is made anew
+    assert json.loads(path.read_text())["seconds"] == first + 5
+    shutil.rmtree(path.parent / "checkpoints")
+    made.begin()
+    assert "seconds" not in json.loads(path.read_text())
 
 
 def test_finished_runs_stay_with_other_code_and_without_their_weights(

@@ -77,6 +77,27 @@ def test_a_report_names_versions_and_machines(tmp_path):
     )
 
 
+def test_a_report_names_commits_and_times(tmp_path):
+    roots = []
+    for seed, (commit, seconds) in enumerate((("a" * 40, 61.6), ("b" * 40, 99.0), ("a" * 40, 80))):
+        root = _folder(tmp_path / str(seed), [row_of("batch", seed, 0.9)], seed=seed)
+        content = json.loads((root / "config.json").read_text())
+        write_json(root / "config.json", content | {"git_commit": commit})
+        write_json(root / "comparison.json", {"seconds": seconds})
+        roots.append(root)
+    (experiment,) = report.read(roots)
+    assert experiment.notes[1:3] == [
+        f"Commits of this repository: {'a' * 12}, {'b' * 12}.",
+        "Training and measuring took 62 to 99 s a run, beside whatever else the machine did.",
+    ]
+    # Of earlier versions, and of trainings that no comparison made.
+    (roots[0] / "comparison.json").unlink()
+    write_json(roots[1] / "config.json", content | {"git_commit": None, "seed": 1})
+    (experiment,) = report.read(roots)
+    assert f"Commit of this repository: {'a' * 12}, some not recorded." in experiment.notes
+    assert not any("took" in note for note in experiment.notes)
+
+
 def test_folders_are_read_in_any_order_and_once(tmp_path):
     one = _folder(tmp_path / "a", [row_of("batch", 0, 0.9)])
     two = _folder(tmp_path / "b", [row_of("batch", 1, 0.8)], seed=1, changes={"size": "in words"})

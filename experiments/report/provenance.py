@@ -1,0 +1,62 @@
+"""What the runs of a report were made with: versions, machines, commits, time."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_PACKAGES = ("jax", "jaxlib", "flax")
+
+
+class Provenance(NamedTuple):
+    """That of one run; what an earlier version did not note is empty.
+
+    Attributes:
+      versions: package -> version.
+      machine: devices and processor.
+      commit: of this repository, when the training began.
+      seconds: that a comparison spent on it; None where none noted it.
+    """
+
+    versions: Mapping[str, str]
+    machine: str
+    commit: str
+    seconds: float | None
+
+    @classmethod
+    def of(cls, root: Path, content: Mapping[str, Any]) -> "Provenance":
+        """Reads that of a work folder, whose ``config.json`` has that content."""
+        return cls(
+            content.get("versions") or {},
+            content.get("machine") or "",
+            content.get("git_commit") or "",
+            _seconds(root / "comparison.json"),
+        )
+
+
+def _seconds(path: Path) -> float | None:
+    try:
+        found = json.loads(path.read_text()).get("seconds")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(found) if isinstance(found, int | float) else None
+
+
+def notes(runs: Sequence[Provenance]) -> Iterator[str]:
+    """Yields what a reader of their numbers should know, a sentence each."""
+    made = {
+        ", ".join(f"{name} {run.versions.get(name, 'unknown')}" for name in _PACKAGES)
+        + f" on {run.machine or 'a machine that is not recorded'}"
+        for run in runs
+    }
+    yield f"Trained with {'; and with '.join(sorted(made))}."
+    commits = dict.fromkeys(run.commit[:12] for run in runs if run.commit)
+    if commits:
+        some = "" if all(run.commit for run in runs) else ", some not recorded"
+        yield f"Commit{'s' * (len(commits) > 1)} of this repository: {', '.join(commits)}{some}."
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    if len(seconds) == len(runs):
+        yield (
+            f"Training and measuring took {min(seconds):.0f} to {max(seconds):.0f} s a run, beside "
+            "whatever else the machine did."
+        )
