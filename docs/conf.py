@@ -79,6 +79,7 @@ RESULTS = [
     "Two norms on CIFAR-10, on a CPU <compared/cifar10-cpu/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
     "Street scenes of CamVid <compared/camvid/report>",
+    "Another rule at test time <compared/rule_at_test>",
     "CIFAR-10 under attack, one seed <cifar10/report>",
     "Times on a GPU <device_times>",
     "Training on batches of 2 <compared/batches-of-2/report>",

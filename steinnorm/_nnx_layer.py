@@ -84,7 +84,7 @@ class SteinBatchNorm(nnx.BatchNorm):
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
-        training; nothing is recorded), or "shrunk" (the test batch shrunk towards the running
+        training; nothing is recorded), or "shrunk" (the same shrunk towards the running
         statistics), or "calibrated" or "calibrated_streams" (the test batch judged by what
         :func:`calibrate` measured). ``nnx.view(model, test_statistics=...)`` changes it in every
         layer.

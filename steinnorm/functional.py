@@ -16,10 +16,10 @@ from jax.typing import ArrayLike
 from steinnorm import _checks
 from steinnorm._affine import coefficients, scaled_and_shifted
 from steinnorm._numerics import promote_types
+from steinnorm._rules_applied import rules_in_use, shrink
 from steinnorm._sharding import placed_as_features, placed_like, select, under_a_set_mesh
 from steinnorm.calibrated import Calibration, calibrated
-from steinnorm.rules import SampleMean
-from steinnorm.shrinkage import Shrinkage, resolve, toward_running
+from steinnorm.shrinkage import Shrinkage, resolve
 from steinnorm.statistics import (
     AxisName,
     BatchStatistics,
@@ -107,8 +107,8 @@ def stein_batch_norm(
       use_running_average: inference rather than training.
       shrinkage: a :class:`~steinnorm.shrinkage.Shrinkage` or its name.
       test_statistics: in inference, ``"running"``; or ``"batch"``, the statistics of the test
-        batch by the rule of training; or ``"shrunk"``, those of the test batch shrunk towards the
-        running ones; or ``"calibrated"``, those of the test batch judged by a calibration, and
+        batch by the rule of training; or ``"shrunk"``, these shrunk towards the running
+        ones; or ``"calibrated"``, those of the test batch judged by a calibration, and
         ``"calibrated_streams"``, the same where the examples of a batch may be alike (see
         :func:`~steinnorm.calibrated.calibrated`). Nothing is recorded in inference, and gradients
         are those of the function that is evaluated, whatever a shrinkage does in training.
@@ -143,7 +143,7 @@ def stein_batch_norm(
       Array([-1.,  1.], dtype=float32)
     """
     x = _checks.inexact_input(x)
-    rule = _rule_in_use(resolve(shrinkage), use_running_average, test_statistics)
+    rule, then = rules_in_use(resolve(shrinkage), use_running_average, test_statistics)
     features = _checks.feature_axes(axis, x.ndim)
     shape = tuple(x.shape[f] for f in features)
     _checks.momentum(momentum)
@@ -188,11 +188,13 @@ def stein_batch_norm(
         calibration,
         mask=mask,
         rule=rule,
+        then=then,
         epsilon=epsilon,
         settings=dataclasses.replace(settings, streams=test_statistics == "calibrated_streams"),
     )
     if running is None or use_running_average:
-        return Normalised(y, given, batch, used, rule if factors is None else None, factors)
+        last = (then or rule) if factors is None else None
+        return Normalised(y, given, batch, used, last, factors)
     recorded = Moments(batch.mean, batch.variance) if rule.toward_running else used
     recorded = settings.round(recorded, x.dtype)
     # An empty batch leaves them alone. Only a mask, or a shape without values, can make one.
@@ -235,6 +237,7 @@ def _normalise(
     *,
     mask: ArrayLike | None,
     rule: Shrinkage,
+    then: Shrinkage | None,
     epsilon: ArrayLike,
     settings: _Settings,
 ) -> tuple[jax.Array, BatchStatistics, Moments, tuple[jax.Array, jax.Array] | None]:
@@ -250,7 +253,7 @@ def _normalise(
         axis_name=settings.axis_name,
         axis_index_groups=settings.groups,
         use_fast_variance=settings.use_fast_variance,
-        noise=rule.needs_noise if calibration is None else settings.streams,
+        noise=rule.needs_noise or then is not None if calibration is None else settings.streams,
         examples=calibration is not None,
         dtype=settings.dtype,
         reference=None if running is None else running.mean,
@@ -271,10 +274,10 @@ def _normalise(
         # Channels without a valid value: stand-ins that shrink and normalise to finite values.
         some = batch.count > 0
         own = jax.tree.map(functools.partial(select, some), own, stand_in)
-        used = _shrink(rule, batch._replace(**own._asdict()), stand_in, epsilon)
+        used = shrink(rule, batch._replace(**own._asdict()), stand_in, epsilon, then)
         used = jax.tree.map(functools.partial(select, some), used, own)
     else:
-        used = _shrink(rule, batch, stand_in, epsilon)
+        used = shrink(rule, batch, stand_in, epsilon, then)
     a, d = coefficients(used, own, scale, bias, epsilon, straight_through=rule.straight_through)
     return scaled_and_shifted(settings.features, settings.out_dtype, x, a, d), batch, used, None
 
@@ -291,36 +294,6 @@ def _stand_in(running: Moments | None, like: Moments) -> Moments:
     return jax.tree.map(lambda r, b: r.astype(b.dtype), running, like)
 
 
-def _shrink(
-    rule: Shrinkage, batch: BatchStatistics, running: Moments, epsilon: ArrayLike
-) -> Moments:
-    """Applies the two rules to statistics laid out as (C,), whatever the feature axes.
-
-    A channel whose variance does not exceed epsilon keeps its sample mean, unless the rule shrinks
-    towards the running statistics: what another rule left of the mean, epsilon would magnify to
-    up to 1/sqrt(epsilon) of it, where the formula without an epsilon has no value.
-    """
-    shape = batch.mean.shape
-
-    def flat(a: jax.Array) -> jax.Array:
-        return a if a.ndim < 2 else a.reshape(-1)
-
-    flattened, target = jax.tree.map(flat, (batch, running))
-    estimates = []
-    for what, estimate in (("mean", rule.mean), ("variance", rule.variance)):
-        value = estimate(flattened, target)
-        if jnp.shape(value) != target.mean.shape:
-            raise ValueError(
-                f"the {what} rule of shrinkage {rule.name!r} must return shape "
-                f"{target.mean.shape}, one value per channel; got {jnp.shape(value)}."
-            )
-        estimates.append(value.reshape(shape))
-    mean, variance = estimates
-    if not (rule.toward_running or isinstance(rule.mean, SampleMean)):
-        mean = jnp.where(batch.variance > jnp.asarray(epsilon, variance.dtype), mean, batch.mean)
-    return Moments(mean, variance)
-
-
 def _update(
     running: Moments, recorded: Moments, some: jax.Array | None, momentum: float
 ) -> Moments:
@@ -332,19 +305,6 @@ def _update(
         return updated if some is None else select(some, updated, old.astype(dtype))
 
     return Moments(*map(average, running, recorded))
-
-
-def _rule_in_use(rule: Shrinkage, inference: bool, test_statistics: str) -> Shrinkage:
-    """Returns the rule that a call applies.
-
-    In inference it has the true gradient: one that is straight through serves the training, and
-    would lead an attack on the finished model astray.
-    """
-    if not inference:
-        return rule
-    if test_statistics == "shrunk":
-        rule = toward_running(single_example="running")
-    return dataclasses.replace(rule, straight_through=False)
 
 
 def _hashable(groups: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import flax
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -24,6 +25,7 @@ from steinnorm._nnx_layer import (
     SteinBatchNorm,
 )
 from steinnorm._nnx_modules import map_modules
+from steinnorm._rules_applied import changes_a_large_batch
 from steinnorm.shrinkage import Shrinkage, resolve
 
 __all__ = [
@@ -54,7 +56,9 @@ def convert(
     """Swaps every ``nnx.BatchNorm`` of a model for a :class:`SteinBatchNorm`, weights kept.
 
     Parameters, running statistics, their metadata and all settings carry over, so inference does
-    not change; training and ``test_statistics`` other than "running" do.
+    not change; training and ``test_statistics`` other than "running" do. To evaluate a model that
+    was trained with batch norm under these, pass ``shrinkage="none"``: a network fits the rule
+    that it was trained with, and no other.
 
     Args:
       model: any NNX module; left as it is.
@@ -70,6 +74,10 @@ def convert(
       TypeError: the model is no NNX module.
       ValueError: an unknown name, or a model without a BatchNorm.
 
+    Warns:
+      UserWarning: inference would apply a rule to the test batch with which the model, whose
+        running statistics are not those of a new one, was not trained.
+
     Example:
       >>> from flax import nnx
       >>> rngs = nnx.Rngs(0)
@@ -77,12 +85,30 @@ def convert(
       >>> type(convert(model).layers[1]).__name__
       'SteinBatchNorm'
     """
-    resolve(shrinkage)
+    rule, trained = resolve(shrinkage), []
 
     def to_stein(layer: nnx.BatchNorm) -> SteinBatchNorm:
+        trained.append(_has_been_trained(layer))
         return _rebuild(layer, SteinBatchNorm, shrinkage=shrinkage, test_statistics=test_statistics)
 
-    return _swap(model, nnx.BatchNorm, to_stein)
+    converted = _swap(model, nnx.BatchNorm, to_stein)
+    if test_statistics in ("batch", "shrunk") and changes_a_large_batch(rule) and any(trained):
+        warnings.warn(
+            f"test_statistics={test_statistics!r} would shrink the test batch's statistics by "
+            f"{rule.name!r} in a model that seems to have been trained with nnx.BatchNorm, and was "
+            'never fitted to that: pass shrinkage="none" to evaluate it, or train it on first.',
+            stacklevel=2,
+        )
+    return converted
+
+
+def _has_been_trained(layer: nnx.BatchNorm) -> bool:
+    """Returns whether the running statistics are those of no new layer; False under a trace."""
+    mean, variance = layer.mean[...], layer.var[...]
+    for array in (mean, variance):
+        if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+            return False
+    return bool(jnp.any(mean != 0) | jnp.any(variance != 1))
 
 
 def revert(model: M) -> M:

@@ -33,6 +33,7 @@ LAYERS = [
     ["statistics"],
     ["rules", "_affine", "calibrated"],
     ["shrinkage"],
+    ["_rules_applied"],
     ["functional"],
     ["shrinkage_factors", "_calibration", "_nnx_modules"],
     ["_nnx_layer"],

@@ -70,11 +70,18 @@ def test_inference_with_batch_statistics_is_training_that_records_nothing(name):
         chex.assert_trees_all_close(train.running, RUNNING)
 
 
-def test_inference_with_shrunk_statistics_is_toward_running():
+@pytest.mark.parametrize("name", ["none", "stein", "stein_mean_only", "jsnorm", "ridge", "lasso"])
+def test_inference_with_shrunk_statistics_is_the_rule_of_training_and_then_toward_running(name):
     x = draw()
     options = {"use_running_average": True, "test_statistics": "shrunk"}
-    test = jitted(shrinkage="stein", **options)(x, SCALE, BIAS, RUNNING)
-    mean, variance = reference.shrink("toward_running", reference.batch_statistics(x), *RUNNING)
+    strong = getattr(rules, name)(0.3) if name in ("ridge", "lasso") else name
+    test = jitted(shrinkage=strong, **options)(x, SCALE, BIAS, RUNNING)
+    own = reference.batch_statistics(x)
+    strength = {"strength": 0.3} if name in ("ridge", "lasso") else {}
+    mean, variance = reference.shrink(name, own, **strength)
+    noise = own.variance_noise * (variance / own.variance) ** 2
+    estimated = own._replace(mean=mean, variance=variance, variance_noise=noise)
+    mean, variance = reference.shrink("toward_running", estimated, *RUNNING)
     want = reference.normalise(x, mean, variance, scale=SCALE, bias=BIAS)
     np.testing.assert_allclose(test.y, want, rtol=1e-5, atol=1e-5)
     chex.assert_trees_all_equal(test.running, RUNNING)
@@ -83,9 +90,26 @@ def test_inference_with_shrunk_statistics_is_toward_running():
     np.testing.assert_allclose(single.y, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["none", "stein", "jsnorm", "toward_running"])
+def test_shrunk_statistics_of_a_large_batch_are_those_that_training_would_use(name):
+    """What the network was trained on.  The sample statistics would be another function."""
+    x = draw(shape=(2048, 2, 2, 5))
+    used = {
+        source: jitted(shrinkage=name, use_running_average=True, test_statistics=source)(
+            x, SCALE, BIAS, RUNNING
+        ).used
+        for source in ("batch", "shrunk")
+    }
+    chex.assert_trees_all_close(used["shrunk"], used["batch"], rtol=2e-3, atol=2e-3)
+    plain = batch_statistics(x)
+    apart = jnp.max(jnp.abs(used["batch"].mean - plain.mean))
+    assert (apart > 0.05) == (name in ("stein", "jsnorm"))
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("shrinkage", "test_statistics"), [("stein", "shrunk"), ("toward_running", "batch")]
+    ("shrinkage", "test_statistics"),
+    [("stein", "shrunk"), ("jsnorm", "shrunk"), ("none", "shrunk"), ("toward_running", "batch")],
 )
 def test_gradients_in_inference_are_those_of_what_is_evaluated(shrinkage, test_statistics):
     """Straight-through gradients are for training; an attack would follow them astray."""

@@ -142,7 +142,8 @@ class TestConvert:
     def test_swaps_all_and_keeps_inference(self, x):
         model = Net(nnx.Rngs(0))
         model(x)
-        converted = convert(model, "jsnorm", test_statistics="batch")
+        with pytest.warns(UserWarning, match="never fitted to that"):
+            converted = convert(model, "jsnorm", test_statistics="batch")
         norms = [m for _, m in nnx.iter_modules(converted) if isinstance(m, nnx.BatchNorm)]
         assert [type(m) for m in norms] == [SteinBatchNorm] * 3
         assert {m.shrinkage for m in norms} == {"jsnorm"}
@@ -165,6 +166,28 @@ class TestConvert:
         model.eval()
         back.eval()
         np.testing.assert_array_equal(back(x), model(x))
+
+    @pytest.mark.parametrize("test_statistics", ["batch", "shrunk"])
+    def test_warns_where_a_trained_model_would_be_evaluated_with_another_rule(
+        self, x, test_statistics
+    ):
+        """A network of CIFAR-10 that was trained with batch norm had 60 % so, and 31 with stein."""
+        model = Net(nnx.Rngs(0))
+        options = {"test_statistics": test_statistics}
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            convert(model, **options)  # to be trained
+            nnx.eval_shape(lambda: convert(Net(nnx.Rngs(0)), **options))
+            model(x)
+            convert(model)
+            convert(model, test_statistics="calibrated")
+            convert(model, "none", **options)
+            convert(model, "toward_running", **options)
+            nnx.jit(lambda model: convert(model, **options)(x))(model)  # not known under a trace
+        with pytest.warns(
+            UserWarning, match=f"'{test_statistics}'.*by 'stein'.*shrinkage=\"none\""
+        ):
+            convert(model, **options)
 
     def test_leaves_the_model_alone(self, x):
         model = Net(nnx.Rngs(0))

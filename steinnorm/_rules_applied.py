@@ -1,0 +1,92 @@
+"""Which rules a call of the layer applies, and their application to a batch's statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from steinnorm.rules import SampleMean, SampleVariance
+from steinnorm.shrinkage import Shrinkage, toward_running
+from steinnorm.statistics import BatchStatistics, Moments
+
+
+def rules_in_use(
+    rule: Shrinkage, inference: bool, test_statistics: str
+) -> tuple[Shrinkage, Shrinkage | None]:
+    """Returns the rule that a call applies, and one for its results.
+
+    In inference they have the true gradient: one that is straight through serves the training, and
+    would lead an attack on the finished model astray.
+    """
+    if not inference:
+        return rule, None
+    trained = dataclasses.replace(rule, straight_through=False)
+    if test_statistics != "shrunk":
+        return trained, None
+    toward = dataclasses.replace(toward_running(single_example="running"), straight_through=False)
+    # The running statistics are those that training normalised with, so what shrinks towards them
+    # must be alike.
+    return (trained, toward) if changes_a_large_batch(rule) else (toward, None)
+
+
+def changes_a_large_batch(rule: Shrinkage) -> bool:
+    """Returns whether a rule changes statistics that have no noise.
+
+    Then what a network was trained on, and what was recorded, are not the batch's own statistics.
+    A rule that shrinks towards the running statistics records the batch's own.
+    """
+    plain = isinstance(rule.mean, SampleMean) and isinstance(rule.variance, SampleVariance)
+    return not (plain or rule.toward_running)
+
+
+def shrink(
+    rule: Shrinkage,
+    batch: BatchStatistics,
+    running: Moments,
+    epsilon: ArrayLike,
+    then: Shrinkage | None = None,
+) -> Moments:
+    """Applies a shrinkage, and another one to its results where there is one."""
+    used = _estimate(rule, batch, running, epsilon)
+    if then is None:
+        return used
+    # How noisy the batch's own statistics are is known: the means as they are, which says rather
+    # too much of means that are smaller, and the variances relative to themselves.
+    some = batch.variance > 0
+    ratio = jnp.where(some, used.variance, 1) / jnp.where(some, batch.variance, 1)
+    noise = None if batch.variance_noise is None else batch.variance_noise * jnp.square(ratio)
+    estimated = batch._replace(**used._asdict(), variance_noise=noise)
+    return _estimate(then, estimated, running, epsilon)
+
+
+def _estimate(
+    rule: Shrinkage, batch: BatchStatistics, running: Moments, epsilon: ArrayLike
+) -> Moments:
+    """Applies the two rules to statistics laid out as (C,), whatever the feature axes.
+
+    A channel whose variance does not exceed epsilon keeps its sample mean, unless the rule shrinks
+    towards the running statistics: what another rule left of the mean, epsilon would magnify to
+    up to 1/sqrt(epsilon) of it, where the formula without an epsilon has no value.
+    """
+    shape = batch.mean.shape
+
+    def flat(a: jax.Array) -> jax.Array:
+        return a if a.ndim < 2 else a.reshape(-1)
+
+    flattened, target = jax.tree.map(flat, (batch, running))
+    estimates = []
+    for what, estimate in (("mean", rule.mean), ("variance", rule.variance)):
+        value = estimate(flattened, target)
+        if jnp.shape(value) != target.mean.shape:
+            raise ValueError(
+                f"the {what} rule of shrinkage {rule.name!r} must return shape "
+                f"{target.mean.shape}, one value per channel; got {jnp.shape(value)}."
+            )
+        estimates.append(value.reshape(shape))
+    mean, variance = estimates
+    if not (rule.toward_running or isinstance(rule.mean, SampleMean)):
+        mean = jnp.where(batch.variance > jnp.asarray(epsilon, variance.dtype), mean, batch.mean)
+    return Moments(mean, variance)
