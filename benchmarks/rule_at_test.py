@@ -32,8 +32,12 @@ def scores(
     """Returns a row of the table for each rule and source."""
     settings = read_settings(workdir)
     config = settings.config
+    if settings.norm == "group":
+        raise SystemExit(f"{workdir} was trained with norm group, which has no rule: leave it out")
     dataset = data.load(config.data, data_dir, user_cache())
-    dataset = dataclasses.replace(dataset, test=dataset.test.take(np.arange(examples)))
+    dataset = dataclasses.replace(
+        dataset, test=dataset.test.take(np.arange(len(dataset.test))[:examples])
+    )
     task = tasks.create(config.task, dataset.classes)
     attacks = (AttackConfig("gaussian", "gaussian", (noise,)),)
     (metric, *_) = of_task(config.task)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from steinnorm._numerics import safe_divide
 from steinnorm.rules import SampleMean, SampleVariance
 from steinnorm.shrinkage import Shrinkage, toward_running
 from steinnorm.statistics import BatchStatistics, Moments
@@ -29,14 +30,15 @@ def rules_in_use(
     toward = dataclasses.replace(toward_running(single_example="running"), straight_through=False)
     # The running statistics are those that training normalised with, so what shrinks towards them
     # must be alike.
-    return (trained, toward) if changes_a_large_batch(rule) else (toward, None)
+    return (trained, toward) if may_change_a_large_batch(rule) else (toward, None)
 
 
-def changes_a_large_batch(rule: Shrinkage) -> bool:
-    """Returns whether a rule changes statistics that have no noise.
+def may_change_a_large_batch(rule: Shrinkage) -> bool:
+    """Returns whether a rule may change statistics that have no noise.
 
     Then what a network was trained on, and what was recorded, are not the batch's own statistics.
-    A rule that shrinks towards the running statistics records the batch's own.
+    A rule that shrinks towards the running statistics records the batch's own, and is not applied
+    twice.
     """
     plain = isinstance(rule.mean, SampleMean) and isinstance(rule.variance, SampleVariance)
     return not (plain or rule.toward_running)
@@ -48,18 +50,38 @@ def shrink(
     running: Moments,
     epsilon: ArrayLike,
     then: Shrinkage | None = None,
-) -> Moments:
-    """Applies a shrinkage, and another one to its results where there is one."""
+) -> tuple[Moments, tuple[jax.Array, jax.Array] | None]:
+    """Applies a shrinkage, and another one to its results where there is one.
+
+    Returns:
+      The estimates, and what the other one kept of the distances of means and variances to the
+      running ones; None where there is no other.
+    """
     used = _estimate(rule, batch, running, epsilon)
     if then is None:
-        return used
+        return used, None
     # How noisy the batch's own statistics are is known: the means as they are, which says rather
     # too much of means that are smaller, and the variances relative to themselves.
     some = batch.variance > 0
     ratio = jnp.where(some, used.variance, 1) / jnp.where(some, batch.variance, 1)
     noise = None if batch.variance_noise is None else batch.variance_noise * jnp.square(ratio)
     estimated = batch._replace(**used._asdict(), variance_noise=noise)
-    return _estimate(then, estimated, running, epsilon)
+    last = _estimate(then, estimated, running, epsilon)
+    return last, (
+        least_squares_factor(last.mean, used.mean, running.mean),
+        least_squares_factor(last.variance, used.variance, running.variance),
+    )
+
+
+def least_squares_factor(
+    used: jax.Array, own: jax.Array, target: jax.Array | None = None
+) -> jax.Array:
+    """Returns the share of ``own - target`` that ``used - target`` is, a real scalar."""
+    if target is not None:
+        used, own = used - target, own - target
+    return safe_divide(
+        jnp.sum(used * own.conj()).real, jnp.sum(own * own.conj()).real, otherwise=1.0
+    )
 
 
 def _estimate(

@@ -49,10 +49,11 @@ class Normalised(NamedTuple):
       running: the running statistics after this call; unchanged in inference.
       batch: the batch's own statistics, or None where only running ones were used.
       used: the mean and variance that ``y`` was normalised with.
-      shrinkage: the rule that made them of ``batch``, or None where a calibration, or the running
-        statistics alone, did.
+      shrinkage: the rule that made them of ``batch``, the first of two with shrunk test statistics;
+        or None where a calibration, or the running statistics alone, did.
       factors: how much of the shift of the means, and of the change of the variances, calibrated
-        test statistics took as real; None with all others.
+        test statistics took as real; with shrunk ones, what was kept of the distance of the rule's
+        estimates to the running ones; None with all others.
     """
 
     y: jax.Array
@@ -193,8 +194,8 @@ def stein_batch_norm(
         settings=dataclasses.replace(settings, streams=test_statistics == "calibrated_streams"),
     )
     if running is None or use_running_average:
-        last = (then or rule) if factors is None else None
-        return Normalised(y, given, batch, used, last, factors)
+        made = rule if calibration is None else None
+        return Normalised(y, given, batch, used, made, factors)
     recorded = Moments(batch.mean, batch.variance) if rule.toward_running else used
     recorded = settings.round(recorded, x.dtype)
     # An empty batch leaves them alone. Only a mask, or a shape without values, can make one.
@@ -244,7 +245,8 @@ def _normalise(
     """Statistics, shrinkage or judgement by a calibration, normalisation.
 
     Returns:
-      y, the batch's own statistics, those that were used, and the factors of a calibrated batch.
+      y, the batch's own statistics, those that were used, and the factors of a calibrated batch, or
+      of the last of two rules.
     """
     batch = batch_statistics(
         x,
@@ -274,12 +276,12 @@ def _normalise(
         # Channels without a valid value: stand-ins that shrink and normalise to finite values.
         some = batch.count > 0
         own = jax.tree.map(functools.partial(select, some), own, stand_in)
-        used = shrink(rule, batch._replace(**own._asdict()), stand_in, epsilon, then)
+        used, kept = shrink(rule, batch._replace(**own._asdict()), stand_in, epsilon, then)
         used = jax.tree.map(functools.partial(select, some), used, own)
     else:
-        used = shrink(rule, batch, stand_in, epsilon, then)
+        used, kept = shrink(rule, batch, stand_in, epsilon, then)
     a, d = coefficients(used, own, scale, bias, epsilon, straight_through=rule.straight_through)
-    return scaled_and_shifted(settings.features, settings.out_dtype, x, a, d), batch, used, None
+    return scaled_and_shifted(settings.features, settings.out_dtype, x, a, d), batch, used, kept
 
 
 def _may_be_empty(x: jax.Array, mask: ArrayLike | None) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from steinnorm import _checks, functional
@@ -25,7 +26,7 @@ from steinnorm._nnx_layer import (
     SteinBatchNorm,
 )
 from steinnorm._nnx_modules import map_modules
-from steinnorm._rules_applied import changes_a_large_batch
+from steinnorm._rules_applied import may_change_a_large_batch
 from steinnorm.shrinkage import Shrinkage, resolve
 
 __all__ = [
@@ -57,8 +58,8 @@ def convert(
 
     Parameters, running statistics, their metadata and all settings carry over, so inference does
     not change; training and ``test_statistics`` other than "running" do. To evaluate a model that
-    was trained with batch norm under these, pass ``shrinkage="none"``: a network fits the rule
-    that it was trained with, and no other.
+    was trained with batch norm under these, pass ``shrinkage="none"``: it does not fit a rule that
+    it was not trained with.
 
     Args:
       model: any NNX module; left as it is.
@@ -75,8 +76,9 @@ def convert(
       ValueError: an unknown name, or a model without a BatchNorm.
 
     Warns:
-      UserWarning: inference would apply a rule to the test batch with which the model, whose
-        running statistics are not those of a new one, was not trained.
+      UserWarning: inference would apply a rule to the test batch with which the model seems not to
+        have been trained: its running statistics are not those of a new one. (It may have been,
+        before it went through :func:`revert`.)
 
     Example:
       >>> from flax import nnx
@@ -86,13 +88,14 @@ def convert(
       'SteinBatchNorm'
     """
     rule, trained = resolve(shrinkage), []
+    other = test_statistics in ("batch", "shrunk") and may_change_a_large_batch(rule)
 
     def to_stein(layer: nnx.BatchNorm) -> SteinBatchNorm:
-        trained.append(_has_been_trained(layer))
+        trained.append(other and _has_been_trained(layer))
         return _rebuild(layer, SteinBatchNorm, shrinkage=shrinkage, test_statistics=test_statistics)
 
     converted = _swap(model, nnx.BatchNorm, to_stein)
-    if test_statistics in ("batch", "shrunk") and changes_a_large_batch(rule) and any(trained):
+    if any(trained):
         warnings.warn(
             f"test_statistics={test_statistics!r} would shrink the test batch's statistics by "
             f"{rule.name!r} in a model that seems to have been trained with nnx.BatchNorm, and was "
@@ -103,12 +106,17 @@ def convert(
 
 
 def _has_been_trained(layer: nnx.BatchNorm) -> bool:
-    """Returns whether the running statistics are those of no new layer; False under a trace."""
-    mean, variance = layer.mean[...], layer.var[...]
-    for array in (mean, variance):
-        if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+    """Returns whether the running statistics are those of no new layer; False if not known here."""
+    values = (layer.mean.get_value(), layer.var.get_value())
+    for value in values:
+        if isinstance(value, jax.Array):
+            # Under a trace, of an abstract model, or in part on the devices of other processes.
+            if isinstance(value, jax.core.Tracer) or not value.is_fully_addressable:
+                return False
+        elif not isinstance(value, np.ndarray):
             return False
-    return bool(jnp.any(mean != 0) | jnp.any(variance != 1))
+    mean, variance = map(np.asarray, values)
+    return bool((mean != 0).any() or (variance != 1).any())
 
 
 def revert(model: M) -> M:

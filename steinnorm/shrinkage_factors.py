@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from steinnorm._numerics import safe_divide
+from steinnorm._rules_applied import least_squares_factor
 from steinnorm.functional import Normalised
 from steinnorm.statistics import Moments
 
@@ -30,7 +29,8 @@ def shrinkage_factors(result: Normalised, running: Moments | None = None) -> Shr
     Both are measured from the target: zero, or ``running`` for a shrinkage towards it. For
     :func:`~steinnorm.stein_mean` and the other rules that multiply, this is the very factor. With
     calibrated test statistics the target is the calibration, and the factors are those of the
-    formulas (1: the shift is real, 0: it is noise).
+    formulas (1: the shift is real, 0: it is noise). With shrunk ones they are of the last step:
+    what was kept of the distance of the rule's estimates to the running statistics.
 
     Args:
       result: what :func:`~steinnorm.stein_batch_norm` returned for a batch.
@@ -52,14 +52,7 @@ def shrinkage_factors(result: Normalised, running: Moments | None = None) -> Shr
     toward = result.shrinkage.toward_running and running is not None
     targets = running if toward and running is not None else (None, None)
 
-    def factor(used: jax.Array, own: jax.Array, target: jax.Array | None) -> jax.Array:
-        if target is not None:
-            used, own = used - target, own - target
-        return safe_divide(
-            jnp.sum(used * own.conj()).real, jnp.sum(own * own.conj()).real, otherwise=1.0
-        )
-
     return ShrinkageFactors(
-        factor(result.used.mean, result.batch.mean, targets[0]),
-        factor(result.used.variance, result.batch.variance, targets[1]),
+        least_squares_factor(result.used.mean, result.batch.mean, targets[0]),
+        least_squares_factor(result.used.variance, result.batch.variance, targets[1]),
     )

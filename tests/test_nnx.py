@@ -184,9 +184,18 @@ class TestConvert:
             convert(model, "none", **options)
             convert(model, "toward_running", **options)
             nnx.jit(lambda model: convert(model, **options)(x))(model)  # not known under a trace
+            jax.jit(lambda x: nnx.relu(convert(model)(x)))(x)
+            abstract = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
+            for more in ({}, options):
+                assert isinstance(convert(abstract, **more).first, SteinBatchNorm)
         with pytest.warns(
             UserWarning, match=f"'{test_statistics}'.*by 'stein'.*shrinkage=\"none\""
         ):
+            convert(model, **options)
+        with pytest.warns(UserWarning, match="never fitted"):  # closed over: its values are known
+            jax.jit(lambda x: nnx.relu(convert(model, **options)(x)))(x)
+        model.first.mean.set_value(np.asarray(model.first.mean[...]))  # as a checkpoint may give
+        with pytest.warns(UserWarning, match="never fitted"):
             convert(model, **options)
 
     def test_leaves_the_model_alone(self, x):

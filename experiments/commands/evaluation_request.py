@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from experiments.configs import attacks as catalogue
 from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
@@ -61,7 +61,9 @@ def settings_for(known: EvaluationConfig, request: Request) -> EvaluationConfig:
     Raises:
       ConfigError: a name that is not known, a number out of range.
     """
-    sizes = {}
+    sizes: dict[str, Any] = {}
+    if request.batch_size is not None:
+        sizes["independent_batch_size"] = None  # unless it is asked for, the same for all
     for field in ("batch_size", "independent_batch_size"):
         size = getattr(request, field)
         if size is not None and size < 1:

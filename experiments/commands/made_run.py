@@ -78,7 +78,7 @@ class MadeRun:
         found = self._read() if self._path.exists() else {"measured": []}
         trained = self.has_weights
         if not trained:
-            found.pop("seconds", None)  # of what is made anew
+            found["seconds"] = 0.0  # all of it is made anew
         write_json(self._path, {"code": self.by or code_version(), **found, "trained": trained})
 
     def trained(self) -> None:
@@ -93,9 +93,13 @@ class MadeRun:
             write_json(self._path, {**found, "measured": [*found["measured"], fields]})
 
     def took(self, seconds: float) -> None:
-        """Notes time that was spent on the run, besides that which is noted already."""
+        """Notes time that was spent on the run, besides that which is noted already.
+
+        Nothing where none is: an earlier version began the run, and its time is not known.
+        """
         found = self._read()
-        write_json(self._path, {**found, "seconds": found.get("seconds", 0.0) + seconds})
+        if "seconds" in found:
+            write_json(self._path, {**found, "seconds": found["seconds"] + seconds})
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():

@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # importing them takes JAX, for which --help must not wait
 Statistics = Literal["running", "batch", "shrunk", "calibrated", "calibrated_streams", "none"]
 """Where a norm's statistics came from when a number was measured.
 
-``running``: stored during training; ``batch``: the test batch's own; ``shrunk``: those, shrunk
-towards the stored ones; ``calibrated``: those, as far as clean training examples say that they are
-to be trusted, and ``calibrated_streams`` for batches of like examples; ``none``: the norm uses no
-statistics of batches (group normalisation).
+``running``: stored during training; ``batch``: the test batch's, by the norm's own rule;
+``shrunk``: these, shrunk towards the stored ones; ``calibrated``: the test batch's own, as far as
+clean training examples say that they are to be trusted, and ``calibrated_streams`` for batches of
+like examples; ``none``: the norm uses no statistics of batches (group normalisation).
 """
 
 

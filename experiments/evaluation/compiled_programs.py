@@ -7,12 +7,12 @@ import jax
 
 _MAPS = Path("/proc/self/maps")
 _MOST_MAPS = Path("/proc/sys/vm/max_map_count")
-_SHARE = 0.25
-"""Of the memory maps that Linux allows: with 65,530 and networks for CPUs, some 3 GiB."""
+_SHARE, _MANY = 0.25, 16_000
+"""Of the memory maps that Linux allows, and at most so many: with networks for CPUs some 3 GiB."""
 
 
 def release_where_many() -> bool:
-    """Lets go of all compiled programs, if they are many; to be called between two networks.
+    """Lets go of all compiled programs, if they are many; to be called now and then.
 
     JAX keeps every program that a process has compiled. On a CPU each has memory maps of its own:
     a comparison of high-resolution networks took 9,000 for each of its runs, and the compiler
@@ -27,7 +27,7 @@ def release_where_many() -> bool:
         most = int(_MOST_MAPS.read_text())
     except (OSError, ValueError):
         return False
-    if count < _SHARE * most:
+    if count < min(_SHARE * most, _MANY):
         return False
     jax.clear_caches()
     gc.collect()  # programs are in cycles

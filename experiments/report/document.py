@@ -30,9 +30,9 @@ _HOW_TO_READ = (
     "batch where the attacker owns it (joint). With statistics of the test batch, *joint* means "
     "that the attacker owns the whole batch, *independent* that each example is attacked while its "
     "batch stays as it is, *companion* that only the others are attacked. *shrunk* are statistics "
-    "of the test batch, shrunk towards the stored ones; *calibrated* are those of the test batch, "
-    "judged by what clean training images look like to each layer. `seeds × n`: seeds, and test "
-    "examples per seed."
+    "of the test batch by the norm's own rule, shrunk towards the stored ones; *calibrated* are "
+    "those of the test batch, judged by what clean training images look like to each layer. "
+    "`seeds × n`: seeds, and test examples per seed."
 )
 
 

@@ -53,10 +53,10 @@ def notes(runs: Sequence[Provenance]) -> Iterator[str]:
     commits = dict.fromkeys(run.commit[:12] for run in runs if run.commit)
     if commits:
         some = "" if all(run.commit for run in runs) else ", some not recorded"
-        yield f"Commit{'s' * (len(commits) > 1)} of this repository: {', '.join(commits)}{some}."
+        yield f"Trained at commit{'s' * (len(commits) > 1)} {', '.join(commits)}{some}."
     seconds = [run.seconds for run in runs if run.seconds is not None]
     if len(seconds) == len(runs):
         yield (
             f"Training and measuring took {min(seconds):.0f} to {max(seconds):.0f} s a run, beside "
-            "whatever else the machine did."
+            "whatever else the machine did and without what was interrupted."
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from experiments.evaluation.shift.recalibrated import recalibrated
 from experiments.models.norms import in_evaluation
 from steinnorm import Shrinkage
 from steinnorm.nnx import SteinBatchNorm
+from steinnorm.shrinkage import resolve
 from steinnorm.statistics import BatchStatistics, Moments
 
 RUNNING: Final = "running"
@@ -35,27 +36,30 @@ def mixed_name(n: int) -> str:
     return f"N/(N+{n})"
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["own", "weight"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _MixedMean:
+    own: Any
     weight: jax.Array
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
-        return running.mean + self.weight * (batch.mean - running.mean)
+        return running.mean + self.weight * (self.own(batch, running) - running.mean)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["weight"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["own", "weight"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class _MixedVariance:
+    own: Any
     weight: jax.Array
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
-        return running.variance + self.weight * (batch.variance - running.variance)
+        return running.variance + self.weight * (self.own(batch, running) - running.variance)
 
 
 def mixed(model: nnx.Module, batch_size: int, n: int) -> jax.tree_util.Partial:
     """Returns a network whose statistics are a fixed mixture (Schneider et al. 2020).
 
+    The test batch's are those of the rule that the network was trained with, as the running ones.
     Means and variances are N/(N+n) times those of the test batch, of N examples, and n/(N+n) times
     the running ones (arXiv 2006.16971, whose letters are exchanged: its N counts the source).
 
@@ -78,10 +82,13 @@ def _apply_mixed(
     model = nnx.merge(graphdef, state, copy=True)
     # Set here, where the weight is traced: as an attribute of the model it would be a constant,
     # and every n a compilation.
-    rule = Shrinkage(MIXED, _MixedMean(weight), _MixedVariance(weight))
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, SteinBatchNorm):
-            layer.shrinkage = nnx.data(rule)
+            own = resolve(layer.shrinkage)
+            if own.toward_running:  # it records the batch's own
+                own = resolve("none")
+            mean, variance = _MixedMean(own.mean, weight), _MixedVariance(own.variance, weight)
+            layer.shrinkage = nnx.data(Shrinkage(MIXED, mean, variance, own.needs_noise))
     return model(x)
 
 

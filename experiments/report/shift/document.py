@@ -22,10 +22,10 @@ _EXPLAINED = {
     RECALIBRATED: "those of un-augmented training examples, taken again after the training "
     "(PreciseBN, Wu & Johnson 2021, arXiv 2105.07576); does not depend on the batch",
     BATCH: "those of the test batch, by the norm's own shrinkage where it has one",
-    MIXED: "N/(N+n) of the test batch's and n/(N+n) of the running ones, N examples per batch "
+    MIXED: "N/(N+n) of these and n/(N+n) of the running ones, N examples per batch "
     "(Schneider et al. 2020, arXiv 2006.16971), with the best n of a list",
-    "shrunk": "the test batch's, shrunk towards the running ones by their measured noise",
-    "calibrated": "the test batch's, judged by one pass over the un-augmented training inputs "
+    "shrunk": "these, shrunk towards the running ones by their measured noise",
+    "calibrated": "the test batch's own, judged by one pass over the un-augmented training inputs "
     "(`steinnorm.nnx.calibrate`)",
     "calibrated_streams": "the same where the examples of a batch may be alike",
 }

@@ -7,7 +7,9 @@ import pytest
 
 from experiments import data
 from experiments.__main__ import main
+from experiments.commands.evaluation_request import Request, settings_for
 from experiments.configs.data import Cifar10Data
+from experiments.configs.schema import EvaluationConfig
 from experiments.evaluation import per_example
 from experiments.evaluation.calibration import Calibrating
 from experiments.models import hrnet
@@ -396,6 +398,15 @@ def test_batches_of_their_own_where_no_example_depends_on_its_batch(trained, tmp
         for results in per_example.load_all(workdir)
     }
     assert sizes == {"running": (20, 1), "batch": (10, 2)}
+
+
+def test_a_batch_size_that_is_asked_for_is_that_of_all_statistics():
+    """Somebody whose memory is too small should not have to know of the other setting."""
+    known = EvaluationConfig(batch_size=8, independent_batch_size=64)
+    assert settings_for(known, Request()) == known
+    assert settings_for(known, Request(batch_size=4)).independent_batch_size is None
+    found = settings_for(known, Request(batch_size=4, independent_batch_size=16))
+    assert (found.batch_size, found.independent_batch_size) == (4, 16)
 
 
 def test_why_no_check_was_made_is_said(trained, tmp_path, capsys):

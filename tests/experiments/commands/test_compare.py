@@ -108,9 +108,16 @@ def test_a_run_notes_the_time_of_all_that_was_done(finished, tmp_path):
     made.took(5.0)
     made.begin()  # the weights are there, so that nothing is made anew
     assert json.loads(path.read_text())["seconds"] == first + 5
+    content = json.loads(path.read_text())
+    del content["seconds"]  # as an earlier version left it: what it took is not known
+    path.write_text(json.dumps(content))
+    made.begin()
+    made.took(5.0)
+    assert "seconds" not in json.loads(path.read_text())
     shutil.rmtree(path.parent / "checkpoints")
     made.begin()
-    assert "seconds" not in json.loads(path.read_text())
+    made.took(5.0)
+    assert json.loads(path.read_text())["seconds"] == 5
 
 
 def test_finished_runs_stay_with_other_code_and_without_their_weights(

@@ -87,14 +87,15 @@ def test_a_report_names_commits_and_times(tmp_path):
         roots.append(root)
     (experiment,) = report.read(roots)
     assert experiment.notes[1:3] == [
-        f"Commits of this repository: {'a' * 12}, {'b' * 12}.",
-        "Training and measuring took 62 to 99 s a run, beside whatever else the machine did.",
+        f"Trained at commits {'a' * 12}, {'b' * 12}.",
+        "Training and measuring took 62 to 99 s a run, beside whatever else the machine did and "
+        "without what was interrupted.",
     ]
     # Of earlier versions, and of trainings that no comparison made.
     (roots[0] / "comparison.json").unlink()
     write_json(roots[1] / "config.json", content | {"git_commit": None, "seed": 1})
     (experiment,) = report.read(roots)
-    assert f"Commit of this repository: {'a' * 12}, some not recorded." in experiment.notes
+    assert f"Trained at commit {'a' * 12}, some not recorded." in experiment.notes
     assert not any("took" in note for note in experiment.notes)
 
 

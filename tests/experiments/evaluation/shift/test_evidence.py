@@ -67,10 +67,11 @@ def test_mixed_statistics_against_float64(n, batch_size):
     )
 
 
-def test_mixing_goes_from_batch_to_running(sources):
+@pytest.mark.parametrize("shrinkage", ["none", "stein", "jsnorm"])
+def test_mixing_goes_from_batch_to_running(sources, shrinkage):
+    """With the rule that a network was trained with, as its running statistics are of it."""
     x = jnp.asarray(_examples(8).inputs)
-    # The mixture is of plain statistics, whatever shrinkage a network was trained with.
-    sources = _network(convert(revert(sources.model("batch")), "none"))
+    sources = _network(convert(revert(sources.model("batch")), shrinkage))
     for n, rule in ((0, "batch"), (10**9, "running")):
         np.testing.assert_allclose(
             logits_fn(sources, mixed_name(n), 8)(x), logits_fn(sources, rule, 8)(x), atol=1e-5
