@@ -30,7 +30,8 @@ class Entry:
       steps: the attack's gradient steps.
       step_size: their absolute size.
       seeds: how many seeds.
-      n: test examples per seed.
+      n: test examples per seed; the fewest, where each drew its own parts of the data.
+      most_n: the most.
       mean: over the seeds.
       std: between the seeds (n - 1 in the divisor); NaN for one seed.
       lowest: the smallest value of a seed.
@@ -60,6 +61,7 @@ class Entry:
     step_size: float
     seeds: int
     n: int
+    most_n: int
     mean: float
     std: float
     lowest: float
@@ -145,7 +147,8 @@ def _entry(
         steps=steps,
         step_size=first.step_size,
         seeds=len(values),
-        n=first.n,
+        n=min(row.n for row in by_seed.values()),
+        most_n=max(row.n for row in by_seed.values()),
         mean=fmean(values),
         std=_std(values),
         lowest=min(values),

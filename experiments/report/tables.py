@@ -172,10 +172,14 @@ def table_body(
     for norm, source in lines_of(content.entries):
         entries = [found.get((norm, source, column)) for column in content.columns]
         texts = ["" if entry is None else write(entry, short=short) for entry in entries]
-        sizes = dict.fromkeys(f"{s.seeds} × {s.n}" for s in entries if s is not None)
+        sizes = dict.fromkeys(_sizes(entry) for entry in entries if entry is not None)
         if any(texts):
             body.append(((norm, source.name, ", ".join(sizes)), texts))
     return body
+
+
+def _sizes(entry: Entry) -> str:
+    return f"{entry.seeds} × {entry.n}" + f"–{entry.most_n}" * (entry.most_n > entry.n)
 
 
 def csv_table(entries: Sequence[Entry]) -> str:

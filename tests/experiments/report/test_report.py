@@ -104,6 +104,15 @@ def test_three_seeds_and_more_have_students_interval():
     assert f"+2.2 [{low:+}, {high:+}]" in written
 
 
+def test_seeds_with_parts_of_their_own_may_have_different_numbers_of_examples():
+    rows = [row_of("batch", seed, 0.5, n=n) for seed, n in enumerate((52, 47, 50))]
+    rows += [row_of("stein", 0, 0.5, n=52)]
+    entries = report.merge_seeds(rows)
+    content = report.Content(entries, report.columns_of(entries))
+    sizes = {norm: size for (norm, _, size), _ in table_body(content)}
+    assert sizes == {"batch": "3 × 47–52", "stein": "1 × 52"}
+
+
 def test_two_seeds_and_seeds_that_differ_alike_have_no_interval():
     for seeds, gain in ((2, [0.01, 0.03]), (3, [0.02, 0.02, 0.02])):
         rows = [row_of("batch", seed, 0.5) for seed in range(seeds)]
