@@ -248,6 +248,7 @@ def _normalise(
       y, the batch's own statistics, those that were used, and the factors of a calibrated batch, or
       of the last of two rules.
     """
+    needs_noise = rule.needs_noise or (then is not None and then.needs_noise)
     batch = batch_statistics(
         x,
         axis=settings.features,
@@ -255,7 +256,7 @@ def _normalise(
         axis_name=settings.axis_name,
         axis_index_groups=settings.groups,
         use_fast_variance=settings.use_fast_variance,
-        noise=rule.needs_noise or then is not None if calibration is None else settings.streams,
+        noise=needs_noise if calibration is None else settings.streams,
         examples=calibration is not None,
         dtype=settings.dtype,
         reference=None if running is None else running.mean,

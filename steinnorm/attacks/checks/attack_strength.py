@@ -60,13 +60,13 @@ def huge_radius_reaches_chance(runs: AttackRuns) -> Finding:
         return not_applicable(
             name, "the threat has no bounds, so that no ball contains every input"
         )
+    if runs.problem.label_axes and runs.labelled_examples < 2:
+        return not_applicable(name, "pixels of a single image give no interval")
     attacked, better = runs.pgd(steps, radius=widest), ""
     if runs.problem.label_axes:
         masked = runs.pgd(steps, radius=widest, loss="masked_cross_entropy")
         attacked = min(attacked, masked, key=lambda run: run.accuracy)
         better = ", on the better of two losses,"
-    if runs.problem.label_axes and runs.labelled_examples < 2:
-        return not_applicable(name, "pixels of a single image give no interval")
     low = _lower_end(runs, attacked)
     chance = 1 / runs.problem.classes
     radius = float(np.max(widest * np.asarray(runs.problem.threat.epsilon)))
