@@ -6,6 +6,7 @@ import sys
 from experiments.commands.caches import keep_compiled_programs
 from experiments.commands.command_line import parsed
 from experiments.commands.ending import end, in_words, is_out_of_memory, silence_libraries
+from experiments.commands.memory import keep_freed_memory
 from experiments.errors import CommandError
 
 
@@ -43,4 +44,5 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     silence_libraries()
     keep_compiled_programs()
+    keep_freed_memory()
     sys.exit(main())
