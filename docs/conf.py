@@ -77,6 +77,7 @@ RESULTS = [
     "Shifted CamVid <shift/camvid>",
     "Eight norms on CIFAR-10, five seeds <compared/cifar10/report>",
     "Two norms on CIFAR-10, on a CPU <compared/cifar10-cpu/report>",
+    "CIFAR-10 after adversarial training <compared/cifar10-adversarial/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
     "Street scenes of CamVid <compared/camvid/report>",
     "Another rule at test time <compared/rule_at_test>",

@@ -368,6 +368,9 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
     for folder in folders:
         rate = (folder.settings.get("train") or {}).get("learning_rate", math.nan)
         rates.setdefault(rate, {})[_norm(folder)] = None
+    said = {SPLIT_SEED, *([_TUNED] if len(rates) > 1 else [])}
+    if changed := provenance.changed_settings(folders[0].settings, said):
+        notes.append(changed)
     if len(rates) > 1:
         each = "; ".join(f"{rate:g}: {', '.join(norms)}" for rate, norms in rates.items())
         notes.append(f"The learning rates differ. {each}.")

@@ -1,9 +1,14 @@
-"""What the runs of a report were made with: versions, machines, commits, time."""
+"""What the runs of a report were made with: settings, versions, machines, commits, time."""
 
+import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from experiments.configs import presets
+from experiments.configs.overrides import differences
+from experiments.errors import ConfigError
 
 _PACKAGES = ("jax", "jaxlib", "flax")
 
@@ -60,3 +65,38 @@ def notes(runs: Sequence[Provenance]) -> Iterator[str]:
             f"Training and measuring took {min(seconds):.0f} to {max(seconds):.0f} s a run, beside "
             "whatever else the machine did and without what was interrupted."
         )
+
+
+def changed_settings(settings: Mapping[str, Any], said_elsewhere: Collection[str]) -> str:
+    """Returns a sentence on what is not as in the preset, in the words of ``--set``.
+
+    Of data, model and training: attacks stand in the tables with their own settings.
+
+    Args:
+      settings: of the runs, as ``config.json`` holds them.
+      said_elsewhere: paths that are left out.
+
+    Returns:
+      The sentence; empty where nothing was changed, or this version has no preset of that name.
+    """
+    try:
+        preset = presets.load(settings["name"], settings["preset"])
+    except ConfigError:
+        return ""
+    usual = json.loads(json.dumps(dataclasses.asdict(preset)))  # with lists, as files have them
+    changed = [
+        f"{where}={json.dumps(ours)}"
+        for group in ("data", "model", "train")
+        for where, _, ours in differences(usual[group], settings.get(group), group)
+        if where not in said_elsewhere and _is_in(settings, where)
+    ]
+    return f"Other than in the preset: `{' '.join(changed)}`." if changed else ""
+
+
+def _is_in(settings: Any, where: str) -> bool:
+    """Whether there is such a setting; runs of earlier versions have not all of today's."""
+    for name in where.split("."):
+        if not isinstance(settings, dict) or name not in settings:
+            return False
+        settings = settings[name]
+    return True

@@ -99,6 +99,27 @@ def test_a_report_names_commits_and_times(tmp_path):
     assert not any("took" in note for note in experiment.notes)
 
 
+def test_a_report_says_what_is_not_as_in_the_preset(tmp_path):
+    usual = json.loads(json.dumps(dataclasses.asdict(presets.load("digits"))))
+    rows = [row_of("batch", 0, 0.9)]
+    (experiment,) = report.read([_folder(tmp_path / "a", rows, changes=usual)])
+    assert not any("preset" in note for note in experiment.notes)
+
+    adversary = {"epsilon": 4 / 255, "steps": 3}
+    train = usual["train"] | {"epochs": 8, "adversary": adversary}
+    del train["clip_norm"]  # of a version that had no such setting
+    model = usual["model"] | {"stage_sizes": [1, 2]}
+    changes = usual | {"train": train, "model": model, "size": "few"}
+    (experiment,) = report.read([_folder(tmp_path / "b", rows, changes=changes)])
+    assert experiment.notes[-1] == (
+        "Other than in the preset: `model.stage_sizes=[1, 2] train.epochs=8 "
+        'train.adversary={"epsilon": 0.01568627450980392, "steps": 3}`.'
+    )
+    gone = usual | {"preset": "of a version to come"}
+    (experiment,) = report.read([_folder(tmp_path / "c", rows, changes=gone)])
+    assert not any("preset" in note for note in experiment.notes)
+
+
 def test_folders_are_read_in_any_order_and_once(tmp_path):
     one = _folder(tmp_path / "a", [row_of("batch", 0, 0.9)])
     two = _folder(tmp_path / "b", [row_of("batch", 1, 0.8)], seed=1, changes={"size": "in words"})
