@@ -166,7 +166,8 @@ def evaluate(  # noqa: PLR0917
         batch_size: Test examples per batch; the config's by default. With the test batch's
             statistics it is part of the model.
         independent_batch_size: The same with statistics under which no example depends on its
-            batch, as running ones: a larger one keeps a GPU busier.
+            batch, as running ones: a larger one keeps a GPU busier, and is lost whole where the
+            command is stopped within it.
         steps: Gradient steps of the attacks instead of their own.
         queries: Queries of square and autoattack instead of their own.
         weights: best (by validation) or last.
