@@ -113,7 +113,7 @@ ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \
   --set 'train.adversary={"epsilon": 0.01568627450980392, "steps": 3}' \
   --workdir $(RESULTS)/cifar10-adversarial --statistics running
 
-results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training on CIFAR-10; half a day on 2 cores.
+results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training on CIFAR-10; hours on 2 cores.
 	$(has_data)
 	$(COMPARE) $(ADVERSARIAL) --attacks $(TABLE_ATTACKS)
 	$(COMPARE) $(ADVERSARIAL) --attacks autoattack --epsilon 8/255 --check-examples 0
