@@ -93,10 +93,12 @@ def compare(  # noqa: PLR0917
         steps=steps,
         check_examples=check_examples,
     )
+    configs = command.configs(config, preset, smoke, norms or DEMO_NORMS, set)
     comparison = command.Comparison(
-        configs=command.configs(config, preset, smoke, norms or DEMO_NORMS, set),
+        configs=configs,
         seeds=seeds,
         request=request,
+        requests=command.requests(request, configs, set),
         controls=command.controls(config, preset, smoke, set, control),
         split_per_seed=split_per_seed,
         data_dir=data_dir,
@@ -138,6 +140,7 @@ def evaluate(  # noqa: PLR0917
     weights: str = "best",
     twin: Path | None = None,
     check_examples: int | None = None,
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
     cache_dir: Path | None = None,
     distributed: bool = False,
     coordinator: str | None = None,
@@ -174,6 +177,8 @@ def evaluate(  # noqa: PLR0917
         twin: Work folder of the same training with --norm batch, for the transfer check.
         check_examples: Test examples for the checks of the attacks, at most one batch of them; the
             config's by default, 0 for no checks.
+        set: A setting of the evaluation instead of the config's, as --set
+            evaluation.checks.restarts=20 (may be repeated).
         cache_dir: Folder for decoded data; the user's cache by default.
         distributed: Join other processes as the environment says (Slurm, Open MPI, Kubernetes).
         coordinator: HOST:PORT of process 0, to join other processes explicitly.
@@ -201,6 +206,7 @@ def evaluate(  # noqa: PLR0917
         weights=weights,
         twin=twin,
         check_examples=check_examples,
+        changes=set,
     )
     command.run(workdir, request, data_dir=data_dir, cache_dir=cache_dir or user_cache())
 

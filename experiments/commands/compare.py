@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ from experiments.models.norms import NORMS
 from experiments.report import REFERENCE, measure, of_task
 from experiments.results import CLEAN
 from experiments.training.folder import RunSettings, read_settings
+
+_CHECKS = "evaluation.checks."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,26 @@ def configs(
     }
 
 
+def requests(
+    request: Request, norms: Collection[str], changes: Sequence[str]
+) -> dict[str, Request]:
+    """Returns what is measured of each norm's runs where settings of the checks are changed.
+
+    They are a part of what is asked for, so that finished runs are checked anew with them.
+
+    Args:
+      request: what is measured but for that.
+      norms: which.
+      changes: as of ``configs``.
+    """
+    found = {}
+    for norm in norms:
+        of_checks = [c.strip() for c in _of(norm, changes) if c.strip().startswith(_CHECKS)]
+        if of_checks:
+            found[norm] = dataclasses.replace(request, changes=tuple(of_checks))
+    return found
+
+
 def _of(norm: str, changes: Sequence[str]) -> list[str]:
     """Returns the changes that are for a norm, without its name."""
     found = []
@@ -234,9 +256,23 @@ def _is_finished(workdir: Path, comparison: Comparison, one: _Run) -> bool:
     """Returns whether nothing is left to do, which needs no claim: others may be at more."""
     if comparison.one_code:
         return False  # it may be of other code, with other settings, and is made anew then
-    settings = RunSettings(one.config, one.norm, one.seed)
     wanted = comparison.request_of(one.norm)
-    return not MadeRun(workdir / one.place).missing(settings, wanted, one_code=False)
+    made = MadeRun(workdir / one.place)
+    return not made.missing(_settings(workdir, one), wanted, one_code=False)
+
+
+def _settings(workdir: Path, one: _Run) -> RunSettings:
+    """Returns the settings of a run, whose checks are those that it was begun with.
+
+    A check says itself what it was made with, and no other number depends on it. So other defaults
+    in a later version make no other run; what the command names is a part of its request.
+    """
+    config = one.config
+    if (workdir / one.place / "config.json").exists():
+        checks = read_settings(workdir / one.place).config.evaluation.checks
+        evaluation = dataclasses.replace(config.evaluation, checks=checks)
+        config = dataclasses.replace(config, evaluation=evaluation)
+    return RunSettings(config, one.norm, one.seed)
 
 
 def _needs_twin(workdir: Path, one: _Run, to_come: Set[Path]) -> bool:
@@ -256,7 +292,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     made = MadeRun(folder)
     if comparison.one_code and made.by not in ("", code_version()):
         shutil.rmtree(folder)
-    settings = RunSettings(one.config, one.norm, one.seed)
+    settings = _settings(workdir, one)
     wanted = comparison.request_of(one.norm)
     requests = made.missing(settings, wanted, one_code=comparison.one_code)
     if not requests:
@@ -264,7 +300,7 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     made.begin()
     begun = time.monotonic()
     train.run(
-        one.config,
+        settings.config,
         train.Places(folder, comparison.data_dir, comparison.cache_dir),
         norm=one.norm,
         seed=one.seed,
@@ -276,7 +312,10 @@ def _one(workdir: Path, comparison: Comparison, one: _Run, display: Display) -> 
     made.took(time.monotonic() - begun)
     twin = _twin(folder, one)
     has_twin = one.norm != REFERENCE and MadeRun(twin).has_weights
-    has_twin = has_twin and read_settings(twin).config == one.config
+    if has_twin:
+        theirs = read_settings(twin).config
+        of_ours = dataclasses.replace(theirs, evaluation=settings.config.evaluation)
+        has_twin = of_ours == settings.config
     for request in requests:
         begun = time.monotonic()
         evaluate.run(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from experiments.configs import attacks as catalogue
+from experiments.configs.overrides import changed_evaluation
 from experiments.configs.schema import AttackConfig, EvaluationConfig, Statistics
 from experiments.errors import ConfigError
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel
@@ -34,6 +35,8 @@ class Request:
       twin: work folder of the same training with plain batch norm, for the transfer check.
       check_examples: examples that the checks run on; None is the configuration's, 0 for no
         checks.
+      changes: settings of the evaluation instead of the configuration's, as
+        ``evaluation.checks.steps=40``; the other fields here come after.
     """
 
     statistics: str = ""
@@ -49,6 +52,7 @@ class Request:
     twin: Path | None = None
     check_examples: int | None = None
     independent_batch_size: int | None = None
+    changes: tuple[str, ...] = ()
 
 
 AS_CONFIGURED = Request()
@@ -59,8 +63,9 @@ def settings_for(known: EvaluationConfig, request: Request) -> EvaluationConfig:
     """Returns the configuration with what the command line changes in it.
 
     Raises:
-      ConfigError: a name that is not known, a number out of range.
+      ConfigError: a name that is not known, a number out of range, a setting of the training.
     """
+    known = changed_evaluation(known, request.changes)
     sizes: dict[str, Any] = {}
     if request.batch_size is not None:
         sizes["independent_batch_size"] = None  # unless it is asked for, the same for all

@@ -56,7 +56,7 @@ class MadeRun:
         if not self.by or not (self._folder / "results.json").exists():
             return [wanted]
         check_same(self._folder, read_settings(self._folder), settings)
-        known = [Request(**fields) for fields in self._read()["measured"]]
+        known = self._known()
         # What must be of one code goes through `train` and `evaluate`, which know versions too.
         if wanted in known and not one_code:
             return []
@@ -87,9 +87,9 @@ class MadeRun:
 
     def measured(self, request: Request) -> None:
         """Notes what was measured; several commands may each measure something else."""
-        found = self._read()
-        fields = dataclasses.asdict(request)  # without the twin, which goes with the run
-        if fields not in found["measured"]:
+        if request not in self._known():
+            found = self._read()
+            fields = dataclasses.asdict(request)  # without the twin, which goes with the run
             write_json(self._path, {**found, "measured": [*found["measured"], fields]})
 
     def took(self, seconds: float) -> None:
@@ -100,6 +100,11 @@ class MadeRun:
         found = self._read()
         if "seconds" in found:
             write_json(self._path, {**found, "seconds": found["seconds"] + seconds})
+
+    def _known(self) -> list[Request]:
+        """Returns what was measured."""
+        measured = self._read()["measured"]
+        return [Request(**{**one, "changes": tuple(one.get("changes", ()))}) for one in measured]
 
     def _read(self) -> dict[str, Any]:
         if not self._path.exists():

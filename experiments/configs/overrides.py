@@ -8,11 +8,19 @@ from typing import Any
 import pydantic
 
 from experiments.configs import annotations, presets
-from experiments.configs.schema import GROUPS, AdversaryConfig, ExperimentConfig, ResNetModel
+from experiments.configs.schema import (
+    GROUPS,
+    AdversaryConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ResNetModel,
+)
 from experiments.errors import ConfigError
 
 _DESCRIPTIONS = ("dataset", "size", "expected_time")
 _CONFIG = pydantic.TypeAdapter(ExperimentConfig)
+_EVALUATION = pydantic.TypeAdapter(EvaluationConfig)
+_OF_EVALUATION = "evaluation"
 _WORDS = {"None": None, "True": True, "False": False}
 
 
@@ -48,20 +56,41 @@ def resolve(
     for path, number in (("train.epochs", epochs), ("data.train_examples", train_examples)):
         if number is not None:
             _put(content, path, number)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set needs FIELD=VALUE, as train.epochs=10; got {override!r}")
-        _put(content, path.strip(), read_value(text.strip()))
+    _put_all(content, overrides)
     try:
         config = _CONFIG.validate_python(content)
     except pydantic.ValidationError as error:
         raise ConfigError(explained(error)) from error
-    unknown = unknown_fields(content, dataclasses.asdict(config))
-    if unknown:
-        raise ConfigError(f"unknown settings: {', '.join(unknown)}")
+    _refuse_unknown(content, config)
     check(config)
     return config
+
+
+def changed_evaluation(known: EvaluationConfig, overrides: Sequence[str]) -> EvaluationConfig:
+    """Returns the settings of an evaluation with changes.
+
+    Args:
+      known: the settings.
+      overrides: as of ``resolve``, of the group ``evaluation`` only.
+
+    Raises:
+      ConfigError: as of ``resolve``, or a setting of another group.
+    """
+    for override in overrides:
+        group = override.partition("=")[0].partition(".")[0].strip()
+        if group in GROUPS and group != _OF_EVALUATION:
+            raise ConfigError(
+                f"--set {override}: {group} is a part of the training, and this network is trained "
+                f"already; name a setting of {_OF_EVALUATION}, as evaluation.checks.steps=40"
+            )
+    content = {_OF_EVALUATION: dataclasses.asdict(known)}
+    _put_all(content, overrides)
+    try:
+        found = _EVALUATION.validate_python(content[_OF_EVALUATION])
+    except pydantic.ValidationError as error:
+        raise ConfigError(explained(error, EvaluationConfig, _OF_EVALUATION)) from error
+    _refuse_unknown(content[_OF_EVALUATION], found, _OF_EVALUATION)
+    return found
 
 
 def read_value(text: str) -> Any:
@@ -90,16 +119,19 @@ def check(config: ExperimentConfig) -> None:
         raise ConfigError("model.stage_sizes must name blocks where model.depth is null")
 
 
-def explained(error: pydantic.ValidationError, group: type = ExperimentConfig) -> str:
+def explained(
+    error: pydantic.ValidationError, group: type = ExperimentConfig, where: str = ""
+) -> str:
     """Returns the first complaint about settings in one line: field, wanted, given.
 
     Args:
       error: of a validation.
       group: the dataclass that was validated.
+      where: the path of that group.
     """
     first = error.errors()[0]
     names, annotation = annotations.locate(group, first["loc"])
-    path = ".".join(map(str, names))
+    path = ".".join(map(str, [where, *names] if where else names))
     if first["type"] in annotations.OUT_OF_RANGE:
         finite = "finite and " if first["type"] == "finite_number" else ""
         wanted = f"{finite}{annotations.range_of(annotation)}"
@@ -143,6 +175,21 @@ def check_path(config: ExperimentConfig, path: str) -> None:
       ConfigError: there is none; the message lists those there are.
     """
     _put(dataclasses.asdict(config), path, None)
+
+
+def _refuse_unknown(content: Any, config: Any, where: str = "") -> None:
+    unknown = unknown_fields(content, dataclasses.asdict(config), where)
+    if unknown:
+        raise ConfigError(f"unknown settings: {', '.join(unknown)}")
+
+
+def _put_all(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets fields of nested dictionaries, each given as ``path=value``."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set needs FIELD=VALUE, as train.epochs=10; got {override!r}")
+        _put(content, path.strip(), read_value(text.strip()))
 
 
 def _put(content: dict[str, Any], path: str, value: Any) -> None:

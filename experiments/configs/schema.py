@@ -249,7 +249,7 @@ class ChecksConfig:
     zero_gradient_share: NotNegative = 0.02
     gradient_error: NotNegative = 0.05
     directions: CountOrZero = 4
-    difference_steps: tuple[Positive, ...] = (1e-2, 1e-3, 1e-4)
+    difference_steps: tuple[Positive, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
     examples: CountOrZero = 128
     norm: Literal["linf", "l2"] = "linf"
     epsilon: NotNegative = 8 / 255

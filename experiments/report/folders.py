@@ -229,7 +229,10 @@ def _merged(folders: Sequence[_Folder], controls: Sequence[_Folder]) -> Experime
 
 
 def _check_settings(folders: Sequence[_Folder]) -> None:
-    """Refuses other settings; norms may have their own learning rates, seeds their own parts."""
+    """Refuses other settings; norms may have their own learning rates, seeds their own parts.
+
+    Runs may be checked otherwise: their numbers do not depend on it, and reports say so.
+    """
     of_seed: dict[int, _Folder] = {}
     for other in folders:
         for first in (folders[0], of_seed.setdefault(_seed(other), other)):
@@ -237,7 +240,7 @@ def _check_settings(folders: Sequence[_Folder]) -> None:
             different = [
                 f"{where} is {ours!r} and {theirs!r}"
                 for where, ours, theirs in differences(first.settings, other.settings)
-                if not free.get(where)
+                if not free.get(where) and not where.startswith(provenance.OF_CHECKS)
             ]
             if different:
                 raise ConfigError(
@@ -256,6 +259,7 @@ def _check_controls(first: _Folder, controls: Sequence[_Folder]) -> None:
             for where, ours, theirs in differences(first.settings, control.settings)
             if where.split(".")[0] in ("preset", "task", "data", "evaluation")
             and where != SPLIT_SEED
+            and not where.startswith(provenance.OF_CHECKS)
         ]
         if different:
             raise ConfigError(
@@ -269,7 +273,7 @@ def _control_names(first: _Folder, controls: Sequence[_Folder]) -> list[str]:
         ", ".join(
             f"{where}={theirs}"
             for where, _, theirs in differences(first.settings, control.settings)
-            if where != SPLIT_SEED
+            if where != SPLIT_SEED and not where.startswith(provenance.OF_CHECKS)
         )
         for control in controls
     )
@@ -371,6 +375,7 @@ def _notes(folders: Sequence[_Folder]) -> list[str]:
     said = {SPLIT_SEED, *([_TUNED] if len(rates) > 1 else [])}
     if changed := provenance.changed_settings(folders[0].settings, said):
         notes.append(changed)
+    notes += provenance.different_checks([folder.settings for folder in folders])
     if len(rates) > 1:
         each = "; ".join(f"{rate:g}: {', '.join(norms)}" for rate, norms in rates.items())
         notes.append(f"The learning rates differ. {each}.")

@@ -10,6 +10,9 @@ from experiments.configs import presets
 from experiments.configs.overrides import differences
 from experiments.errors import ConfigError
 
+OF_CHECKS = "evaluation.checks."
+"""How paths of the checks' settings begin."""
+
 _PACKAGES = ("jax", "jaxlib", "flax")
 
 
@@ -91,6 +94,24 @@ def changed_settings(settings: Mapping[str, Any], said_elsewhere: Collection[str
         if where not in said_elsewhere and _is_in(settings, where)
     ]
     return f"Other than in the preset: `{' '.join(changed)}`." if changed else ""
+
+
+def different_checks(settings: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yields a sentence on each setting of the checks that is not the same in all runs.
+
+    Args:
+      settings: of each run, as ``config.json`` holds them.
+    """
+    values: dict[str, dict[str, None]] = {}
+    for one in settings:
+        for where, first, theirs in differences(settings[0], one):
+            if where.startswith(OF_CHECKS):
+                values.setdefault(where, {json.dumps(first): None})[json.dumps(theirs)] = None
+    for where, found in values.items():
+        yield (
+            f"The runs were not checked alike: `{where}` is {' in some and '.join(found)} in others"
+            " (what each check found: checks.json)."
+        )
 
 
 def _is_in(settings: Any, where: str) -> bool:

@@ -20,6 +20,8 @@ class CheckSettings:
       directions: number of random directions of these differences, besides three fixed ones.
       difference_steps: step sizes of the differences, as the largest change of a value in widths of
         the box. The best one decides, because curvature affects long steps and rounding short ones.
+        In a batch that counts as a whole the kinks of all examples add up: a trained network's
+        gradient seemed 5.7 % off at 1e-4 and 0.5 % at 1e-5.
     """
 
     steps: int = 20
@@ -29,4 +31,4 @@ class CheckSettings:
     zero_gradient_share: float = 0.02
     gradient_error: float = 0.05
     directions: int = 4
-    difference_steps: tuple[float, ...] = (1e-2, 1e-3, 1e-4)
+    difference_steps: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)

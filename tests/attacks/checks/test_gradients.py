@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import Threat, pgd
-from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS
+from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, PASS, CheckSettings
 from steinnorm.attacks.checks.batches import independent_of_the_batch
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
 from tests.attacks.checks.models import (
@@ -140,6 +140,21 @@ def test_right_gradients_match_in_spite_of_kinks(model):
     finding = gradient_matches_finite_differences(runs_of(model, *batch()))
     assert finding.verdict == PASS, finding.detail
     assert finding.value < 0.02
+
+
+def test_a_right_gradient_that_turns_within_short_steps_matches():
+    # A sine of 6000 x: its central differences over 1e-4 are sin(0.6) / 0.6 - 1 = 6 % off.
+    def waves(x):
+        return jnp.sin(6000 * x).reshape(len(x), -1)[:, :3]
+
+    def error(*steps):
+        settings = dataclasses.replace(CheckSettings(), difference_steps=steps)
+        return gradient_matches_finite_differences(runs_of(waves, *batch(), settings)).value
+
+    assert error(1e-2, 1e-3, 1e-4) > 0.05
+    finding = gradient_matches_finite_differences(runs_of(waves, *batch(), CheckSettings()))
+    assert finding.verdict == PASS, finding.detail
+    assert finding.value < 0.01
 
 
 WRONG = {

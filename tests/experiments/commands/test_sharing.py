@@ -91,8 +91,9 @@ def test_norms_wait_for_the_batch_norm_that_another_process_trains(tmp_path, mon
     monkeypatch.setattr(compare.train, "run", train)
     monkeypatch.setattr(compare.evaluate, "run", evaluate)
     monkeypatch.setattr(compare.report, "run", lambda *_, **__: None)
+    begun_with = made_run.RunSettings(COMPARISON.configs["batch"], "batch", 0)
     for module in (compare, made_run):
-        monkeypatch.setattr(module, "read_settings", lambda _: made_run.RunSettings({}, "", 0))
+        monkeypatch.setattr(module, "read_settings", lambda _: begun_with)
     monkeypatch.setattr(made_run, "check_same", lambda *_: None)
     monkeypatch.setattr(
         compare, "share", lambda *arguments: share(*arguments[:2], lambda _: waits.set())

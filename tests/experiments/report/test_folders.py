@@ -146,6 +146,25 @@ def test_each_norm_may_have_its_own_learning_rate_which_is_said(tmp_path):
         report.read([one, three])
 
 
+def test_runs_may_be_checked_otherwise_which_is_said(tmp_path):
+    evaluation = dataclasses.asdict(presets.load("digits").evaluation)
+    checks = {**evaluation["checks"], "restarts": 9}
+    other = {"evaluation": {**evaluation, "checks": checks}}
+    one = _folder(tmp_path / "a", [row_of("batch", 0, 0.9)])
+    two = _folder(tmp_path / "b", [row_of("batch", 1, 0.8)], seed=1, changes=other)
+    for roots in ([one, two], [two, one]):
+        (experiment,) = report.read(roots)
+        (note,) = (note for note in experiment.notes if "checked" in note)
+        usual = evaluation["checks"]["restarts"]
+        assert f"alike: `evaluation.checks.restarts` is {usual} in some and 9 in others" in note
+    (experiment,) = report.read([one], controls=[two])
+    assert "checks" not in "".join(experiment.control_names)
+    sizes = {"evaluation": {**evaluation, "batch_size": 7}}
+    three = _folder(tmp_path / "c", [row_of("batch", 1, 0.8)], seed=1, changes=sizes)
+    with pytest.raises(ConfigError, match=r"evaluation\.batch_size is"):
+        report.read([one, three])
+
+
 def _splits(tmp_path, kind, split_seeds, **more):
     """Writes a run of both norms for each seed, with its own parts of the data; returns folders."""
     config = dataclasses.asdict(presets.load(kind))
