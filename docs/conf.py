@@ -81,7 +81,6 @@ RESULTS = [
     "Hippocampus volumes <compared/hippocampus/report>",
     "Street scenes of CamVid <compared/camvid/report>",
     "Another rule at test time <compared/rule_at_test>",
-    "CIFAR-10 under attack, one seed <cifar10/report>",
     "Times on a GPU <device_times>",
     "Training on batches of 2 <compared/batches-of-2/report>",
     "Training on batches of 4 <compared/batches-of-4/report>",
