@@ -128,21 +128,38 @@ def breaks_far_away(x):
     return linear(x) + jnp.where(jnp.max(x, axis=(1, 2, 3)) > 0.99, jnp.nan, 0.0)[:, None]
 
 
-def test_checks_that_fail_lose_nothing(tmp_path):
+def test_a_check_that_raises_an_error_fails_alone_and_loses_nothing(tmp_path):
     x = 0.4 * X + 0.2
     y = np.asarray(jnp.argmax(linear(x), axis=1))
-    with pytest.warns(UserWarning, match="checks could not be made: NotFiniteError"):
+    with pytest.warns(UserWarning, match="check huge_radius_reaches_chance raised NotFiniteError"):
         found = measure(tmp_path, breaks_far_away, x, y, checks=SMOKE)
     assert found.rows == measure(None, linear, x, y).rows
-    (finding,) = found.checks
-    assert finding.verdict == FAIL
-    assert "checks could not be made: NotFiniteError: " in str(found)
-    assert "checks could not be made" in (tmp_path / "table.md").read_text()
+    of_name = {finding.name: finding for finding in found.checks}
+    assert list(of_name) == list(NAMES)
+    finding = of_name["huge_radius_reaches_chance"]
+    assert (finding.verdict, finding.value) == (FAIL, None)
+    assert finding.detail.startswith("raised NotFiniteError: ")
+    assert of_name["iterative_not_weaker"].verdict == PASS
+    assert "1 of 9 FAILED: huge_radius_reaches_chance" in str(found)
+    assert finding.detail in (tmp_path / "table.md").read_text()
     written = json.loads((tmp_path / "checks.json").read_text())
-    assert written["findings"][0]["detail"] == finding.detail
+    assert [each["name"] for each in written["findings"]] == list(NAMES)
     assert json.loads((tmp_path / "settings.json").read_text())["complete"]
-    with pytest.warns(UserWarning, match="checks could not be made"):  # never from the file
+    with pytest.warns(UserWarning, match="raised NotFiniteError"):  # never from the file
         measure(tmp_path, breaks_far_away, x, y, checks=SMOKE)
+
+
+def test_checks_that_cannot_be_made_lose_nothing(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(checks, "run_checks", refused)
+    with pytest.warns(UserWarning, match="checks could not be made: MemoryError: no room"):
+        found = measure(tmp_path, linear, checks=SMOKE)
+    (finding,) = found.checks
+    assert (finding.name, finding.verdict) == ("checks_made", FAIL)
+    assert finding.detail in str(found)
+    assert json.loads((tmp_path / "settings.json").read_text())["complete"]
 
 
 def test_an_interrupt_of_the_checks_leaves_the_tables(tmp_path, monkeypatch):

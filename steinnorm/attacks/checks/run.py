@@ -1,8 +1,10 @@
 """All checks in order, and the accuracy against the number of steps."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -56,10 +58,12 @@ class Checks:
       findings: one finding for each of ``NAMES``, in that order.
       curve: accuracy by the number of PGD's steps, in increasing order; each point is a separate
         run, with a step size of 2.5 * epsilon / steps.
+      errors: which checks raised an error, and which, with ``raise_errors=False``.
     """
 
     findings: list[Finding]
     curve: dict[int, float]
+    errors: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Returns a line of counts and a line per check, with the detail if it did not pass."""
@@ -83,6 +87,7 @@ def run_checks(
     twin_reason: str = NO_TWIN,
     batch_dependent: bool | None = None,
     on_progress: OnProgress | None = None,
+    raise_errors: bool = True,
 ) -> Checks:
     """Checks an evaluation of robustness on one batch, which is never divided.
 
@@ -99,6 +104,8 @@ def run_checks(
       twin_reason: the reason if there is no twin.
       batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
       on_progress: called after each check and after the curve.
+      raise_errors: whether an error within a check is raised. Otherwise that check is a FAIL with
+        the error, and the others are made; wrong arguments raise all the same.
 
     Returns:
       A finding for every check, including those that are not applicable, and the curve.
@@ -106,7 +113,8 @@ def run_checks(
     Raises:
       ValueError: an argument is of the wrong kind, or the batch is empty, does not fit the model or
         has no label; its subclass ``NotFiniteError`` if logits are NaN or infinite.
-      LeftThreatError: an attack left its ball or box.
+      LeftThreatError: an attack left its ball or box; as any other error within a check, unless
+        ``raise_errors`` is False.
 
     Example:
       >>> import jax.numpy as jnp
@@ -134,15 +142,31 @@ def run_checks(
         twin=Twin(twin, twin_reason),
         batch_dependent=batch_dependent,
     )
-    total, findings = len(_CHECKS) + 1, []
+    total, findings, errors = len(_CHECKS) + 1, [], []
+
+    def attempt(name: str, make: Callable[[], Any]) -> Any:
+        """Returns what is made, or the error if errors are not raised."""
+        try:
+            return make()
+        except Exception as error:
+            if raise_errors:
+                raise
+            errors.append(f"{name} raised {type(error).__name__}: {error}")
+            return error
+
     for number, (name, check) in enumerate(_CHECKS.items(), start=1):
-        findings.append(check(runs))
+        made = attempt(name, functools.partial(check, runs))
+        if isinstance(made, Exception):
+            made = Finding(name, FAIL, None, f"raised {type(made).__name__}: {made}")
+        findings.append(made)
         if on_progress is not None:
             on_progress(name, number, total)
-    curve = {steps: runs.pgd(steps).accuracy for steps in curve_steps(settings.steps)}
+    curve = attempt(
+        CURVE, lambda: {steps: runs.pgd(steps).accuracy for steps in curve_steps(settings.steps)}
+    )
     if on_progress is not None:
         on_progress(CURVE, total, total)
-    return Checks(findings, curve)
+    return Checks(findings, {} if isinstance(curve, Exception) else curve, tuple(errors))
 
 
 def curve_steps(steps: int) -> list[int]:

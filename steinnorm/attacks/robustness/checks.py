@@ -27,7 +27,7 @@ class CheckResults(NamedTuple):
       examples: number of examples.
       findings: one finding per check, in the order of execution.
       curve: accuracy by the number of PGD's steps.
-      error: why the checks could not be made; empty if they were.
+      error: why checks could not be made; empty if all were.
     """
 
     epsilon: float
@@ -48,7 +48,8 @@ def make_checks(
 ) -> CheckResults:
     """Makes the checks, or reads them from a file if they were made with the same inputs.
 
-    If they cannot be made, the result is a single finding with the reason.
+    If none can be made, the result is a single finding with the reason; a single one that raises
+    an error is a FAIL with it.
 
     Args:
       evaluator: the model and its threat.
@@ -127,8 +128,10 @@ def _run(
         twin=twin,
         batch_dependent=evaluator.batch_dependent,
         on_progress=report,
+        raise_errors=False,
     )
-    return CheckResults(epsilon, len(batch.x), tuple(checks.findings), dict(checks.curve))
+    error = "; ".join(f"check {error}" for error in checks.errors)
+    return CheckResults(epsilon, len(batch.x), tuple(checks.findings), dict(checks.curve), error)
 
 
 def _write(path: Path, results: CheckResults, identity: dict[str, Any]) -> None:

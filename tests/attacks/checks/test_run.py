@@ -15,6 +15,7 @@ from steinnorm.attacks.checks import (
     PASS,
     Checks,
     Finding,
+    run,
     run_checks,
 )
 from steinnorm.attacks.checks.run import CURVE, curve_steps
@@ -54,6 +55,23 @@ def by_name(checks):
         assert (finding.value is None) == (finding.verdict == NOT_APPLICABLE)
         assert finding.detail
     return {finding.name: finding for finding in checks.findings}
+
+
+def test_errors_within_a_check_are_raised_unless_asked_otherwise(monkeypatch):
+    def refused(runs):
+        raise RuntimeError("no room")
+
+    monkeypatch.setitem(run._CHECKS, "more_restarts", refused)
+    arguments = linear_problem()
+    with pytest.raises(RuntimeError, match="no room"):
+        run_checks(*arguments, threat=THREAT, settings=SMOKE)
+    found = run_checks(*arguments, threat=THREAT, settings=SMOKE, raise_errors=False)
+    assert found.errors == ("more_restarts raised RuntimeError: no room",)
+    of_name = {finding.name: finding for finding in found.findings}
+    assert tuple(of_name) == ORDER
+    assert of_name["more_restarts"] == ("more_restarts", FAIL, None, "raised RuntimeError: no room")
+    assert of_name["square_not_stronger"].verdict == PASS
+    assert set(found.curve) == set(curve_steps(SMOKE.steps))
 
 
 def test_all_ten_are_reported_in_order_with_progress_and_curve():
