@@ -270,6 +270,11 @@ class Paths:
         self._asked: list[str] = []
         self._found = False
 
+    @property
+    def asked(self) -> bool:
+        """Whether it was asked about any layer."""
+        return bool(self._asked)
+
     def holds(self, path: str) -> bool:
         """Returns whether the layer at ``path`` is meant."""
         self._asked.append(path)

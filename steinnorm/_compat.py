@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-__all__ = ["reshard", "varying_axes", "zeros_like"]
+__all__ = ["cache_context", "reshard", "varying_axes", "zeros_like"]
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
@@ -34,3 +36,13 @@ def reshard(x: jax.Array, sharding: NamedSharding) -> Any:
         if move is not None:
             return move(x, sharding)
     return importlib.import_module("jax.experimental.shard").reshard(x, sharding)
+
+
+def cache_context() -> Callable[[Hashable], contextlib.AbstractContextManager[Any]]:
+    """Returns a context whose value JAX's caches of traces and of programs count in.
+
+    What is traced with one value is not used with another. Versions of JAX without
+    ``jax.make_user_context`` (0.6.2 has none) get a context that does nothing.
+    """
+    make: Any = getattr(jax, "make_user_context", None)
+    return (lambda _: contextlib.nullcontext()) if make is None else make(None)

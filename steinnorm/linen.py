@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.module import merge_param
 
-from steinnorm import _checks, functional
+from steinnorm import _checks, _freezing, functional
 from steinnorm._calibration import Recorder, Totals, merged, totals_of
 from steinnorm._sharding import placed_like
 from steinnorm.calibrated import Calibration
@@ -23,9 +22,6 @@ from steinnorm.statistics import Moments
 
 __all__ = ["BatchNorm", "SteinBatchNorm", "calibrate", "freeze"]
 
-_frozen: contextvars.ContextVar[tuple[_checks.Paths, bool] | None] = contextvars.ContextVar(
-    "steinnorm_frozen", default=None
-)
 # The collection of what `calibrate` measured, and, while it runs, of what layers count.
 _CALIBRATION = "calibration"
 # Its variables in the order of the fields of `Calibration`.
@@ -127,8 +123,7 @@ class SteinBatchNorm(nn.BatchNorm):
         inference = merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        paths, affine = _frozen.get() or (None, False)
-        frozen = paths is not None and paths.holds("/".join(self.path))
+        frozen, affine_frozen = _freezing.freezes("/".join(self.path))
         initializing = self.is_initializing()
         counting = self._is_named(_CALIBRATION) and not initializing
         inference = inference or frozen or counting
@@ -144,7 +139,7 @@ class SteinBatchNorm(nn.BatchNorm):
         bias = (
             self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         )
-        if frozen and affine:
+        if affine_frozen:
             scale, bias = jax.lax.stop_gradient((scale, bias))
         before = Moments(mean.value, var.value)
         if counting:
@@ -246,8 +241,10 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
     """Makes layers keep their running statistics, and use them, in training too.
 
     For fine-tuning with small batches, or on data that should not move the statistics. It acts on
-    the :class:`SteinBatchNorm` layers that are called inside the ``with`` block. What jit has
-    compiled does not change any more, so write the block inside the function that is compiled.
+    the :class:`SteinBatchNorm` layers that are called inside the ``with`` block, in compiled
+    functions too: JAX traces them anew for it. (Where JAX has no ``jax.make_user_context``, as
+    0.6.2, write the block inside the function that is compiled, and call no function in it that is
+    called outside as well: what was traced stays as it is.)
 
     Args:
       where: which layers: all by default; a path such as ``"encoder/Block_0"``, or several, for all
@@ -269,13 +266,8 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
       >>> bool(jnp.all(updated["batch_stats"]["mean"] == 0))
       True
     """
-    paths = _checks.Paths(where)
-    token = _frozen.set((paths, affine))
-    try:
+    with _freezing.block(where, affine=affine):
         yield
-    finally:
-        _frozen.reset(token)
-    paths.check("SteinBatchNorm")
 
 
 _IN_STACKS = (

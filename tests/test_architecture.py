@@ -35,7 +35,7 @@ LAYERS = [
     ["shrinkage"],
     ["_rules_applied"],
     ["functional"],
-    ["shrinkage_factors", "_calibration", "_nnx_modules"],
+    ["shrinkage_factors", "_calibration", "_nnx_modules", "_freezing"],
     ["_nnx_layer"],
     ["linen", "nnx"],
 ]

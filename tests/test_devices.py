@@ -307,3 +307,38 @@ def test_linen_training_step_in_pmap():
     )(variables, x)
     assert_close(y.reshape(SHAPE), want_y)
     assert_close(jax.tree.map(lambda a: a[0], updated), want)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside"), [("shard_map", True), ("unchecked shard_map", False), ("pmap", False)]
+)
+def test_where_gradients_are_averaged(kind, inside):
+    """Of parameters that all devices share: within the loss, or afterwards (docs/devices.md)."""
+    x, weights = draw(), draw(0.0)
+    scale = jnp.linspace(0.5, 1.5, 5)
+
+    def loss_of(scale, x, weights, **options):
+        y = stein_batch_norm(x, scale, None, RUNNING, momentum=0.5, **options).y
+        return jnp.mean(weights * jnp.sin(y))
+
+    def gradient(scale, x, weights):
+        def loss(scale):
+            value = loss_of(scale, x, weights, axis_name="devices")
+            return jax.lax.pmean(value, "devices") if inside else value
+
+        found = jax.grad(loss)(scale)
+        return found if inside else jax.lax.pmean(found, "devices")
+
+    if kind == "pmap":
+        parts = (a.reshape(DEVICES, -1, *SHAPE[1:]) for a in (x, weights))
+        got = jax.pmap(gradient, axis_name="devices", in_axes=(None, 0, 0))(scale, *parts)
+    else:
+        mesh = jax.make_mesh((DEVICES,), ("devices",), axis_types=(AxisType.Auto,))
+        checked = {} if kind == "shard_map" else {"check_vma": False}
+        got = jax.jit(
+            jax.shard_map(
+                gradient, mesh=mesh, in_specs=(P(), *2 * (P("devices"),)), out_specs=P(), **checked
+            )
+        )(scale, x, weights)[None]
+    want = jax.grad(loss_of)(scale, x, weights)
+    assert_close(got, jnp.broadcast_to(want, got.shape))

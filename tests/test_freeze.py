@@ -257,3 +257,81 @@ class TestLinen:
             with linen.freeze(where):
                 y, _ = alone.apply(made, X, mutable=["batch_stats"])
             np.testing.assert_allclose(y, X, rtol=1e-4)
+
+
+def _loss(variables, x):
+    y, updated = Net().apply(variables, x, mutable=["batch_stats"])
+    return jnp.sum(y**2), updated["batch_stats"]["stem"]["mean"]
+
+
+def _scanned(body):
+    def run(variables, x):
+        _, results = jax.lax.scan(body, variables, x[None])
+        return jax.tree.map(lambda a: a[0], results)
+
+    return run
+
+
+CACHED = {
+    "jit": lambda: jax.jit(_loss),
+    "checkpoint": lambda: jax.checkpoint(_loss),
+    "grad of checkpoint": lambda: jax.value_and_grad(jax.checkpoint(_loss), has_aux=True),
+    "scan": lambda: _scanned(lambda variables, x: (variables, _loss(variables, x))),
+}
+
+
+@pytest.mark.skipif(
+    not hasattr(jax, "make_user_context"),
+    reason="what this version of JAX has traced stays as it is",
+)
+class TestCachesOfJAX:
+    """Functions that were traced in a block, and then called outside; and the other way round."""
+
+    @pytest.mark.parametrize("kind", CACHED)
+    def test_a_function_is_frozen_in_the_block_and_nowhere_else(self, variables, kind):
+        call = CACHED[kind]()
+
+        def mean():
+            result = call(variables, X)
+            return np.asarray(jax.tree.leaves(result)[1])
+
+        def frozen_mean():
+            with linen.freeze("stem"):
+                return mean()
+
+        for _ in range(2):  # the second time from the caches
+            np.testing.assert_array_equal(frozen_mean(), np.float32(0.3))
+            assert np.all(mean() != np.float32(0.3))
+
+    def test_a_compiled_function_inside_of_another(self, variables):
+        helper = jax.jit(lambda variables: _loss(variables, X)[1])
+
+        @jax.jit
+        def step(variables):
+            with linen.freeze("stem"):
+                frozen = helper(variables)
+            return frozen, helper(variables)
+
+        frozen, free = step(variables)
+        np.testing.assert_array_equal(frozen, np.float32(0.3))
+        assert np.all(free != np.float32(0.3))
+        np.testing.assert_array_equal(helper(variables), free)
+
+    def test_a_wrong_path_is_told_after_a_right_one_too(self, variables):
+        call = jax.jit(_loss)
+        for _ in range(2):
+            with linen.freeze("stem"):
+                call(variables, X)
+            with pytest.raises(ValueError, match="'trunk'"), linen.freeze("trunk"):
+                call(variables, X)
+
+    def test_a_choice_that_cannot_be_hashed(self, variables):
+        class Choice:
+            __hash__ = None
+
+            def __call__(self, path):
+                return path == "stem"
+
+        with linen.freeze(Choice()):
+            _, mean = _loss(variables, X)
+        np.testing.assert_array_equal(mean, np.float32(0.3))

@@ -1,6 +1,7 @@
 """What all figures share: width, letters, colours of norms, and the way to PNG bytes."""
 
 import io
+import zlib
 from contextlib import AbstractContextManager
 
 import matplotlib.pyplot as plt
@@ -23,6 +24,7 @@ _COLOURS = {
     "toward_running": "#CC79A7",
     "group": "#777777",
 }
+_OTHER_COLOURS = ("#E69F00", "#7A5195", "#3D7A3D")
 _DASHES = {
     "stein_mean_only": (0, (3, 2)),
     "jsnorm": (0, (6, 1.5, 1, 1.5)),
@@ -55,7 +57,12 @@ def line_style(norm: str) -> dict[str, object]:
     """Returns colour, dashes and width of a norm's line, as arguments of ``Axes.plot``."""
     # stein_mean_only often runs along stein, which is broad enough to be seen through its gaps.
     width = {"stein": 3.2, "stein_mean_only": 1.5}.get(norm, 1.8)
-    return {"color": _COLOURS[norm], "linestyle": _DASHES.get(norm, "-"), "linewidth": width}
+    spare = _OTHER_COLOURS[zlib.crc32(norm.encode()) % len(_OTHER_COLOURS)]
+    return {
+        "color": _COLOURS.get(norm, spare),
+        "linestyle": _DASHES.get(norm, "-"),
+        "linewidth": width,
+    }
 
 
 def png(figure: Figure) -> bytes:

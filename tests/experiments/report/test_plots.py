@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import is_color_like, to_hex
 
 from experiments import report
 from experiments.evaluation.attack_batch import DEPENDENT
+from experiments.models.norms import NORMS
 from experiments.report import plots
 from experiments.report.labels import SOURCE_NAMES, Source
 from experiments.report.plots import estimates
@@ -336,3 +337,8 @@ def test_where_nothing_was_measured_the_plots_say_so(figures):
 def test_norms_are_told_apart_without_colours():
     looks = [plots.style.line_style(norm) for norm in ("stein", "stein_mean_only", "jsnorm")]
     assert len({str(look["linestyle"]) for look in looks}) == 3
+
+
+def test_a_norm_of_ones_own_is_drawn_too():
+    for norm in (*NORMS, "my_norm"):
+        assert is_color_like(plots.style.line_style(norm)["color"])
