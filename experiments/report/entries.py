@@ -40,7 +40,8 @@ class Entry:
       ci_high: upper end.
       reference: norm and source that it is compared with; empty for batch norm with running
         statistics itself.
-      pairs: seeds that the reference was measured with too.
+      pairs: seeds that the reference was measured with too, on as many examples; worst cases also
+        over the same attacks.
       difference: to the reference of the same seed, mean; NaN where there is no reference.
       difference_std: between the seeds; NaN for one seed.
       difference_low: lower end of its 95 % interval: of one seed the paired one over the examples,
@@ -131,7 +132,12 @@ def _entry(
     config, metric, norm, source, column, steps = key
     other_norm, other_source = reference_of(norm, source)
     other = groups.get((config, metric, other_norm, other_source, column, steps), {})
-    pairs = [(row, other[s]) for s, row in by_seed.items() if s in other and other[s].n == row.n]
+    pairs = [
+        (row, other[s])
+        for s, row in by_seed.items()
+        # Worst cases over different attacks cannot be compared.
+        if s in other and (other[s].n, other[s].over) == (row.n, row.over)
+    ]
     is_itself = (norm, source) == (other_norm, other_source)
     differences = [row.value - reference.value for row, reference in pairs]
     values = [row.value for row in by_seed.values()]

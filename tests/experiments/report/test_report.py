@@ -356,3 +356,16 @@ def test_worst_cases_over_different_attacks_are_called_unlike():
     assert "8/255 (linf)" in text
     assert "4/255" not in text
     assert "apgd, pgd; pgd" in text
+
+
+def test_worst_cases_over_different_attacks_have_no_difference():
+    both = {"attack": "worst", "epsilon": 0.1, "norm_order": "linf"}
+    rows = [
+        row_of("batch", 0, 0.5, over="fgsm, pgd", **both),
+        row_of("stein", 0, 0.6, over="fgsm, pgd", **both),
+        row_of("jsnorm", 0, 0.7, over="fgsm", **both),
+    ]
+    of_norm = {entry.norm: entry for entry in report.merge_seeds(rows)}
+    assert of_norm["stein"].difference == pytest.approx(0.1)
+    assert (of_norm["jsnorm"].pairs, of_norm["jsnorm"].mean) == (0, 0.7)
+    assert np.isnan(of_norm["jsnorm"].difference)
