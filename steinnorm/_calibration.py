@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from steinnorm._sums import AxisName, shift_and_variance, sums_about
 from steinnorm.calibrated import Calibration
 from steinnorm.statistics import planned
 
-__all__ = ["FEW_EXAMPLES", "Recorder", "Totals", "merged", "totals_of"]
+__all__ = ["FEW_EXAMPLES", "Recorder", "Totals", "leaves", "merged", "totals_of"]
 
 FEW_EXAMPLES = 100
 """Below so many examples a calibration warns.
@@ -165,6 +165,17 @@ def _is_bound(axis_name: AxisName) -> bool:
     except NameError:
         return False
     return True
+
+
+def leaves(
+    tree: Mapping[str, Any], names: tuple[str, ...], path: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields, by path, what a collection holds for the layers that have such variables."""
+    if all(name in tree and not isinstance(tree[name], Mapping) for name in names):
+        yield path, {name: tree[name] for name in names}
+    for name, held in tree.items():
+        if isinstance(held, Mapping):
+            yield from leaves(held, names, f"{path}/{name}".lstrip("/"))
 
 
 class Recorder:

@@ -93,10 +93,10 @@ def strength(value: ArrayLike) -> ArrayLike:
     """Returns a penalty's strength.
 
     Raises:
+      TypeError: the strength is no real number.
       ValueError: the strength is negative (seen only where its value is known) or not scalar.
     """
-    if jnp.ndim(value) != 0:
-        raise ValueError(f"strength must be a scalar; got shape {jnp.shape(value)}.")
+    _real_scalar("strength", value)
     if _is_known(value) and not float(value) >= 0:  # type: ignore[arg-type]
         raise ValueError(f"strength must be at least 0; got {value}.")
     # A NumPy scalar would carry its own dtype into the result; a Python number does not.
@@ -107,8 +107,10 @@ def fraction(value: ArrayLike) -> ArrayLike:
     """Returns the share of the largest dominating constant.
 
     Raises:
-      ValueError: the fraction is outside (0, 1] (seen only where its value is known).
+      TypeError: the fraction is no real number.
+      ValueError: the fraction is outside (0, 1] (seen only where its value is known) or not scalar.
     """
+    _real_scalar("fraction", value)
     if _is_known(value) and not 0 < float(value) <= 1:  # type: ignore[arg-type]
         raise ValueError(
             f"fraction must be in (0, 1], a share of the largest constant for which dominance "
@@ -143,17 +145,22 @@ def effective_dimension(value: ArrayLike | None, channels: int, *, fixed: bool) 
     return jnp.asarray(value, float)
 
 
-def momentum(value: float) -> None:
-    """Checks the share of the running value that an update keeps.
+def momentum(value: float) -> float:
+    """Returns the share of the running value that an update keeps; as a float, where it is known.
+
+    A NumPy number would make the running value, which it is multiplied with, one of its own dtype.
 
     Raises:
-      ValueError: the momentum is outside [0, 1].
+      TypeError: the momentum is no real number.
+      ValueError: the momentum is outside [0, 1] or not scalar.
     """
+    _real_scalar("momentum", value)
     if _is_known(value) and not 0 <= float(value) <= 1:
         raise ValueError(
             f"momentum must be in [0, 1], the share of the running value that is kept "
             f"(Flax's convention; PyTorch's momentum is 1 minus this); got {value}."
         )
+    return float(value) if _is_known(value) else value
 
 
 def epsilon(value: ArrayLike, shape: tuple[int, ...] = ()) -> ArrayLike:
@@ -164,9 +171,11 @@ def epsilon(value: ArrayLike, shape: tuple[int, ...] = ()) -> ArrayLike:
       shape: the shape of the features.
 
     Raises:
+      TypeError: epsilon is no real number, nor an array of them.
       ValueError: epsilon is negative or not finite (seen only where its value is known), or of
         another shape.
     """
+    _real("epsilon", value)
     if jnp.shape(value) not in ((), shape):
         raise ValueError(
             f"epsilon must be a scalar or have the shape of the features, {shape}; "
@@ -200,20 +209,6 @@ def one_of(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
 
 
-def inexact_input(x: Any) -> jax.Array:
-    """Returns a layer's input as an array; integers become float32, as in Flax.
-
-    Raises:
-      TypeError: ``x`` is not numeric.
-    """
-    dtype = jnp.result_type(x)
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.asarray(x)
-    if jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_:
-        return jnp.asarray(x, jnp.float32)
-    raise TypeError(f"x must be a numeric array; got dtype {dtype}.")
-
-
 def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     """Returns the feature axes, non-negative, sorted, each once.
 
@@ -223,9 +218,11 @@ def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
 
     Raises:
       TypeError: an axis is not an integer.
-      ValueError: an axis is out of range.
+      ValueError: an axis is out of range, or there is none.
     """
     axes = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+    if not axes:
+        raise ValueError("axis must name at least one feature axis; got none: ().")
     for a in axes:
         if isinstance(a, bool) or not isinstance(a, int | np.integer):
             raise TypeError(f"axis must be an integer or several; got {a!r}.")
@@ -234,25 +231,21 @@ def feature_axes(axis: Axes, ndim: int) -> tuple[int, ...]:
     return tuple(sorted({int(a) % ndim for a in axes}))
 
 
-def mask_array(mask: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
-    """Returns a boolean mask of the input's rank, each axis of size 1 or the input's size.
+def _real(name: str, value: Any) -> None:
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    kinds = (jnp.bool_, jnp.integer, jnp.floating)
+    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+        raise TypeError(f"{name} must be a real number; got {value!r}.")
 
-    Raises:
-      ValueError: the mask cannot be broadcast to ``shape``.
-    """
-    array = jnp.asarray(mask, dtype=bool)
-    sizes = zip(reversed(array.shape), reversed(shape), strict=False)  # may be symbols (jax.export)
-    fits = array.ndim <= len(shape) and all(m in (1, size) for m, size in sizes)
-    if not fits:
-        raise ValueError(
-            f"mask must be broadcastable to the input's shape {shape}; got shape {array.shape}. "
-            "To mask whole examples of a rank-4 input give it shape (batch, 1, 1, 1)."
-        )
-    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+
+def _real_scalar(name: str, value: Any) -> None:
+    _real(name, value)
+    if np.shape(value):
+        raise ValueError(f"{name} must be a scalar; got shape {np.shape(value)}.")
 
 
 def _is_known(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
 
 
 class Paths:
@@ -269,11 +262,7 @@ class Paths:
             self._where = tuple(path.strip("/") for path in self._where)
         self._asked: list[str] = []
         self._found = False
-
-    @property
-    def asked(self) -> bool:
-        """Whether it was asked about any layer."""
-        return bool(self._asked)
+        self._missed = list(self._where) if isinstance(self._where, tuple) else []
 
     def holds(self, path: str) -> bool:
         """Returns whether the layer at ``path`` is meant."""
@@ -283,16 +272,27 @@ class Paths:
         elif callable(self._where):
             held = bool(self._where(path))
         else:
-            held = any(f"{path}/".startswith(f"{p}/") for p in self._where)
+            names = [p for p in self._where if f"{path}/".startswith(f"{p}/")]
+            self._missed = [p for p in self._missed if p not in names]
+            held = bool(names)
         self._found |= held
         return held
 
-    def check(self, kind: str) -> None:
-        """Checks that a layer was found, unless none was asked for.
+    def check(self, kind: str, *, remedy: str = "") -> None:
+        """Checks that a layer was found, and by each path one, unless none was asked for.
+
+        Args:
+          kind: what the layers are.
+          remedy: what to do about a model that has none of them.
 
         Raises:
-          ValueError: none was; the message lists those that there are.
+          ValueError: none was, or a path names none; the message lists those that there are.
         """
-        if not self._found and self._where != ():
-            there = ", ".join(repr(path) for path in self._asked) or "none"
-            raise ValueError(f"where={self._where!r} names no {kind}; the model has: {there}.")
+        if self._where == () or (self._found and not self._missed):
+            return
+        there = ", ".join(repr(path) for path in self._asked) or "none"
+        which = f" by {', '.join(map(repr, self._missed))}" if self._found else ""
+        hint = f" {remedy}" if remedy and not self._asked else ""
+        raise ValueError(
+            f"where={self._where!r} names no {kind}{which}; the model has: {there}.{hint}"
+        )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-__all__ = ["cache_context", "reshard", "varying_axes", "zeros_like"]
+__all__ = ["cache_context", "psum", "reshard", "varying_axes", "zeros_like"]
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
@@ -27,6 +27,23 @@ def zeros_like(x: jax.Array) -> jax.Array:
     missing = tuple(set(varying_axes(x)) - set(varying_axes(zeros)))
     lax: Any = jax.lax  # which has no pvary any more
     return lax.pvary(zeros, missing) if missing else zeros
+
+
+def psum(x: jax.Array, axis_name: Any, groups: Any) -> jax.Array:
+    """Does what ``jax.lax.psum`` does, and says what JAX does not: where it has no groups.
+
+    Raises:
+      NotImplementedError: there are groups, in shard_map, which checks how devices differ.
+    """
+    try:
+        return jax.lax.psum(x, axis_name, axis_index_groups=groups)
+    except NotImplementedError as error:
+        if groups is None:
+            raise
+        raise NotImplementedError(
+            f"axis_index_groups={groups} of axis {axis_name!r}: JAX has groups in jax.pmap and in "
+            "jax.shard_map(..., check_vma=False) only."
+        ) from error
 
 
 def reshard(x: jax.Array, sharding: NamedSharding) -> Any:

@@ -16,7 +16,8 @@ _current: contextvars.ContextVar[tuple[_checks.Paths, bool] | None] = contextvar
 )
 # A function that JAX has traced in a block is another one outside of it.
 _in_block = cache_context()
-# Blocks whose layers were traced: in the next one like it they may all come from JAX's caches.
+# Blocks whose layers were found: in the next one like it some or all may come from JAX's caches,
+# and are not asked for.
 _traced: dict[Hashable, None] = {}
 _MOST_REMEMBERED = 256
 
@@ -30,7 +31,8 @@ def block(where: _checks.Where, *, affine: bool) -> Iterator[None]:
       affine: whether their parameters are frozen too.
 
     Raises:
-      ValueError: at the end of the block, if no layer that is meant was called.
+      ValueError: at the end of the first block with this ``where``, if a layer that is meant was
+        not called.
     """
     if not (where is None or isinstance(where, str) or callable(where)):
         where = tuple(where)
@@ -42,7 +44,7 @@ def block(where: _checks.Where, *, affine: bool) -> Iterator[None]:
             yield
     finally:
         _current.reset(token)
-    if paths.asked or name not in _traced:
+    if name not in _traced:
         paths.check("SteinBatchNorm")
         _traced[name] = None
         if len(_traced) > _MOST_REMEMBERED:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn import dtypes, initializers
 
-from steinnorm import _checks, functional
+from steinnorm import _checks, _layer_inputs, functional
 from steinnorm._calibration import Totals, merged, totals_of
+from steinnorm._numerics import real
 from steinnorm._sharding import placed_like
 from steinnorm.calibrated import Calibration
 from steinnorm.shrinkage import Shrinkage, resolve
@@ -51,9 +52,12 @@ class SteinBatchNorm(nnx.BatchNorm):
     ``var``. A state of ``flax.nnx.BatchNorm`` loads into this layer and the other way round, with
     the same inference: the running statistics hold what the layer normalised with, so inference
     needs no shrinkage. ``shrinkage="none"`` is Flax's layer, but that a smaller ``dtype`` rounds
-    the result only, not what it is computed from.
+    the result only, not what it is computed from. Running values keep the dtype of their variables,
+    float32 at first, as in Flax. To train on complex inputs, make that of the mean complex first:
+    ``layer.mean = nnx.BatchStat(jnp.zeros(C, jnp.complex64))``.
 
-    How much was shrunk can be read: under ``nnx.capture(..., ShrinkageFactor)`` each call sows
+    How much was shrunk can be read: under ``nnx.capture(..., ShrinkageFactor)`` each call that uses
+    the batch's statistics (not inference with running ones, nor a frozen layer) sows
     ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
     not computed.
 
@@ -63,8 +67,10 @@ class SteinBatchNorm(nnx.BatchNorm):
         ``model.train()``, by ``nnx.view`` or in the call.
       axis: the feature axis, or several (then ``num_features`` is the product of their sizes).
       momentum: share of the running value that an update keeps, in [0, 1].
-      epsilon: added to the variance; a scalar or one for each channel, may be traced.
-      dtype: dtype of the result (default: that of input and parameters together).
+      epsilon: added to the variance; a scalar, or an array of one for each feature, in the shape of
+        the feature axes or of ``num_features``; may be traced. An array of JAX becomes part of the
+        layer's ``nnx.state``.
+      dtype: floating or complex dtype of the result (default: that of input and parameters).
       param_dtype: dtype of ``scale`` and ``bias``.
       use_bias: whether to add a learned bias.
       use_scale: whether to multiply by a learned scale.
@@ -72,7 +78,8 @@ class SteinBatchNorm(nnx.BatchNorm):
       scale_init: initializer of the scale, by default ones.
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
         with sharded inputs, where statistics are global already).
-      axis_index_groups: groups of indices of that axis.
+      axis_index_groups: groups of indices of that axis, in pmap, and in shard_map with
+        check_vma=False.
       use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
         where a mean is far from its running value; False finds the mean first, in a read and an
         all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
@@ -90,7 +97,8 @@ class SteinBatchNorm(nnx.BatchNorm):
         layer.
 
     Raises:
-      TypeError: a shrinkage that is neither a name nor a ``Shrinkage``.
+      TypeError: a shrinkage that is neither a name nor a ``Shrinkage``, a dtype of integers, a
+        momentum or epsilon that is no number.
       ValueError: an unknown name, a momentum outside [0, 1], a negative epsilon.
 
     Example:
@@ -131,6 +139,7 @@ class SteinBatchNorm(nnx.BatchNorm):
         test_statistics: functional.TestStatistics = "running",
     ):
         resolve(shrinkage)
+        _layer_inputs.inexact_dtype(dtype)
         _checks.momentum(momentum)
         _checks.epsilon(epsilon, jnp.shape(epsilon))
         _checks.one_of("test_statistics", test_statistics, functional.TEST_STATISTICS)
@@ -170,18 +179,24 @@ class SteinBatchNorm(nnx.BatchNorm):
         """Normalises ``x``.
 
         Args:
-          x: the input, any rank.
+          x: the input, of rank 1 or more.
           use_running_average: True in inference, False in training; goes before the attribute.
-          mask: which values count for the statistics, broadcastable to ``x``; the output is not
-            masked. An all-False mask leaves the running statistics alone and uses them.
+          mask: which values count (of numbers, those that are not 0), broadcastable to ``x`` from
+            the last axis on: shape (B,) means channels. An all-False mask leaves the running
+            statistics alone and uses them. The output is not masked: NaN or infinity outside the
+            mask makes the gradients of ``x`` and the scale NaN, also where the loss masks the
+            output (0 * NaN; in Flax too). Pass ``jnp.where(mask, x, 0)`` then.
 
         Returns:
           The normalised input, in its shape.
 
         Raises:
+          TypeError: the running mean of a complex input, which is to be recorded, is real.
           ValueError: ``x`` has other features than the layer, the mode was given nowhere, or the
-            layer is to use a calibration that it does not have.
+            layer is to use a calibration that it does not have; and what
+            :func:`~steinnorm.stein_batch_norm` raises.
         """
+        _layer_inputs.array_or_number("x", x)
         inference = self.use_running_average if use_running_average is None else use_running_average
         counting = hasattr(self, "calibration_sums")
         if self.frozen != "no" or counting:
@@ -205,7 +220,7 @@ class SteinBatchNorm(nnx.BatchNorm):
         x, mean, var, scale, bias = self._promoted(x, self.mean[...], self.var[...], *affine)
         per_channel = jax.tree.map(lambda a: a.reshape(shape), (mean, var, scale, bias))
         mean, var, scale, bias = per_channel
-        running = Moments(mean, var)
+        running = Moments(mean, real(var))  # promoted to complex with a complex input
         if counting:
             self._count(x, mask, running)
         result = functional.stein_batch_norm(
@@ -220,17 +235,14 @@ class SteinBatchNorm(nnx.BatchNorm):
             axis=self.axis,
             mask=mask,
             momentum=self.momentum,
-            epsilon=self.epsilon,
+            epsilon=self._epsilon(shape),
             dtype=self.dtype,
             axis_name=self.axis_name,
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
         )
         if not inference:
-            # A variable outlives the trace of a gradient, so it must not hold that trace's values.
-            self.mean[...], self.var[...] = jax.tree.map(
-                lambda a: jax.lax.stop_gradient(a).reshape(-1), result.running
-            )
+            self._record(result.running)
         # Without a capture `sow` would create attributes, and computing the factors cost time.
         captured = (type(v) for v in getattr(self, "__captures__", ()))
         if result.batch is not None and ShrinkageFactor in captured:
@@ -238,6 +250,31 @@ class SteinBatchNorm(nnx.BatchNorm):
             self.sow(ShrinkageFactor, "mean_factor", factors.mean)
             self.sow(ShrinkageFactor, "variance_factor", factors.variance)
         return result.y
+
+    def _record(self, running: Moments | None) -> None:
+        """Makes these the running statistics, in the dtypes of their variables."""
+        assert running is not None
+        for name, variable, value in zip(
+            Moments._fields, (self.mean, self.var), running, strict=True
+        ):
+            dtype = variable[...].dtype
+            if jnp.iscomplexobj(value) and not jnp.issubdtype(dtype, jnp.complexfloating):
+                raise TypeError(
+                    f"the running {name} is {value.dtype}, of a complex input, and would lose its "
+                    f"imaginary part in a variable of dtype {dtype}. To train on complex inputs "
+                    f"make that complex first: layer.{name} = nnx.BatchStat(jnp.zeros("
+                    f"{self.num_features}, jnp.{value.dtype}))."
+                )
+            # A variable outlives the trace of a gradient, so it must not hold that trace's values.
+            variable[...] = jax.lax.stop_gradient(value).reshape(-1).astype(dtype)
+
+    def _epsilon(self, shape: tuple[int, ...]) -> Any:
+        """Returns epsilon as the pure function takes it: a scalar or in the shape of the features.
+
+        The variables of several feature axes are flat, and so may epsilon be.
+        """
+        is_flat = len(shape) > 1 and jnp.shape(self.epsilon) == (self.num_features,)
+        return jnp.reshape(self.epsilon, shape) if is_flat else self.epsilon
 
     def _calibration(self, shape: tuple[int, ...]) -> Calibration | None:
         """Returns what the layer was calibrated with, where it is to be used."""
@@ -261,7 +298,7 @@ class SteinBatchNorm(nnx.BatchNorm):
             axis_index_groups=self.axis_index_groups,
             use_fast_variance=self.use_fast_variance,
             reference=running.mean,
-            epsilon=self.epsilon,
+            epsilon=self._epsilon(running.mean.shape),
         )
         variables = self.calibration_sums
         before = Totals(**{name: variables[name][...] for name in Totals._fields})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from steinnorm._numerics import safe_divide
-from steinnorm.rules import SampleMean, SampleVariance
+from steinnorm.rules import REAL, SampleMean, SampleVariance
 from steinnorm.shrinkage import Shrinkage, toward_running
 from steinnorm.statistics import BatchStatistics, Moments
 
@@ -31,6 +31,24 @@ def rules_in_use(
     # The running statistics are those that training normalised with, so what shrinks towards them
     # must be alike.
     return (trained, toward) if may_change_a_large_batch(rule) else (toward, None)
+
+
+def check_input_of_rules(rule: Shrinkage, then: Shrinkage | None, x: jax.Array) -> None:
+    """Checks that the rules which are applied to a batch are defined for its values.
+
+    Raises:
+      TypeError: ``x`` is complex, and a rule is for real values.
+    """
+    if not jnp.iscomplexobj(x):
+        return
+    for used in (rule, then):
+        if used is not None and (
+            used.needs_noise or isinstance(used.mean, REAL) or isinstance(used.variance, REAL)
+        ):
+            raise TypeError(
+                f"shrinkage {used.name!r} needs a real input; got dtype {x.dtype}. Complex inputs "
+                'are for shrinkage="none", and for test_statistics "running" or "batch" with it.'
+            )
 
 
 def may_change_a_large_batch(rule: Shrinkage) -> bool:

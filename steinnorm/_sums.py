@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from steinnorm._compat import varying_axes, zeros_like
+from steinnorm._compat import psum, varying_axes, zeros_like
 from steinnorm._numerics import abs_squared, real
 from steinnorm._sharding import select, sharded_axes
 
@@ -86,7 +86,7 @@ class Plan:
             return sums
         dtype = jnp.result_type(*sums.values())
         flat = jnp.concatenate([a.astype(dtype).reshape(-1) for a in sums.values()])
-        flat = lax.psum(flat, self.axis_name, axis_index_groups=self.groups)
+        flat = psum(flat, self.axis_name, self.groups)
         total, start = {}, 0
         for name, a in sums.items():
             piece = flat[start : start + a.size].reshape(a.shape)

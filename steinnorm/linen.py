@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.module import merge_param
 
-from steinnorm import _checks, _freezing, functional
-from steinnorm._calibration import Recorder, Totals, merged, totals_of
+from steinnorm import _checks, _freezing, _layer_inputs, functional
+from steinnorm._calibration import Recorder, Totals, leaves, merged, totals_of
 from steinnorm._sharding import placed_like
 from steinnorm.calibrated import Calibration
 from steinnorm.functional import CALIBRATED
@@ -38,20 +39,23 @@ class SteinBatchNorm(nn.BatchNorm):
     ``shrinkage="none"`` is Flax's layer.
 
     During initialisation running statistics are not updated and ``axis_name`` need not exist.
-    Statistics, shrinkage and running values are float32 (float64 stays) whatever the input is.
+    Statistics, shrinkage and running values are float32. With a float64 input all are float64, and
+    with a complex one means are complex. Running values become so at the first step, as in Flax:
+    cast them before a ``lax.scan`` over steps.
 
-    How much was shrunk can be read: with ``mutable=["intermediates"]`` each call sows
-    ``mean_factor`` and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are
-    not computed. Gradients accumulated over micro-batches use the statistics of each by itself, and
-    the running ones move at each; where that is too noisy, :func:`freeze` them or use
-    ``shrinkage="toward_running"``.
+    How much was shrunk can be read: with ``mutable=["intermediates"]`` each call that uses the
+    batch's statistics (not inference with running ones, nor a frozen layer) sows ``mean_factor``
+    and ``variance_factor`` (1: untouched, 0: fully shrunk). Otherwise they are not computed.
+    Gradients accumulated over micro-batches use the statistics of each by itself, and the running
+    ones move at each; where that is too noisy, :func:`freeze` them or take "toward_running".
 
     Attributes:
       use_running_average: True in inference, False in training; here or in the call.
       axis: the feature axis, or several.
       momentum: share of the running value that an update keeps, in [0, 1].
-      epsilon: added to the variance; a scalar or one for each channel, may be traced.
-      dtype: dtype of the result (default: that of input and parameters together).
+      epsilon: added to the variance; a scalar, or an array in the shape of the features, may be
+        traced. With an array modules cannot be hashed or compared any more (in Flax neither).
+      dtype: floating or complex dtype of the result (default: that of input and parameters).
       param_dtype: dtype of ``scale`` and ``bias``.
       use_bias: whether to add a learned bias.
       use_scale: whether to multiply by a learned scale.
@@ -59,12 +63,14 @@ class SteinBatchNorm(nn.BatchNorm):
       scale_init: initializer of the scale, by default ones.
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
         with sharded inputs, where statistics are global already).
-      axis_index_groups: groups of indices of that axis.
+      axis_index_groups: groups of indices of that axis, in pmap, and in shard_map with
+        check_vma=False.
       use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
         where a mean is far from its running value; False finds the mean first, in a read and an
         all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
-      force_float32_reductions: False rounds statistics to the input's dtype and keeps running
-        values in ``param_dtype``.
+      force_float32_reductions: False rounds statistics to the input's dtype and makes running
+        values of ``param_dtype`` at first; like Flax's, they become float32 at the first step with
+        an input of float32.
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
@@ -73,7 +79,8 @@ class SteinBatchNorm(nn.BatchNorm):
         :func:`calibrate` measured, in the collection ``calibration``).
 
     Raises:
-      TypeError: a shrinkage that is neither a name nor a ``Shrinkage``.
+      TypeError: a shrinkage that is neither a name nor a ``Shrinkage``, a dtype of integers, a
+        momentum or epsilon that is no number.
       ValueError: an unknown name, a momentum outside [0, 1], a negative epsilon.
 
     Example:
@@ -93,6 +100,7 @@ class SteinBatchNorm(nn.BatchNorm):
 
     def __post_init__(self) -> None:
         resolve(self.shrinkage)
+        _layer_inputs.inexact_dtype(self.dtype)
         _checks.momentum(self.momentum)
         _checks.epsilon(self.epsilon, jnp.shape(self.epsilon))
         _checks.one_of("test_statistics", self.test_statistics, functional.TEST_STATISTICS)
@@ -109,10 +117,13 @@ class SteinBatchNorm(nn.BatchNorm):
         """Normalises ``x``.
 
         Args:
-          x: the input, any rank.
+          x: the input, of rank 1 or more.
           use_running_average: True in inference, False in training; here or as the field.
-          mask: which values count for the statistics, broadcastable to ``x``; the output is not
-            masked. An all-False mask leaves the running statistics alone and uses them.
+          mask: which values count (of numbers, those that are not 0), broadcastable to ``x`` from
+            the last axis on: shape (B,) means channels. An all-False mask leaves the running
+            statistics alone and uses them. The output is not masked: NaN or infinity outside the
+            mask makes the gradients of ``x`` and the scale NaN, also where the loss masks the
+            output (0 * NaN; in Flax too). Pass ``jnp.where(mask, x, 0)`` then.
 
         Returns:
           The normalised input, in its shape.
@@ -123,6 +134,7 @@ class SteinBatchNorm(nn.BatchNorm):
         inference = merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
+        _layer_inputs.array_or_number("x", x)
         frozen, affine_frozen = _freezing.freezes("/".join(self.path))
         initializing = self.is_initializing()
         counting = self._is_named(_CALIBRATION) and not initializing
@@ -253,8 +265,8 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
         with weight decay moves parameters without a gradient: leave them out with its mask.
 
     Raises:
-      ValueError: at the end of the block, if no such layer was called; the message lists those that
-        were.
+      ValueError: at the end of the first block with this ``where``, if no such layer was called, or
+        none at and under one of several paths; the message lists those that were.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -270,6 +282,10 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
         yield
 
 
+_ONE_ARGUMENT = (
+    "Pass lambda variables, batch, **options: net.apply(variables, batch[0], **options) in place "
+    "of net.apply, or with whatever it takes."
+)
 _IN_STACKS = (
     f"Around nn.scan and nn.vmap name the collection in variable_axes, as batch_stats is: "
     f"variable_axes={{'params': 0, 'batch_stats': 0, {_CALIBRATION!r}: 0}}."
@@ -298,8 +314,9 @@ def calibrate(
         ``net.apply`` does; for a batch of several arguments
         ``lambda variables, batch, **options: net.apply(variables, *batch, **options)``.
       variables: of the trained module; left as they are.
-      batches: clean inputs as at test time, not augmented; some thousand examples. Each batch is
-        an array or a pytree of arrays; ``apply_fn`` is compiled once for each shape of it.
+      batches: clean inputs as at test time, not augmented; some thousand examples. An iterable:
+        ``[x]`` for one batch. Each is an array or a pytree of arrays; ``apply_fn`` is compiled once
+        for each shape of it.
       on_batch: called after each batch with the number of batches done.
       **options: further arguments of ``apply_fn``, such as ``train=False``.
 
@@ -309,7 +326,8 @@ def calibrate(
       statistics uses them. Training does not update them: calibrate again afterwards.
 
     Raises:
-      TypeError: a layer has complex inputs.
+      TypeError: ``batches`` is one array; the module cannot take a batch, such as a loader's
+        ``(x, y)``, as its one argument; or a layer has complex inputs.
       ValueError: no layer to calibrate, a layer that no batch reached (around ``nn.scan`` and
         ``nn.vmap`` the collection has to be named in ``variable_axes``, as ``batch_stats`` is),
         fewer than two examples, or values that are not finite.
@@ -345,15 +363,21 @@ def calibrate(
             called.add("/".join(context.module.path))
         return call(*args, **kwargs)
 
-    for batch in batches:
+    bound = getattr(apply, "__self__", None)
+    for batch in _layer_inputs.batches(batches):
         with nn.intercept_methods(note):
-            counted = count(known, batch)
-        recorder.add({path: Totals(**sums) for path, sums in _leaves(counted, Totals._fields)})
+            counted = _layer_inputs.called(
+                functools.partial(count, known, batch),
+                batch,
+                by_default=isinstance(bound, nn.Module) and apply == bound.apply,
+                remedy=_ONE_ARGUMENT,
+            )
+        recorder.add({path: Totals(**sums) for path, sums in leaves(counted, Totals._fields)})
         if on_batch is not None:
             on_batch(recorder.batches)
     means = {
         path: held["mean"]
-        for path, held in _leaves(known.get("batch_stats", {}), ("mean", "var"))
+        for path, held in leaves(known.get("batch_stats", {}), ("mean", "var"))
         # Where nothing was seen, a compiled apply_fn was not traced again.
         if recorder.has(path) or (called and path not in called)
     }
@@ -366,14 +390,3 @@ def calibrate(
             held = held.setdefault(name, {})
         held.update(zip(_CALIBRATION_NAMES, found, strict=True))
     return {**known, _CALIBRATION: calibrated}
-
-
-def _leaves(
-    tree: Mapping[str, Any], names: tuple[str, ...], path: str = ""
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields, by path, what a collection holds for the layers that have such variables."""
-    if all(name in tree and not isinstance(tree[name], Mapping) for name in names):
-        yield path, {name: tree[name] for name in names}
-    for name, held in tree.items():
-        if isinstance(held, Mapping):
-            yield from _leaves(held, names, f"{path}/{name}".lstrip("/"))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from steinnorm import _checks, functional
+from steinnorm import _checks, _layer_inputs, functional
 from steinnorm._calibration import Recorder, Totals
 from steinnorm._nnx_layer import (
     CALIBRATION_ATTRIBUTES,
@@ -127,7 +128,9 @@ def revert(model: M) -> M:
 
     Returns:
       A new model with the same inference (running statistics) and variables of its own, as in
-      :func:`convert`. Subclasses of :class:`SteinBatchNorm` are left as they are, with a warning.
+      :func:`convert`. What Flax's layer does not have is dropped: a calibration, and that a layer
+      is frozen, so that in training its statistics move again. Subclasses of
+      :class:`SteinBatchNorm` are left as they are, with a warning.
 
     Raises:
       TypeError: the model is no NNX module.
@@ -161,7 +164,8 @@ def freeze(model: M, where: _checks.Where = None, *, affine: bool = False) -> M:
 
     Raises:
       TypeError: the model is no NNX module.
-      ValueError: there is no layer to freeze; the message lists those that there are.
+      ValueError: there is no layer to freeze, or none at or under one of several paths; the message
+        lists those that there are.
 
     Example:
       >>> from flax import nnx
@@ -178,15 +182,19 @@ def freeze(model: M, where: _checks.Where = None, *, affine: bool = False) -> M:
 
     _check_module(model)
     result = map_modules(visit, nnx.clone(model))
-    chosen.check("SteinBatchNorm")
+    chosen.check("SteinBatchNorm", remedy='convert(model, "none") makes them of nnx.BatchNorm.')
     return result
+
+
+def _call_model(model: Any, batch: Any) -> Any:
+    return model(batch)
 
 
 def calibrate(
     model: M,
     batches: Iterable[Any],
     *,
-    call: Callable[[Any, Any], Any] = lambda model, batch: model(batch),
+    call: Callable[[Any, Any], Any] = _call_model,
     on_batch: Callable[[int], None] | None = None,
 ) -> M:
     """Measures what clean inputs look like to each layer, for ``test_statistics="calibrated"``.
@@ -199,8 +207,8 @@ def calibrate(
 
     Args:
       model: any NNX module with :class:`SteinBatchNorm` layers, trained; left as it is.
-      batches: clean inputs as at test time, not augmented; some thousand examples. Each batch is
-        an array or a pytree of arrays, what ``call`` takes.
+      batches: clean inputs as at test time, not augmented; some thousand examples. An iterable:
+        ``[x]`` for one batch. Each is an array or a pytree of arrays, what ``call`` takes.
       call: function from model and batch that evaluates the model; compiled by ``nnx.jit``, once
         for each shape of a batch. Its result is not used.
       on_batch: called after each batch with the number of batches done.
@@ -211,7 +219,8 @@ def calibrate(
       Training does not update them: calibrate again afterwards.
 
     Raises:
-      TypeError: the model is no NNX module, or a layer has complex inputs.
+      TypeError: the model is no NNX module; ``batches`` is one array; the model cannot take a
+        batch, such as a loader's ``(x, y)``, as its one argument; or a layer has complex inputs.
       ValueError: no layer to calibrate, a layer that no batch reached, fewer than two examples, or
         values that are not finite.
 
@@ -252,8 +261,13 @@ def calibrate(
         "give a call that evaluates all of the model; jax.lax.scan, jax.vmap and the like inside "
         "it must return the states that they change, as nnx.scan and nnx.vmap do."
     )
-    for batch in batches:
-        count(counting, batch)
+    for batch in _layer_inputs.batches(batches):
+        _layer_inputs.called(
+            functools.partial(count, counting, batch),
+            batch,
+            by_default=call is _call_model,
+            remedy="Pass call=lambda model, batch: model(batch[0]), or whatever it takes.",
+        )
         recorder.add(
             {
                 path: Totals(**{name: v[...] for name, v in layer.calibration_sums.items()})

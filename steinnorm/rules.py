@@ -193,6 +193,13 @@ class TowardRunningVariance:
         return _unless_empty(batch.variance, jnp.where(known, shrunk, unknown), running)
 
 
+REAL = (
+    *(SteinMean, SteinVariance, JSNormMean, JSNormVariance, RidgeMean, RidgeVariance),
+    *(LassoMean, LassoVariance, TowardRunningMean, TowardRunningVariance),
+)
+"""Rules for real values: the samples' own alone are defined for complex ones."""
+
+
 def _unless_empty(own: jax.Array, shrunk: jax.Array, running: Moments) -> jax.Array:
     """Returns the batch's own values while the running ones are as they were made."""
     empty = jnp.all(running.mean == 0) & jnp.all(running.variance == 1)

@@ -8,6 +8,7 @@ of your own is one more :class:`Shrinkage`.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +45,11 @@ Rule = Callable[[BatchStatistics, Moments], jax.Array]
 class Shrinkage:
     """A rule for the means and a rule for the variances.
 
-    A rule takes the statistics of the batch (over all devices) and the running ones, all of shape
-    (C,), and returns an estimate of shape (C,). Two that are made alike are equal, and jit does not
-    compile the second again. Numbers inside the rules of :mod:`steinnorm.rules` may be traced.
+    A rule takes the statistics of the batch (over all devices) and the running ones, of shape (C,)
+    but for ``count`` and ``examples``, which are scalars where they are the same for all channels,
+    and returns an estimate of shape (C,). Two with equal rules are equal, and jit does not compile
+    the second again: those of the constructors here, made alike; but two lambdas are not, so make a
+    rule of them once. Numbers inside the rules of :mod:`steinnorm.rules` may be traced.
 
     Attributes:
       name: what tables and plots call it.
@@ -130,7 +133,8 @@ def stein(fraction: ArrayLike = 1.0) -> Shrinkage:
       fraction: share of the variance rule's constant, a scalar in (0, 1].
 
     Raises:
-      ValueError: ``fraction`` outside (0, 1], where its value is known.
+      TypeError: ``fraction`` is no real number.
+      ValueError: ``fraction`` is outside (0, 1], where its value is known, or not scalar.
     """
     share = _checks.fraction(fraction)
     name = _named("stein", "fraction", share, default=1.0)
@@ -154,7 +158,8 @@ def ridge(strength: ArrayLike = 1e-3) -> Shrinkage:
       strength: a scalar, at least 0; may be traced.
 
     Raises:
-      ValueError: a negative strength, where its value is known.
+      TypeError: ``strength`` is no real number.
+      ValueError: ``strength`` is negative, where its value is known, or not scalar.
     """
     s = _checks.strength(strength)
     name = _named("ridge", "strength", s, default=1e-3)
@@ -168,7 +173,8 @@ def lasso(strength: ArrayLike = 1e-3) -> Shrinkage:
       strength: a scalar, at least 0; may be traced.
 
     Raises:
-      ValueError: a negative strength, where its value is known.
+      TypeError: ``strength`` is no real number.
+      ValueError: ``strength`` is negative, where its value is known, or not scalar.
     """
     s = _checks.strength(strength)
     name = _named("lasso", "strength", s, default=1e-3)
@@ -239,14 +245,22 @@ def by_name(name: str, **options: Any) -> Shrinkage:
       **options: arguments of the constructor of that name.
 
     Raises:
-      ValueError: an unknown name; the message lists the names.
+      TypeError: an option that the constructor does not have (the message lists those that it has),
+        or that is of another kind.
+      ValueError: an unknown name; the message lists the names. An option out of its range.
 
     Example:
       >>> by_name("ridge", strength=0.1).name
       'ridge(strength=0.1)'
     """
     _checks.one_of("shrinkage", name, NAMES)
-    return _CONSTRUCTORS[name](**options)
+    constructor = _CONSTRUCTORS[name]
+    known = tuple(inspect.signature(constructor).parameters)
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        takes = ", ".join(known) or "no options"
+        raise TypeError(f"shrinkage {name!r} takes {takes}; got {', '.join(unknown)}.")
+    return constructor(**options)
 
 
 def resolve(shrinkage: str | Shrinkage) -> Shrinkage:

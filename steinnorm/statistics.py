@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from steinnorm import _checks
+from steinnorm import _checks, _layer_inputs
 from steinnorm._numerics import promote_types, real
 from steinnorm._sharding import placed_as_features, placed_on, select
 from steinnorm._sums import (
@@ -88,13 +88,17 @@ def batch_statistics(
       x: input of any rank >= 1, of a real or complex floating dtype (integers become float32).
       axis: the feature axis, or several; all other axes are averaged over. The first of those
         is the example axis. Where all axes are features, ``x`` is one example.
-      mask: which values count, broadcastable to ``x``; values outside may be anything, NaN too.
+      mask: which values count, broadcastable to ``x`` from the last axis on; of numbers, those that
+        are not 0. Values outside may be anything, NaN too.
       axis_name: name of the mapped axis (pmap, shard_map, vmap) to combine over. Under ``jit``
         with sharded inputs leave it None: the statistics are global already.
-      axis_index_groups: groups of indices within that axis, as in ``jax.lax.psum``.
+      axis_index_groups: groups of indices within that axis, as in ``jax.lax.psum``: in pmap, and in
+        shard_map with check_vma=False. One all-reduce more, of a single number, goes with them.
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
-        intermediates, and an all-reduce of 5 * C numbers (7 * C with a mask) instead of 2 * C.
+        intermediates, and a larger all-reduce. Devices send 2C numbers (with a mask one more, with
+        one that differs between channels 3C), with noise 5C (7C + 3, 10C). Where the squares are
+        summed again they send C, with noise 3C (4C with a mask).
       examples: also count the ``examples``; with ``noise`` they are counted in any case.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
       reference: a guess of the means, such as running means, in the shape of the features; zeros
@@ -109,6 +113,7 @@ def batch_statistics(
       TypeError: ``x`` is not numeric.
       ValueError: an axis out of range; a mask or reference of the wrong shape; noise of a complex
         input.
+      NotImplementedError: ``axis_index_groups`` where JAX has none.
 
     Example:
       >>> import jax.numpy as jnp
@@ -151,11 +156,11 @@ def planned(
     Returns:
       How to reduce, the batch, its mask, the reference and epsilon, laid out over devices.
     """
-    x = _checks.inexact_input(x)
+    x = _layer_inputs.inexact_input(x)
     features = _checks.feature_axes(axis, x.ndim)
     if noise and jnp.iscomplexobj(x):
         raise ValueError(f"noise=True needs a real input; got dtype {x.dtype}.")
-    valid = None if mask is None else placed_on(_checks.mask_array(mask, x.shape), x)
+    valid = None if mask is None else placed_on(_layer_inputs.mask_array(mask, x.shape), x)
     shape = tuple(x.shape[f] for f in features)
     if reference is not None:
         _checks.feature_shape("reference", reference, shape)

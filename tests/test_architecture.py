@@ -29,6 +29,7 @@ LAYERS = [
     ["_compat"],
     ["_numerics", "_sharding"],
     ["_checks"],
+    ["_layer_inputs"],
     ["estimators", "_sums", "torch_weights"],
     ["statistics"],
     ["rules", "_affine", "calibrated"],

@@ -147,3 +147,12 @@ def test_the_layer_and_its_running_statistics():
     test = module.clone(use_running_average=True, parent=None)
     again = test.apply(variables | updated, x)
     np.testing.assert_allclose(again, y, rtol=1e-5, atol=1e-4)
+
+
+def test_what_the_formula_makes_of_a_constant_channel():
+    """The number in docs/layer.md: what the mean rule leaves, over the root of epsilon."""
+    x = draw()
+    left = x.mean(0) - reference.stein_mean(x.mean(0))
+    variance = reference.stein_variance(x.var(0), 64)
+    y = left / np.sqrt(variance + EPSILON)
+    np.testing.assert_allclose(y[CONSTANT], 260, atol=0.5)

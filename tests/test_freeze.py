@@ -169,6 +169,12 @@ class Inner(nn.Module):
         return jnp.sin(linen.SteinBatchNorm(use_running_average=not train, momentum=0.5)(x))
 
 
+class Named(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return linen.SteinBatchNorm(use_running_average=False, name="stem")(x)
+
+
 LINEN_LAYERS = ("stem", "Inner_0/SteinBatchNorm_0")
 
 
@@ -324,6 +330,16 @@ class TestCachesOfJAX:
                 call(variables, X)
             with pytest.raises(ValueError, match="'trunk'"), linen.freeze("trunk"):
                 call(variables, X)
+
+    def test_a_block_of_which_a_part_comes_from_the_caches(self, variables):
+        inner = jax.jit(lambda held, x: Inner().apply(held, x, True, mutable=["batch_stats"])[0])
+        alone = jax.jit(lambda held, x: Named().apply(held, x, mutable=["batch_stats"])[0])
+        of_inner = jax.tree.map(lambda a: a + 0.3, Inner().init(jax.random.key(0), X, True))
+        of_alone = Named().init(jax.random.key(0), X)
+        for rows in (8, 8, 4):  # the last traces the one anew, and not the other
+            with linen.freeze(["SteinBatchNorm_0", "stem"]):
+                inner(of_inner, X)
+                alone(of_alone, X[:rows])
 
     def test_a_choice_that_cannot_be_hashed(self, variables):
         class Choice:

@@ -1,6 +1,7 @@
 """Batch statistics against the float64 reference, with masks, several axes and large offsets."""
 
 import functools
+import re
 
 import chex
 import jax
@@ -231,3 +232,29 @@ def test_noise_of_complex_input_is_an_error():
 def test_scalar_input_is_an_error():
     with pytest.raises(ValueError, match="out of range for an input of rank 0"):
         batch_statistics(jnp.float32(1.0))
+
+
+@pytest.mark.parametrize(
+    ("mask_shape", "noise", "sent"),
+    [  # with 16 channels; what is sent, and what again where a reference is far from its mean
+        (None, False, (2 * 16, 16)),
+        ((8, 1), False, (2 * 16 + 1, 16)),
+        ((8, 16), False, (3 * 16, 16)),
+        (None, True, (5 * 16, 3 * 16)),
+        ((8, 1), True, (7 * 16 + 3, 4 * 16)),
+        ((8, 16), True, (10 * 16, 4 * 16)),
+    ],
+)
+def test_how_many_numbers_devices_send(mesh, mask_shape, noise, sent):
+    """Those in the docstring."""
+    mask = None if mask_shape is None else np.ones(mask_shape, bool)
+
+    def run(x, *masks):
+        return batch_statistics(x, mask=[*masks, None][0], axis_name="devices", noise=noise)
+
+    inputs = [np.ones((8, 16), np.float32), *([] if mask is None else [mask])]
+    specs = tuple(jax.sharding.PartitionSpec("devices") for _ in inputs)
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=jax.sharding.PartitionSpec())
+    text = jax.jit(mapped).lower(*inputs).as_text()
+    found = re.findall(r"all_reduce.*?-> tensor<(\d+)xf32>", text, re.DOTALL)
+    assert tuple(map(int, found)) == sent
