@@ -1,10 +1,11 @@
 """Attacks and noises for any function from a batch of inputs to a batch of logits.
 
 Every attack is called as ``attack(logits_fn, x, y, *, threat, key=None, ...)`` and returns an
-``AttackResult``. Gradients are taken through the whole batch, because in a model with batch
-statistics an image's logits depend on its companions. ``batch_threats`` has threat models for such
-models, ``batch_dependence`` tests whether a model is one, ``evaluate_robustness`` runs attacks on a
-data set, and ``checks.run_checks`` checks such an evaluation.
+``AttackResult``; only ``pgd_scan``, which is for use inside ``jit``, returns an array. Gradients
+are taken through the whole batch, because in a model with batch statistics an image's logits depend
+on its companions. ``batch_threats`` has threat models for such models, ``batch_dependence`` tests
+whether a model is one, ``evaluate_robustness`` runs attacks on a data set, and
+``checks.run_checks`` checks such an evaluation.
 
 This package needs JAX, NumPy and, for confidence intervals, SciPy, which JAX requires. It imports
 nothing else of steinnorm, and steinnorm does not import it.

@@ -17,10 +17,11 @@ Bounds = tuple[Number, Number]
 def as_broadcastable(value: Number, like: jax.Array) -> Number:
     """Returns ``value`` in a form that broadcasts to ``like`` (B, ...), in its dtype.
 
-    Python numbers are returned unchanged, because JAX gives them the dtype of ``like``. Arrays get
-    the rank of ``like``, because JAX can be configured to refuse rank promotion.
+    Python numbers are returned unchanged, because JAX gives them the dtype of ``like``; NumPy's are
+    not, although np.float64 is a Python float as well. Arrays get the rank of ``like``, because JAX
+    can be configured to refuse rank promotion.
     """
-    if isinstance(value, float | int):
+    if isinstance(value, float | int) and not isinstance(value, np.generic):
         return value
     array = jnp.asarray(value, like.dtype)
     return array.reshape((1,) * (like.ndim - array.ndim) + array.shape) if array.ndim else array
@@ -148,7 +149,7 @@ def random_in_ball(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> 
     direction = steepest_direction(jax.random.normal(direction_key, x.shape, x.dtype), "l2")
     dimensions = math.prod(x.shape[1:])
     radius = jax.random.uniform(radius_key, x.shape[:1], x.dtype) ** (1 / dimensions)
-    return direction * per_example(epsilon * radius, x)
+    return direction * per_example(as_broadcastable(epsilon, x) * radius, x)
 
 
 def random_on_sphere(key: jax.Array, x: jax.Array, norm: str, epsilon: Number) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _measurements as measurements
+from steinnorm.attacks._arguments import check_inputs_form, check_labels_form, refuse_traced
 from steinnorm.attacks._criterion import VOID, Criterion
 from steinnorm.attacks._model import (
     LogitsFn,
@@ -88,8 +89,10 @@ class Problem:
         target: ArrayLike | None = None,
     ) -> Problem:
         """Does the same without warnings, for parts of a batch that was checked as a whole."""
+        refuse_traced(x=x, y=y, threat=threat, target=target)
         x = _inputs(x, threat)
         model, logits = as_partial(logits_fn), None
+        refuse_traced(logits_fn=model)
         if not has_traced_arrays(logits_fn, model):
             model, logits = up_to_date(logits_fn, x)
         x = _on_device_of(model, x)
@@ -260,35 +263,13 @@ def check_finite(not_finite: jax.Array | np.ndarray, what: str) -> None:
         )
 
 
-def check_key(key: Any) -> None:
-    """Refuses anything but a single random key or None.
-
-    Raises:
-      ValueError: ``key`` is something else.
-    """
-    if key is None or isinstance(key, jax.core.Tracer):
-        return
-    got = type(key).__name__
-    if isinstance(key, jax.Array):
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if (typed and not key.ndim) or (key.dtype == jnp.uint32 and key.shape in ((2,), (4,))):
-            return
-        got = f"an array of shape {key.shape} and dtype {key.dtype}"
-    hint = f"; write jax.random.key({key})" if isinstance(key, int) else ""
-    raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
-
-
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
-    if isinstance(x, jax.core.Tracer):
-        raise ValueError("attacks cannot be traced; inside jit, vmap or scan use pgd_scan")
     check_threat(threat)
     try:
         x = jnp.asarray(x)
     except (TypeError, ValueError) as error:
         raise ValueError(f"x must be an array; got {type(x).__name__}") from error
-    if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        expected = "a non-empty floating batch (B, ...)"
-        raise ValueError(f"x must be {expected}; got shape {x.shape}, dtype {x.dtype}")
+    check_inputs_form(x)
     threat.check_shape(x.shape)
     x = at_least_float32(x)  # half precision cannot resolve small steps
     if threat.bounds is None:
@@ -339,15 +320,7 @@ def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) 
     """
     # Not as a JAX array, which would wrap numbers beyond 32 bits before they can be checked.
     y = np.asarray(given)
-    if y.shape != shape[:-1] or not np.issubdtype(y.dtype, np.integer):
-        expected = f"integer labels of shape {shape[:-1]}"
-        soft = (
-            "; soft and one-hot labels are not supported, use jnp.argmax"
-            if y.shape == shape
-            else ""
-        )
-        soft = soft or ("; use y.astype(int)" if y.dtype == bool else "")
-        raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{soft}")
+    check_labels_form(name, y, shape)
     classes = shape[-1]
     if void and y.ndim > 1 and classes > VOID:
         raise ValueError(

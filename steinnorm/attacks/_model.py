@@ -8,13 +8,14 @@ import inspect
 import re
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._arguments import refuse_traced
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import RandomLogitsWarning
 
@@ -34,6 +35,29 @@ _RECOMPILED: weakref.WeakKeyDictionary[LogitsFn, jax.tree_util.Partial] = (
     weakref.WeakKeyDictionary()
 )
 
+# What errors of Flax mean, by the names of their classes, because Flax need not be installed.
+_FLAX_ERRORS = {
+    "TraceContextError": (
+        "logits_fn calls an NNX model in training mode, which records statistics. Call "
+        "model.eval() first, or pass the model itself instead of a function around it"
+    ),
+    "ModifyScopeVariableError": (
+        "logits_fn calls a Linen model in training mode, which records statistics. Pass "
+        "lambda x: model.apply(variables, x, ...) with the arguments of evaluation mode "
+        "(use_running_average=True, often train=False); to attack it in training mode, give apply "
+        "mutable=['batch_stats'] and return the first of its two results"
+    ),
+    "CallCompactUnboundModuleError": (
+        "logits_fn calls a Linen module without its variables: pass "
+        "lambda x: model.apply(variables, x)"
+    ),
+    "InvalidRngError": (
+        "logits_fn calls a Linen model whose dropout is on, without a key. Pass lambda x: "
+        "model.apply(variables, x, ...) with the arguments of evaluation mode "
+        "(deterministic=True, often train=False), or see expected_over_randomness"
+    ),
+}
+
 
 def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     """Returns ``logits_fn`` as a pytree, which jitted functions take as an argument.
@@ -45,13 +69,18 @@ def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     ``jax.clear_caches()``.
 
     Raises:
-      ValueError: ``logits_fn`` is not callable.
+      ValueError: ``logits_fn`` is not callable, or a Linen module.
     """
     if isinstance(logits_fn, jax.tree_util.Partial):
         return logits_fn
-    nnx = sys.modules.get(
-        "flax.nnx"
-    )  # loaded only if the caller uses Flax, which attacks do not need
+    # Loaded only if the caller uses Flax, which attacks do not need.
+    nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
+    if linen is not None and isinstance(logits_fn, linen.Module):
+        raise ValueError(
+            "logits_fn is a Linen module, which does not hold its variables as NNX models do. Pass "
+            "lambda x: model.apply(variables, x, ...) with the arguments of evaluation mode (often "
+            "train=False)"
+        )
     if nnx is not None and isinstance(logits_fn, nnx.Module):
         return jax.tree_util.Partial(_call_nnx, *nnx.split(logits_fn))
     if not callable(logits_fn):
@@ -117,6 +146,7 @@ def _has_changed(logits_fn: LogitsFn, x: jax.Array) -> bool:
     changes the gradients but not the logits.
     """
     traced = jax.make_jaxpr(lambda inputs: logits_fn(inputs))(x)  # noqa: PLW0108
+    refuse_traced(**{"an array that logits_fn closes over": traced.consts})
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced)).encode())
     for constant in traced.consts:
         if not jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
@@ -232,22 +262,39 @@ def logits_shape(logits_fn: LogitsFn, x: jax.Array) -> tuple[int, ...]:
       ValueError: the shape is neither (B, K) nor (B, H, W, K), or ``logits_fn`` calls an NNX model
         in training mode.
     """
-    try:
+    with explained_errors():
         # eval_shape of the jitted function reuses its trace, so repeated calls cost nothing.
         shape = _compiled_logits.eval_shape(as_partial(logits_fn), x).shape
+    check_logits_shape(shape, x)
+    return shape
+
+
+def check_logits_shape(shape: tuple[int, ...], x: jax.Array) -> None:
+    """Refuses logits of another shape than (B, K) or (B, H, W, K).
+
+    Raises:
+      ValueError: ``shape`` is another one.
+    """
+    if len(shape) < 2 or shape[0] != x.shape[0] or shape[-1] < 1:
+        expected = f"({x.shape[0]}, K), or ({x.shape[0]}, H, W, K) for a label per pixel"
+        raise ValueError(f"logits_fn must return logits of shape {expected}; got {shape}")
+
+
+@contextlib.contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turns errors that tracing a model raises into errors that say what to do.
+
+    Raises:
+      ValueError: instead of an error of JAX or Flax whose reason is known.
+    """
+    try:
+        yield
     except Exception as error:
         if isinstance(error, jax.errors.TracerArrayConversionError):
             raise ValueError(
                 "logits_fn must consist of JAX functions, but converts its input to a NumPy array. "
                 "For attacks without gradients (square), wrap it in jax.pure_callback"
             ) from error
-        if type(error).__name__ != "TraceContextError":  # of Flax, which need not be installed
+        if type(error).__name__ not in _FLAX_ERRORS:
             raise
-        raise ValueError(
-            "logits_fn calls an NNX model in training mode, which records statistics. Call "
-            "model.eval() first, or pass the model itself instead of a function around it"
-        ) from error
-    if len(shape) < 2 or shape[0] != x.shape[0] or shape[-1] < 1:
-        expected = f"({x.shape[0]}, K), or ({x.shape[0]}, H, W, K) for a label per pixel"
-        raise ValueError(f"logits_fn must return logits of shape {expected}; got {shape}")
-    return shape
+        raise ValueError(_FLAX_ERRORS[type(error).__name__]) from error

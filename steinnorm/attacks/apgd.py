@@ -26,10 +26,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
-from steinnorm.attacks._inputs import Problem, check_finite, check_key
+from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._progress import OnProgress, RunProgress

@@ -22,9 +22,10 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+from steinnorm.attacks._arguments import check_key, refuse_traced
 from steinnorm.attacks._criterion import mean_if_joint
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
-from steinnorm.attacks._inputs import Problem, check_key, merged
+from steinnorm.attacks._inputs import Problem, merged
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._survivors import (
     WorstInputs,
@@ -112,6 +113,7 @@ def autoattack(
             "steps, queries and target_classes must be at least 1; got "
             f"{steps}, {queries} and {target_classes}"
         )
+    refuse_traced(x=x, y=y)
     batches, joint = _make_batches(logits_fn, x, y, threat, batch_size, batch_dependent)
     clean = [p.success_share(joint=joint) for p in batches.all()]
     worst = WorstInputs(batches.x, np.concatenate([np.asarray(share) for share in clean]))

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._criterion import VOID, mean_over_labels
 from steinnorm.attacks._explicit_meshes import placed_as
 from steinnorm.attacks._inputs import Problem
@@ -139,6 +140,7 @@ def independent(
       >>> independent(pgd, centred, x, y, threat=threat).success
       Array([False, False,  True], dtype=bool)
     """
+    check_key(key)
     problem = Problem.of(logits_fn, x, y, threat, target)
     victims = _positions(victims, len(problem.x))
     _set_batch_dependent(attack, settings, batch_dependent=False)
@@ -216,6 +218,7 @@ def companion(
       >>> companion(pgd, centred, x, y, threat=threat).success
       Array([False, False,  True], dtype=bool)
     """
+    check_key(key)
     problem = Problem.of(logits_fn, x, y, threat, target)
     victims = _positions(victims, len(problem.x))
     others = len(problem.x) - 1

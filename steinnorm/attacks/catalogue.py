@@ -21,6 +21,7 @@ _PER_EXAMPLE = ("fab", "autoattack")
 _WITH_LOSS = ("fgsm", "pgd", "apgd")
 _WITH_PROGRESS = ("apgd", "fab", "square", "autoattack", "sea")  # those that report progress
 _TARGETED = "targeted_"
+_TARGETED_LOSSES = ("targeted_dlr", "targeted_margin")
 _WITH_RANDOM_START = ("pgd", "segpgd")  # those for which a random start is optional
 _USUAL_STEPS = {"pgd": 20, "apgd": 100, "fab": 100, "autoattack": 100, "segpgd": 20, "sea": 300}
 _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
@@ -43,7 +44,7 @@ class AttackSettings:
       random_start: whether runs start at a random point of the ball; None means yes (``pgd`` and
         ``segpgd``).
       restarts: number of runs, of which the worst is kept (``pgd``, ``apgd``, ``fab`` and
-        ``segpgd``).
+        ``segpgd``; ignored, as all other settings, by kinds that are not named in brackets).
       loss: the loss that the attack increases, a name in ``steinnorm.attacks.losses.LOSSES``; for
         ``apgd`` also ``targeted_dlr`` and ``targeted_margin`` (``fgsm``, ``pgd``, ``apgd``).
       queries: forward passes (``square``, ``autoattack``).
@@ -51,7 +52,7 @@ class AttackSettings:
         ``ShortReachWarning`` is given.
 
     Raises:
-      ValueError: the kind is unknown, or all restarts would start at the same point.
+      ValueError: the kind or the loss is unknown, or all restarts would start at the same point.
 
     Example:
       >>> attack = AttackSettings("pgd-on-the-margin", "pgd", loss="margin")
@@ -74,6 +75,9 @@ class AttackSettings:
             raise ValueError(
                 f"unknown kind of attack {self.kind!r}; expected one of {', '.join(KINDS)}"
             )
+        if self.loss not in (*losses.LOSSES, *_TARGETED_LOSSES):
+            known = ", ".join((*losses.LOSSES, *_TARGETED_LOSSES))
+            raise ValueError(f"{self.name}: loss must be one of {known}; got {self.loss!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if (

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._arguments import check_inputs_form, check_key, refuse_traced
 from steinnorm.attacks._criterion import Criterion
-from steinnorm.attacks._inputs import check_key
 from steinnorm.attacks._model import LogitsFn, as_partial, predict, traced_logits
 from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks.losses import per_example
@@ -86,10 +87,10 @@ class Dependence(NamedTuple):
 
 def batch_dependence(
     logits_fn: LogitsFn,
-    x: jax.Array,
+    x: ArrayLike,
     *,
     key: jax.Array,
-    others: jax.Array | None = None,
+    others: ArrayLike | None = None,
     gradients: int = 3,
 ) -> Dependence:
     """Measures how the logits of images change with the rest of the batch.
@@ -105,8 +106,8 @@ def batch_dependence(
       Numbers of changed predictions, sizes of the changes, and shares of gradients.
 
     Raises:
-      ValueError: there are fewer than two images, ``others`` has another shape, or the logits are
-        not as in ``predict``.
+      ValueError: there are fewer than two images, they are not floating, there is no key,
+        ``others`` has another shape, or the logits are not as in ``predict``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -118,14 +119,18 @@ def batch_dependence(
       >>> batch_dependence(centred, x, key=jax.random.key(0)).found
       True
     """
-    check_key(key)
+    check_key(key, required=True)
+    refuse_traced(x=x, others=others, logits_fn=as_partial(logits_fn))
     x = jnp.asarray(x)
+    check_inputs_form(x)
     count = len(x)
     if count < 2:
         raise ValueError(f"a batch of {count} has no companions; pass at least two images")
-    if others is not None and (len(others) == 0 or others.shape[1:] != x.shape[1:]):
-        raise ValueError(f"others must be images (n, {x.shape[1:]}); got shape {others.shape}")
     images = np.asarray(x)
+    others = None if others is None else np.asarray(others)
+    if others is not None and (others.shape[1:] != x.shape[1:] or not others.size):
+        expected = f"(n, {', '.join(map(str, x.shape[1:]))})"
+        raise ValueError(f"others must be images {expected}, n >= 1; got shape {others.shape}")
     logits = np.asarray(predict(logits_fn, x))
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     alone = np.concatenate([predict(logits_fn, jnp.asarray(image[None])) for image in images])
@@ -138,7 +143,7 @@ def batch_dependence(
             generator,
             images,
             kept_half,
-            images[kept_half] if others is None else np.asarray(others),
+            images[kept_half] if others is None else others,
         )
         logits_kept.append(logits[kept_half])
         logits_among_others.append(np.asarray(predict(logits_fn, place_like(batch, x)))[kept_half])

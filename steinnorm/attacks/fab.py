@@ -23,11 +23,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._fab_projection import step_to_plane
-from steinnorm.attacks._inputs import Problem, check_finite, check_key
+from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._model import LogitsFn, traced_logits
 from steinnorm.attacks._progress import OnProgress, RunProgress
 from steinnorm.attacks._survivors import (

@@ -1,19 +1,24 @@
 """Random perturbations of a given size, which do not depend on the model.
 
 All are called as ``noise(key, x, rms, bounds=None)`` with a random key, inputs ``x`` (any shape,
-floating, within ``bounds``), a size in the units of ``x``, and optional bounds. They return the
-noisy inputs, in the shape and dtype of ``x``, and raise ``ValueError`` for other arguments. With
-``bounds`` the result is clipped, which makes the change smaller than ``rms`` if ``x`` is close to a
-bound. All except ``clipped_cauchy`` are sub-Gaussian before clipping.
+floating, within ``bounds``), a size in the units of ``x`` (one number), and optional bounds;
+``clipped_cauchy`` needs bounds, (0, 1) by default. They return the noisy inputs, in the shape and
+dtype of ``x``, and raise ``ValueError`` for other arguments. With ``bounds`` the result is clipped,
+which makes the change smaller than ``rms`` if ``x`` is close to a bound. All except
+``clipped_cauchy`` are sub-Gaussian before clipping. Inside ``jit`` no values are checked.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._arguments import as_number, check_broadcasts, check_key, check_size
 from steinnorm.attacks.threat import Threat
 
 Bounds = geometry.Bounds
@@ -24,7 +29,7 @@ _CUT_DENSITY = math.exp(-0.5 * _CUT**2) / math.sqrt(2 * math.pi)
 _CUT_RMS = math.sqrt(1 - 2 * _CUT * _CUT_DENSITY / math.erf(_CUT / math.sqrt(2)))
 
 
-def gaussian(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
+def gaussian(key: jax.Array, x: ArrayLike, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds normal noise of standard deviation ``rms``, in the units of ``x``.
 
     Example:
@@ -34,36 +39,39 @@ def gaussian(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = N
       >>> f"{float(jnp.std(noisy)):.2f}"
       '0.10'
     """
-    return _add(x, lambda: jax.random.normal(key, x.shape, x.dtype), rms, bounds)
+    return _add(key, x, jax.random.normal, rms, bounds)
 
 
-def uniform(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
+def uniform(key: jax.Array, x: ArrayLike, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds uniform noise from [-sqrt(3) * rms, sqrt(3) * rms]."""
-    edge = math.sqrt(3.0)
-    return _add(x, lambda: jax.random.uniform(key, x.shape, x.dtype, -edge, edge), rms, bounds)
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -math.sqrt(3.0), math.sqrt(3.0))
+
+    return _add(key, x, draw, rms, bounds)
 
 
-def rademacher(key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None) -> jax.Array:
+def rademacher(key: jax.Array, x: ArrayLike, rms: float, bounds: Bounds | None = None) -> jax.Array:
     """Adds +rms or -rms to each value with equal probability: the random counterpart of FGSM."""
-    return _add(x, lambda: jax.random.rademacher(key, x.shape, x.dtype), rms, bounds)
+    return _add(key, x, jax.random.rademacher, rms, bounds)
 
 
 def truncated_gaussian(
-    key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = None
+    key: jax.Array, x: ArrayLike, rms: float, bounds: Bounds | None = None
 ) -> jax.Array:
     """Adds normal noise truncated at two standard deviations, scaled to ``rms``.
 
     The largest change of a value is 2.27 * rms.
     """
 
-    def draw() -> jax.Array:
-        return jax.random.truncated_normal(key, -_CUT, _CUT, x.shape, x.dtype) / _CUT_RMS
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.truncated_normal(key, -_CUT, _CUT, shape, dtype) / _CUT_RMS
 
-    return _add(x, draw, rms, bounds)
+    return _add(key, x, draw, rms, bounds)
 
 
 def clipped_cauchy(
-    key: jax.Array, x: jax.Array, rms: float, bounds: Bounds | None = (0.0, 1.0)
+    key: jax.Array, x: ArrayLike, rms: float, bounds: Bounds | None = (0.0, 1.0)
 ) -> jax.Array:
     """Adds the noise that the code released with arXiv 2507.08261 draws as sub-Gaussian noise.
 
@@ -79,10 +87,10 @@ def clipped_cauchy(
             "clipped_cauchy needs bounds, because Cauchy noise has no variance; got None"
         )
 
-    def draw() -> jax.Array:
-        return jax.random.cauchy(key, x.shape, x.dtype) / math.sqrt(2.0)
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.cauchy(key, shape, dtype) / math.sqrt(2.0)
 
-    return _add(x, draw, rms, bounds)
+    return _add(key, x, draw, rms, bounds)
 
 
 NOISES: dict[str, Callable[..., jax.Array]] = {
@@ -96,17 +104,35 @@ NOISES: dict[str, Callable[..., jax.Array]] = {
 
 
 def _add(
-    x: jax.Array, draw: Callable[[], jax.Array], rms: float, bounds: Bounds | None
+    key: Any, x: ArrayLike, draw: Callable[..., jax.Array], rms: Any, bounds: Bounds | None
 ) -> jax.Array:
-    if not (math.isfinite(rms) and rms >= 0):
-        raise ValueError(f"rms must be finite and not negative; got {rms}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must be floating; got dtype {x.dtype}. Scale images to [0, 1] first")
-    if bounds is None:
-        return x + rms * draw()
+    """Adds ``rms`` times a draw, a function of a key, a shape and a dtype."""
+    check_key(key, required=True, traced=True)
+    x = _floating(x)
+    rms = as_number("rms", rms)
+    if np.ndim(rms):
+        raise ValueError(f"rms must be one number; got an array of shape {np.shape(rms)}")
+    check_size("rms", rms)
     box = Threat("linf", 0.0, bounds)  # raises an error for invalid bounds
-    checkable = not isinstance(x, jax.core.Tracer) and x.size  # values inside jit cannot be checked
-    if checkable and not float(geometry.outside_box(x, box.bounds)) <= box.box_tolerance():
-        smallest, largest = float(jnp.min(x)), float(jnp.max(x))
-        raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
-    return geometry.clip_to_box(x + rms * draw(), box.bounds)
+    for bound in () if box.bounds is None else box.bounds:
+        check_broadcasts("a bound", bound, x.shape, "x")
+    if box.bounds is not None and x.size:
+        outside = geometry.outside_box(x, box.bounds)
+        is_traced = isinstance(outside, jax.core.Tracer)  # values inside jit cannot be checked
+        if not is_traced and not float(outside) <= box.box_tolerance():
+            smallest, largest = float(jnp.min(x)), float(jnp.max(x))
+            raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
+    noise = geometry.as_broadcastable(rms, x) * draw(key, x.shape, x.dtype)
+    return geometry.clip_to_box(x + noise, box.bounds)
+
+
+def _floating(x: ArrayLike) -> jax.Array:
+    try:
+        array = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"x must be an array; got {type(x).__name__}") from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be floating; got dtype {array.dtype}. Scale images to [0, 1] first"
+        )
+    return array

@@ -54,7 +54,8 @@ class PerExample:
     Attributes:
       about: what was measured, and everything that the results depend on, as JSON.
       summary: measurements of each example by name, such as ``right`` (N,) and ``loss`` (N,).
-      distance: size of each example's change, in the norm of the ball, (N,); 0 without a ball.
+      distance: size of each example's change, in the norm of the ball, (N,); for noise, which has
+        no ball, the largest change of a value.
       batch: number of the batch that contained the example, (N,).
       values: range of the attacked inputs.
       zero_gradients: number of examples with an all-zero gradient in the attack's last step.

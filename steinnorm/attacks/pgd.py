@@ -31,9 +31,17 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks import _measurements as measurements
+from steinnorm.attacks._arguments import (
+    as_number,
+    check_broadcasts,
+    check_count,
+    check_key,
+    check_size,
+    refuse_traced,
+)
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
-from steinnorm.attacks._inputs import Problem, check_finite, check_key
+from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import keep_worse, place_like
@@ -176,14 +184,18 @@ def pgd(
     """
     check_key(key)
     check_threat(threat)
+    check_count("restarts", restarts)
     random_start = key is not None if random_start is None else random_start
     if random_start and key is None:
         raise ValueError("a random start needs a key: pass key=jax.random.key(seed)")
     if restarts > 1 and not random_start:
         raise ValueError(f"{restarts} restarts from the same point are identical; pass a key")
+    refuse_traced(threat=threat, step_size=step_size, relative_step_size=relative_step_size)
     sizes = _step_sizes(threat, steps, step_size, relative_step_size, schedule)
-    _check_schedule(threat, sizes, restarts, momentum)
+    check_size("momentum", as_number("momentum", momentum))
     problem = Problem.of(logits_fn, x, y, threat, target)
+    check_broadcasts("step_size", sizes[0], problem.x.shape[1:], "an example")
+    warn_of_short_reach(sizes, threat)
     check_loss(loss, problem.classes, problem.label_axes, targeted=target is not None)
     _check_start(loss, random_start=random_start)
     joint = resolve_batch_dependence(problem, batch_dependent)
@@ -285,34 +297,23 @@ def _step_sizes(
     schedule: str | Schedule,
 ) -> list[Any]:
     """Returns the size of every step, in the threat's norm and units."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    check_count("steps", steps)
     if absolute is not None and relative is not None:
         raise ValueError(
             f"give step_size or relative_step_size, not both; got {absolute} and {relative}"
         )
     if absolute is None:
-        absolute = threat.epsilon * (2.5 / steps if relative is None else relative)
-    if isinstance(schedule, str):
-        if schedule not in SCHEDULES:
-            names = ", ".join(SCHEDULES)
-            raise ValueError(f"schedule must be a function or one of {names}; got {schedule!r}")
-        schedule = SCHEDULES[schedule]
-    if np.ndim(absolute) == 0:
-        absolute = float(absolute)
-    return [absolute * schedule(number / steps) for number in range(steps)]
-
-
-def _check_schedule(threat: Threat, sizes: list[Any], restarts: int, momentum: float) -> None:
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1; got {restarts}")
-    if not all(np.all(np.isfinite(size)) and np.all(np.asarray(size) >= 0) for size in sizes):
-        raise ValueError(
-            f"step_size must be finite and not negative; got {sizes[0]} in the first step"
-        )
-    if not 0 <= momentum < math.inf:
-        raise ValueError(f"momentum must be finite and not negative; got {momentum}")
-    warn_of_short_reach(sizes, threat)
+        relative = 2.5 / steps if relative is None else as_number("relative_step_size", relative)
+        absolute = threat.epsilon * relative
+    absolute = as_number("step_size", absolute)
+    function = SCHEDULES.get(schedule) if isinstance(schedule, str) else schedule
+    if not callable(function):
+        names = ", ".join(SCHEDULES)
+        raise ValueError(f"schedule must be a function or one of {names}; got {schedule!r}")
+    sizes = [absolute * function(number / steps) for number in range(steps)]
+    for number, size in enumerate(sizes):
+        check_size(f"step_size (here that of step {number + 1})", size)
+    return sizes
 
 
 def _check_start(loss: str, *, random_start: bool) -> None:

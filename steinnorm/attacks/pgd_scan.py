@@ -4,11 +4,31 @@ It is a ``lax.scan``. Around convolutions on a CPU it is several times slower th
 of ``pgd``; on accelerators it saves the time of launching each step.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks._arguments import (
+    as_number,
+    check_broadcasts,
+    check_count,
+    check_inputs_form,
+    check_key,
+    check_labels_form,
+    check_size,
+)
 from steinnorm.attacks._criterion import Criterion
-from steinnorm.attacks._model import LogitsFn, traced_logits
+from steinnorm.attacks._model import (
+    LogitsFn,
+    as_partial,
+    at_least_float32,
+    check_logits_shape,
+    explained_errors,
+    traced_logits,
+)
 from steinnorm.attacks.losses import (
     check_loss,
     needs_reference,
@@ -21,39 +41,45 @@ from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
 def pgd_scan(
     logits_fn: LogitsFn,
-    x: jax.Array,
-    y: jax.Array,
+    x: ArrayLike,
+    y: ArrayLike,
     *,
     threat: Threat,
     key: jax.Array | None = None,
     steps: int = 20,
-    step_size: float | None = None,
+    step_size: Any = None,
     loss: str = "cross_entropy",
     batch_dependent: bool = False,
 ) -> jax.Array:
     """Returns ``pgd(...).x_adv`` for the same arguments, without checking any values.
 
+    Two things that ``pgd`` finds out from values are left to the caller: whether ``x`` lies in the
+    box, and whether logits depend on the batch. ``pgd`` tests the latter and then attacks the batch
+    as a whole; here that takes ``batch_dependent=True``.
+
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
       x: inputs (B, ...), floating, within ``threat.bounds``, which is not checked.
-      y: true labels, integers; as in ``fgsm``.
-      threat: ball and box.
+      y: true labels, integers; as in ``fgsm``, but that they lie in [0, K) is not checked.
+      threat: ball and box; its numbers may be traced.
       key: random key of the start; None starts at ``x``.
       steps: gradient steps.
-      step_size: absolute step size, in the units of ``x``; None means 2.5 * epsilon / steps.
+      step_size: absolute step size, in the units of ``x``, or one per channel; it may be traced.
+        None means 2.5 * epsilon / steps.
       loss: a name in ``steinnorm.attacks.losses.LOSSES``, except ``kl``.
       batch_dependent: whether an example's logits depend on the rest of the batch, as in a model in
         training mode; inside ``jit`` this cannot be tested.
 
     Returns:
-      The attacked inputs, shape and dtype of ``x``.
+      The attacked inputs, in the shape and dtype of ``x``; as in ``pgd``, in float32 if ``x`` is
+      in half precision, which cannot resolve small steps.
 
     Raises:
-      ValueError: steps are below 1, the step size is negative, the labels are not integers, or the
-        loss is not defined for these logits.
+      ValueError: shapes or dtypes of inputs, labels or logits are not as described; steps are below
+        1; the step size is negative or not finite; or the loss is not defined for these logits.
 
     Warns:
-      ShortReachWarning: as in ``pgd``.
+      ShortReachWarning: as in ``pgd``, unless radius or step size are traced.
 
     Example:
       >>> import functools, jax, jax.numpy as jnp
@@ -64,31 +90,58 @@ def pgd_scan(
       Array([[0.5 , 0.75]], dtype=float32)
     """
     check_threat(threat)
-    if steps < 1 or (step_size is not None and not step_size >= 0):
-        raise ValueError(
-            f"steps must be at least 1 and step_size not negative; got {steps} and {step_size}"
-        )
+    check_key(key, traced=True)
+    check_count("steps", steps)
     if needs_reference(loss):
         raise ValueError(f"{loss} needs the clean logits; use pgd")
-    if not jnp.issubdtype(y.dtype, jnp.integer):
-        raise ValueError(f"y must be integer labels; got dtype {y.dtype}")
-    classes = jax.eval_shape(lambda x: traced_logits(logits_fn, x), x).shape[-1]
-    check_loss(loss, classes, y.ndim - 1, targeted=False)
-    warn_of_short_reach([step_size] * steps if step_size is not None else [], threat)
-    size = 2.5 * threat.epsilon / steps if step_size is None else step_size
+    model = as_partial(logits_fn)
+    x, labels, classes = _checked(model, x, y, threat)
+    check_loss(loss, classes, labels.ndim - 1, targeted=False)
+    size = _step_size(step_size, steps, x, threat)
     temperature = None
-    if saturates(loss) and (batch_dependent or y.ndim > 1):
-        temperature = temperature_of(traced_logits(logits_fn, x), y, joint=batch_dependent)
+    if saturates(loss) and (batch_dependent or labels.ndim > 1):
+        temperature = temperature_of(traced_logits(model, x), labels, joint=batch_dependent)
     start = x if key is None else threat.random_start(jax.random.fold_in(key, 0), x)
 
     def step(x_adv: jax.Array, step_fraction: jax.Array) -> tuple[jax.Array, None]:
-        labels = y.astype(jnp.int32)
         criterion = Criterion(labels, step_fraction=step_fraction, temperature=temperature)
 
         def total(images: jax.Array) -> jax.Array:
-            logits = traced_logits(logits_fn, images)
+            logits = traced_logits(model, images)
             return jnp.sum(per_example(loss, logits, criterion, joint=batch_dependent))
 
         return threat.step(x_adv, x, jax.grad(total)(x_adv), size), None
 
     return jax.lax.scan(step, start, jnp.arange(steps, dtype=x.dtype) / steps)[0]
+
+
+def _checked(
+    model: jax.tree_util.Partial, x: Any, y: Any, threat: Threat
+) -> tuple[jax.Array, jax.Array, int]:
+    """Returns inputs, labels and the number of classes, if shapes and dtypes fit together."""
+    arrays = {}
+    for name, given in (("x", x), ("y", y)):
+        try:
+            arrays[name] = jnp.asarray(given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be an array; got {type(given).__name__}") from error
+    x, y = arrays["x"], arrays["y"]
+    check_inputs_form(x)
+    threat.check_shape(x.shape)
+    x = at_least_float32(x)
+    with explained_errors():
+        shape = jax.eval_shape(lambda x: traced_logits(model, x), x).shape
+    check_logits_shape(shape, x)
+    check_labels_form("y", y, shape)
+    return x, y.astype(jnp.int32), shape[-1]
+
+
+def _step_size(given: Any, steps: int, x: jax.Array, threat: Threat) -> Any:
+    """Returns the step size in a form that keeps the dtype of ``x``."""
+    if given is None:
+        return geometry.as_broadcastable(2.5 * threat.epsilon / steps, x)
+    size = as_number("step_size", given)
+    check_size("step_size", size)
+    check_broadcasts("step_size", size, x.shape[1:], "an example")
+    warn_of_short_reach([size] * steps, threat)
+    return geometry.as_broadcastable(size, x)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from steinnorm.attacks._inputs import check_key
+from steinnorm.attacks._arguments import check_count, check_key
 from steinnorm.attacks._model import traced_logits
 
 RandomLogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -46,11 +46,10 @@ def expected_over_randomness(
       >>> bool(pgd(model, x, y, threat=Threat("linf", 0.5), steps=5).success[0])
       True
     """
-    check_key(key)
-    if key is None or samples < 1:
-        raise ValueError(
-            f"a key and at least one draw are needed; got key {key} and {samples} draws"
-        )
+    check_key(key, required=True, traced=True)
+    check_count("samples", samples, 0)
+    if samples < 1:
+        raise ValueError(f"at least one draw is needed; got samples={samples}")
     partial = isinstance(logits_fn, jax.tree_util.Partial)
     model = logits_fn if partial else jax.tree_util.Partial(logits_fn)
     return jax.tree_util.Partial(_mean_prediction, model, jax.random.split(key, samples))

@@ -14,9 +14,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _measurements as measurements
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
-from steinnorm.attacks._inputs import Problem, check_key
+from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import (
     WorstInputs,

@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
-from steinnorm.attacks._inputs import Problem, check_finite, check_key
+from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._model import LogitsFn, traced_logits
 from steinnorm.attacks._progress import OnProgress, RunProgress
 from steinnorm.attacks._square_proposals import (

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from steinnorm.attacks import _geometry
+from steinnorm.attacks._arguments import as_number, check_broadcasts
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import ShortReachWarning
 
@@ -18,6 +19,9 @@ NORMS = ("linf", "l2")
 
 Number = Any
 """A float, or an array that broadcasts to an example, such as one number per channel."""
+
+_LARGEST = float(np.finfo(np.float32).max)  # larger numbers would be infinite in the attacks
+_LARGEST_RADIUS = {"linf": _LARGEST, "l2": math.sqrt(_LARGEST)}  # in L2 attacks square it
 
 
 @jax.tree_util.register_pytree_node_class
@@ -37,8 +41,8 @@ class Threat:
         to an example; None if every value is valid.
 
     Raises:
-      ValueError: the norm is unknown, epsilon is negative or not finite, or the bounds are not
-        (low, high) with low < high.
+      ValueError: the norm is unknown, epsilon is negative or not finite in float32 (in L2 its
+        square), or the bounds are not (low, high) with low < high, both finite in float32.
 
     Example:
       >>> Threat("linf", 8 / 255).bounds
@@ -53,18 +57,20 @@ class Threat:
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}; got {self.norm!r}")
         set_field = object.__setattr__  # the dataclass is frozen
-        set_field(self, "epsilon", _number("epsilon", self.epsilon))
+        set_field(self, "epsilon", as_number("epsilon", self.epsilon))
         _check_epsilon(self.norm, self.epsilon)
         if self.bounds is None:
             return
         if not isinstance(self.bounds, Sequence | np.ndarray) or len(self.bounds) != 2:
             raise ValueError(f"bounds must be (low, high) or None; got {self.bounds!r}")
-        low, high = (_number("bounds", bound) for bound in self.bounds)
+        low, high = (as_number("bounds", bound) for bound in self.bounds)
         set_field(self, "bounds", (low, high))
-        if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high)) and np.all(low < high)):
+        if isinstance(low, jax.core.Tracer) or isinstance(high, jax.core.Tracer):
+            return
+        if not (_is_finite(low) and _is_finite(high) and np.all(low < high)):
             raise ValueError(
-                "bounds must be finite, (low, high) with low < high, or None if every value is "
-                f"valid; got {self.bounds}"
+                "bounds must be finite in float32, (low, high) with low < high, or None if every "
+                f"value is valid; got {self.bounds}"
             )
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], str]:
@@ -164,15 +170,7 @@ class Threat:
         if self.bounds is not None:
             numbers |= {"the lower bound": self.bounds[0], "the upper bound": self.bounds[1]}
         for name, value in numbers.items():
-            try:
-                fits = np.broadcast_shapes(np.shape(value), shape[1:]) == shape[1:]
-            except ValueError:
-                fits = False
-            if not fits:
-                raise ValueError(
-                    f"{name} must be a number or broadcast to an example of shape {shape[1:]}; "
-                    f"got shape {np.shape(value)}"
-                )
+            check_broadcasts(name, value, shape[1:], "an example")
 
     def holds_box(self, shape: tuple[int, ...]) -> bool:
         """Returns whether the ball around any valid input contains the whole box.
@@ -200,7 +198,7 @@ def check_threat(threat: Any) -> None:
 
 
 def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
-    """Warns if the sum of the step sizes is smaller than the radius.
+    """Warns if the sum of the step sizes is smaller than the radius, unless one is traced.
 
     Args:
       sizes: size of each step, in the threat's units; empty if the sizes are the default ones,
@@ -210,7 +208,7 @@ def warn_of_short_reach(sizes: Sequence[Any], threat: Threat) -> None:
     Warns:
       ShortReachWarning: the sum is smaller.
     """
-    if not sizes:
+    if not sizes or any(isinstance(v, jax.core.Tracer) for v in (*sizes, threat.epsilon)):
         return
     reach = np.sum(np.stack([np.asarray(size, np.float64) for size in sizes]), axis=0)
     if np.any(reach < np.asarray(threat.epsilon) * (1 - 1e-6)):
@@ -231,29 +229,23 @@ def radius_text(threat: Threat) -> str:
     )
 
 
-def _number(name: str, value: Any) -> Any:
-    """Returns a Python float or an array; Python floats do not change the dtype of the inputs."""
-    if isinstance(value, jax.core.Tracer):
-        return value
-    if isinstance(value, bool | str) or not isinstance(
-        value, int | float | np.number | np.ndarray | jax.Array
-    ):
-        raise ValueError(f"{name} must be a number or an array of numbers; got {value!r}")
-    array = np.asarray(value)
-    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
-    return float(array) if array.ndim == 0 else array.astype(np.float64)
-
-
 def _check_epsilon(norm: str, epsilon: Any) -> None:
     if isinstance(epsilon, jax.core.Tracer):
         return
-    if not (np.all(np.isfinite(epsilon)) and np.all(np.asarray(epsilon) >= 0)):
-        raise ValueError(f"epsilon must be finite and not negative; got {epsilon}")
+    largest = _LARGEST_RADIUS[norm]
+    if not (_is_finite(epsilon, largest) and np.all(np.asarray(epsilon) >= 0)):
+        raise ValueError(
+            f"epsilon must be finite and not negative, at most {largest:.3g} in {norm}, because "
+            f"attacks compute in float32; got {epsilon}"
+        )
     if np.ndim(epsilon) and norm != "linf":
         raise ValueError(
             f"a radius per channel needs the norm linf; {norm} has one length for the whole example"
         )
+
+
+def _is_finite(value: Any, largest: float = _LARGEST) -> bool:
+    return bool(np.all(np.abs(value) <= largest))
 
 
 def _spacing(*values: Any) -> float:

@@ -1,5 +1,6 @@
 """What every attack is given is checked, and what it hands back is judged."""
 
+import re
 import warnings
 
 import jax
@@ -21,6 +22,8 @@ from steinnorm.attacks import (
     Threat,
     apgd,
     autoattack,
+    batch_dependence,
+    evaluate_robustness,
     fab,
     fgsm,
     pgd,
@@ -30,6 +33,7 @@ from steinnorm.attacks import (
 )
 from steinnorm.attacks._dependence_check import depends_on_batch, resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem
+from steinnorm.attacks.batch_threats import independent
 from tests.attacks.problems import CLASSES, EXAMPLES, KEY, companions, draws, problem
 
 THREAT = Threat("linf", 0.1)
@@ -402,3 +406,50 @@ def test_a_number_for_a_threat_is_refused_in_words():
     for attack in (fgsm, pgd, apgd, square, autoattack):
         with pytest.raises(ValueError, match=r"threat must be a Threat; got float: write Threat\("):
             attack(model, x, y, threat=8 / 255)
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd, apgd, fab, square, autoattack])
+def test_whatever_is_traced_says_what_to_use(attack):
+    model, _, x, y = problem()
+    weights = model.args[0]
+
+    def attacked(x=x, y=y, weights=weights, threat=THREAT, key=KEY):
+        model_of_weights = jax.tree_util.Partial(model.func, weights)
+        return attack(model_of_weights, x, y, threat=threat, key=key).x_adv
+
+    for name, value in (("y", y), ("weights", weights), ("threat", THREAT), ("key", KEY)):
+        with pytest.raises(ValueError, match=r"attacks cannot be traced; .* use pgd_scan"):
+            jax.jit(lambda value, name=name: attacked(**{name: value}))(value)
+    with pytest.raises(ValueError, match=r"use pgd_scan \(traced: logits_fn\)"):
+        jax.grad(lambda weights: attacked(weights=weights).sum())(weights)
+
+
+def test_other_calls_inside_jit_say_what_to_use():
+    model, _, x, y = problem()
+    function = model.func
+    for call in (
+        lambda w: pgd(lambda x: function(w, x), x, y, threat=THREAT).x_adv,
+        lambda w: batch_dependence(lambda x: function(w, x), x, key=KEY).images,
+        lambda w: evaluate_robustness(model, x + 0 * w.sum(), y, progress=False).rows,
+        lambda w: independent(pgd, model, x, y, threat=THREAT).x_adv,
+        lambda w: pgd(model, x, y, threat=THREAT, step_size=w.sum()).x_adv,
+    ):
+        with pytest.raises(ValueError, match="use pgd_scan"):
+            jax.jit(call)(model.args[0])
+    with pytest.raises(ValueError, match="traced: an array that logits_fn closes over"):
+        jax.grad(lambda w: pgd(lambda x: function(w, x), x, y, threat=THREAT).x_adv.sum())(
+            model.args[0]
+        )
+
+
+def test_labels_of_a_single_logit_are_told_their_form():
+    model, _, x, _ = problem()
+    single = jax.tree_util.Partial(lambda model, x: model(x)[:, :1], model)
+    y = np.arange(EXAMPLES) % 2
+    for labels, hint in (
+        (y[:, None], "y.squeeze(-1)"),
+        (y.astype(np.float32), "y.astype(int)"),
+        (y[:, None] == 1, "y.squeeze(-1).astype(int)"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"; use {hint}") + "$"):
+            fgsm(single, x, labels, threat=THREAT)

@@ -18,14 +18,19 @@ from steinnorm.attacks import (
     apgd,
     autoattack,
     batch_dependence,
+    evaluate_robustness,
+    expected_over_randomness,
     fab,
     fgsm,
+    gaussian,
     pgd,
+    pgd_scan,
     predict,
     sea,
     segpgd,
     square,
 )
+from steinnorm.attacks.batch_threats import companion, independent
 from tests.attacks.problems import KEY, draws, problem
 
 THREAT = Threat("linf", 0.05)
@@ -251,3 +256,78 @@ def test_memory_does_not_grow_with_the_number_of_examples():
     assert max(seen) == 8
     again = np.argmax(np.asarray(predict(partial, found.x_adv)), axis=1) != y
     np.testing.assert_array_equal(found.success, again)
+
+
+def test_a_linen_module_is_refused_with_the_call_that_works():
+    model = LinenNetwork()
+    variables = model.init(jax.random.key(0), X, train=False)
+    bound = model.bind(variables)
+    for given in (model, bound):
+        with pytest.raises(ValueError, match=r"is a Linen module.*lambda x: model\.apply"):
+            fgsm(given, X, Y, threat=THREAT)
+    with pytest.raises(ValueError, match=r"is a Linen module"):
+        pgd_scan(model, X, Y, threat=THREAT)
+    with pytest.raises(ValueError, match=r"is a Linen module"):
+        evaluate_robustness(model, X, Y, progress=False)
+    with pytest.raises(ValueError, match=r"without its variables: .*model\.apply\(variables, x\)"):
+        fgsm(lambda x: model(x, train=False), X, Y, threat=THREAT)
+
+
+def test_linen_in_training_mode_names_the_cure():
+    model = LinenNetwork()
+    variables = model.init(jax.random.key(0), X, train=False)
+
+    def training(x):
+        return model.apply(variables, x, train=True)
+
+    def with_dropout(x):
+        return linen.Dropout(0.5, deterministic=False).apply({}, x.reshape(len(x), -1))
+
+    for attack in (fgsm, pgd_scan):
+        with pytest.raises(ValueError, match=r"Linen model in training mode.*train=False"):
+            attack(training, X, Y, threat=THREAT)
+        with pytest.raises(ValueError, match="dropout is on, without a key"):
+            attack(with_dropout, X, Y, threat=THREAT)
+
+
+def test_keys_are_refused_in_the_same_words_everywhere():
+    model, _, x, y = problem()
+    for call in (
+        lambda key: batch_dependence(model, x, key=key),
+        lambda key: companion(pgd, model, x, y, threat=THREAT, key=key),
+        lambda key: independent(pgd, model, x, y, threat=THREAT, key=key),
+        lambda key: pgd_scan(model, x, y, threat=THREAT, key=key),
+        lambda key: expected_over_randomness(lambda key, x: model(x), key),
+        lambda key: gaussian(key, x, 0.1),
+    ):
+        with pytest.raises(ValueError, match=r"got int; write jax\.random\.key\(0\)"):
+            call(0)
+        with pytest.raises(ValueError, match=r"got ndarray; write jnp\.asarray\(key\)"):
+            call(np.asarray(jax.random.PRNGKey(0)))
+    with pytest.raises(ValueError, match="got NoneType; write"):
+        batch_dependence(model, x, key=None)
+
+
+def test_batch_dependence_takes_floating_images():
+    model, _, x, _ = problem()
+    with pytest.raises(ValueError, match=r"floating batch .* dtype int32"):
+        batch_dependence(model, x.astype(jnp.int32), key=KEY)
+    with pytest.raises(ValueError, match=r"others must be images \(n, 5, 5, 1\)"):
+        batch_dependence(model, x, key=KEY, others=[[0.5]])
+
+
+def test_a_model_of_one_batch_size_is_padded_by_its_caller():
+    """As docs/attacks.md shows it."""
+    weights = draws(16, 3)
+
+    def of_twelve(x):
+        return x.reshape(12, 16) @ weights
+
+    def of_any(x):
+        padding = [(0, 12 - len(x))] + [(0, 0)] * (x.ndim - 1)
+        return of_twelve(jnp.pad(x, padding))[: len(x)]
+
+    settings = {"threat": THREAT, "steps": 3, "queries": 5, "batch_dependent": False}
+    found = autoattack(of_any, X, Y, **settings)
+    plain = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+    np.testing.assert_array_equal(found.success, autoattack(plain, X, Y, **settings).success)

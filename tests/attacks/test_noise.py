@@ -1,5 +1,6 @@
 """Noises have the size and the law that they are said to have."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,3 +56,43 @@ def test_clipped_cauchy_is_the_released_draw():
     assert len(inside) / len(noisy) == pytest.approx(2 * edge - 1, abs=0.01)
     with pytest.raises(ValueError, match="needs bounds"):
         clipped_cauchy(KEY, IMAGES, sigma, bounds=None)
+
+
+@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("rms", [0.1, np.float32(0.1), np.float64(0.1), np.array(0.1)])
+def test_noise_has_the_dtype_of_the_inputs(name, rms):
+    bounds = (np.zeros(1), np.ones(1))
+    for dtype in (jnp.bfloat16, jnp.float32):
+        x = IMAGES[:2].astype(dtype)
+        assert NOISES[name](KEY, x, rms, bounds).dtype == dtype
+        with jax.enable_x64(True):
+            assert NOISES[name](KEY, x, rms, bounds).dtype == dtype
+
+
+def test_the_size_of_noise_may_be_traced():
+    x = IMAGES[:2]
+    found = jax.jit(lambda rms: NOISES["uniform"](KEY, x, rms, (0.0, 1.0)))(0.1)
+    np.testing.assert_allclose(found, NOISES["uniform"](KEY, x, 0.1, (0.0, 1.0)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": 0}, r"write jax\.random\.key\(0\)"),
+        ({"key": None}, "key must be a jax.random.key; got NoneType"),
+        ({"x": "image"}, "x must be an array; got str"),
+        ({"x": [[0.1, 0.2], [0.3]]}, "x must be an array; got list"),
+        ({"x": jnp.ones((2, 2), jnp.int32)}, r"Scale images to \[0, 1\]"),
+        ({"x": 2 * IMAGES + 0.5}, "x must lie in"),
+        ({"rms": jnp.full(3, 0.1)}, r"rms must be one number; got an array of shape \(3,\)"),
+        ({"rms": None}, "rms must be a number"),
+        ({"rms": np.inf}, "rms must be finite and not negative"),
+        ({"bounds": 1}, r"bounds must be \(low, high\)"),
+        ({"bounds": (np.zeros(3), np.ones(3))}, r"a bound must be .*got shape \(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["gaussian", "clipped_cauchy"])
+def test_what_noise_cannot_take_is_refused_in_words(name, changes, message):
+    settings = {"key": KEY, "x": IMAGES, "rms": 0.1, "bounds": (0.0, 1.0), **changes}
+    with pytest.raises(ValueError, match=message):
+        NOISES[name](**settings)

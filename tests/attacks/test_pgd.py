@@ -389,3 +389,23 @@ def test_the_scanned_form_is_the_same_attack():
         pgd_scan(model, x, y, threat=threat, steps=0)
     with pytest.raises(ValueError, match="dlr needs 3"):
         pgd_scan(lambda x: model(x)[:, :2], x, y, threat=threat, loss="dlr")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 3.0}, "steps must be an integer; got 3.0"),
+        ({"step_size": [0.1]}, r"step_size must be a number or an array of numbers; got \[0.1\]"),
+        ({"step_size": np.ones(3)}, r"step_size must be .*example of shape \(5, 5, 1\); got .*3,"),
+        ({"relative_step_size": "1"}, "relative_step_size must be a number"),
+        ({"schedule": 0.5}, "schedule must be a function or one of constant, linear, cosine; got"),
+        ({"schedule": lambda done: -done}, "step 2.* must be finite and not negative"),
+        ({"restarts": 2.0, "key": KEY}, "restarts must be an integer; got 2.0"),
+        ({"momentum": "1"}, "momentum must be a number"),
+        ({"momentum": -1.0}, "momentum must be finite and not negative"),
+    ],
+)
+def test_settings_of_other_kinds_are_refused_in_words(settings, message):
+    model, _, x, y = problem()
+    with pytest.raises(ValueError, match=message):
+        pgd(model, x, y, threat=Threat("linf", 0.1), **settings)

@@ -69,3 +69,7 @@ def test_bad_arguments():
         expected_over_randomness(MODEL, jax.random.key(0), samples=0)
     with pytest.raises(ValueError, match=r"must be a jax.random.key"):
         expected_over_randomness(MODEL, 0)
+    with pytest.raises(ValueError, match=r"got NoneType; write jax\.random\.key\(0\)"):
+        expected_over_randomness(MODEL, None)
+    with pytest.raises(ValueError, match=r"samples must be an integer; got 2\.5"):
+        expected_over_randomness(MODEL, jax.random.key(0), samples=2.5)

@@ -430,3 +430,67 @@ def test_intervals_of_batches_are_said_to_be_too_narrow(tmp_path):
     for text in (str(found), (tmp_path / "table.md").read_text()):
         assert "they assume independent examples" in text
     assert "independent" not in str(measure())
+
+
+def test_the_largest_change_of_noise_is_measured():
+    """It was 0 for noises, whose rows have no norm."""
+    found = measure(attacks=("rademacher", "uniform", "fgsm"), bounds=None)
+    assert found.row("none").max_norm == 0
+    assert found.row("rademacher", 0.05).max_norm == pytest.approx(0.05, rel=1e-5)
+    assert 0.05 < found.row("uniform", 0.05).max_norm <= 0.05 * 3**0.5 * (1 + 1e-5)
+    assert found.row("rademacher", 0.05).norm_order == ""
+    each = found.per_example["rademacher", 0.05].distance
+    np.testing.assert_allclose(each, np.full(len(X), 0.05), rtol=1e-5)
+
+
+@pytest.mark.parametrize("radii", [np.float32(0.1), jnp.array([0.1, 0.2]), [0.1, 0.2]])
+def test_rows_are_found_at_radii_of_any_precision(radii):
+    found = measure(epsilons=radii)
+    row = found.row("fgsm", 0.1)
+    assert row.epsilon == pytest.approx(0.1)
+    assert found.row("fgsm", np.float32(0.1)) is row
+    assert found.row("fgsm", jnp.float32(0.1)) is row
+    with pytest.raises(KeyError) as error:
+        found.row("fgsm", 0.1000002)
+    wanted, existing = str(error.value).split("; there are")
+    assert wanted.endswith("at 0.1000002")
+    assert "0.1000002" not in existing
+
+
+def test_of_two_close_radii_the_nearer_is_found():
+    found = measure(epsilons=(0.1, 0.10000005))
+    assert [found.row("fgsm", e).epsilon for e in (0.1, 0.10000005)] == [0.1, 0.10000005]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2**70}, r"seed must lie in \[-2\*\*63, 2\*\*63\)"),
+        ({"seed": 1.0}, "seed must be an integer"),
+        ({"attacks": 3}, "attacks must be a name, AttackSettings, a function or .*; got 3"),
+        ({"attacks": None}, "attacks must be a name"),
+        ({"out": 3}, "out must be the path of a folder, or None; got 3"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_measured(changes, message):
+    def untouched(x):
+        raise AssertionError("the model was called")
+
+    with pytest.raises(ValueError, match=message):
+        measure(model=untouched, **changes)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_at_once(tmp_path):
+    file = tmp_path / "results"
+    file.write_text("mine")
+    for out in (file, file / "inside"):
+        with pytest.raises(ValueError, match=r"out must be a folder.*results is a file"):
+            measure(out)
+    assert file.read_text() == "mine"
+
+
+def test_an_unknown_loss_is_refused_where_it_is_written():
+    for kind in ("pgd", "fgsm", "square"):
+        with pytest.raises(ValueError, match=r"mine: loss must be one of .*margin.*; got 'zzz'"):
+            AttackSettings("mine", kind, loss="zzz")
+    assert AttackSettings("mine", "apgd", loss="targeted_margin").loss == "targeted_margin"

@@ -204,3 +204,22 @@ def test_results_are_short_to_read():
     assert len(repr(result)) < 150
     assert result.robust_accuracy == 0.25
     assert result._replace(labels=6).robust_accuracy == 0.5
+
+
+def test_numbers_that_float32_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match=r"at most 3\.4e\+38 in linf"):
+        Threat("linf", 1e39, None)
+    with pytest.raises(ValueError, match="at most"):
+        Threat("linf", np.array([0.1, 1e39]), None)
+    with pytest.raises(ValueError, match=r"at most 1\.84e\+19 in l2"):  # the square is infinite
+        Threat("l2", 1e30)
+    with pytest.raises(ValueError, match="bounds must be finite in float32"):
+        Threat("linf", 0.1, (0, 1e39))
+    x, y = inputs()
+    found = square(MODEL, x, y, threat=Threat("l2", 1e19, None), key=KEY, queries=5)
+    assert np.isfinite(found.max_norm)
+
+
+def test_a_threat_is_made_of_traced_numbers():
+    made = jax.jit(lambda e, low: Threat("linf", e, (low, low + 1)).scaled(2.0))(0.1, 0.0)
+    assert (float(made.epsilon), *map(float, made.bounds)) == pytest.approx((0.2, 0.0, 1.0))

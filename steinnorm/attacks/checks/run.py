@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from steinnorm.attacks._inputs import check_key
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks.checks.arguments import check_arguments
 from steinnorm.attacks.checks.attack_strength import (
@@ -58,7 +58,8 @@ class Checks:
       findings: one finding for each of ``NAMES``, in that order.
       curve: accuracy by the number of PGD's steps, in increasing order; each point is a separate
         run, with a step size of 2.5 * epsilon / steps.
-      errors: which checks raised an error, and which, with ``raise_errors=False``.
+      errors: with ``raise_errors=False``, the names of the checks that raised an error, each with
+        its error.
     """
 
     findings: list[Finding]

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +50,41 @@ def parse_integer(name: str, given: Any, minimum: int | None = None) -> int:
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
     return value
+
+
+def parse_seed(given: Any) -> int:
+    """Returns the argument ``seed``.
+
+    Args:
+      given: an integer of Python or NumPy.
+
+    Raises:
+      ValueError: it is not an integer of 64 bits.
+    """
+    seed = parse_integer("seed", given)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must lie in [-2**63, 2**63); got {seed}")
+    return seed
+
+
+def parse_out(given: Any) -> Path | None:
+    """Returns the argument ``out``.
+
+    Args:
+      given: a path, or None.
+
+    Raises:
+      ValueError: it is not a path, or there is a file where a folder is needed.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, str | os.PathLike):
+        raise ValueError(f"out must be the path of a folder, or None; got {given!r}")
+    folder = Path(given)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out must be a folder, or a path for a new one; {path} is a file")
+    return folder
 
 
 def parse_batch_dependent(given: Any) -> bool | None:
@@ -123,6 +160,11 @@ def parse_attacks(given: str | Attack | Iterable[str | Attack]) -> list[Attack]:
       ValueError: an attack is unknown, or two have the same name.
     """
     single = isinstance(given, str | catalogue.AttackSettings) or callable(given)
+    if not single and not isinstance(given, Iterable):
+        raise ValueError(
+            "attacks must be a name, AttackSettings, a function or an iterable of these; "
+            f"got {given!r}"
+        )
     requested = [given] if single else list(given)  # type: ignore[arg-type]
     parsed: list[Attack] = []
     for attack in requested:

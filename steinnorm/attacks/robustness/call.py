@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from steinnorm.attacks._arguments import refuse_traced
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.checks import CheckSettings
@@ -19,8 +20,9 @@ from steinnorm.attacks.robustness.arguments import (
     parse_attacks,
     parse_batch_dependent,
     parse_checks,
-    parse_integer,
+    parse_out,
     parse_radii,
+    parse_seed,
 )
 from steinnorm.attacks.robustness.checks import make_checks
 from steinnorm.attacks.robustness.data import Data
@@ -110,6 +112,9 @@ def evaluate_robustness(
     Warns:
       RadiusWarning: a ball contains the whole box.
       BatchDependenceWarning: logits depend on the batch, and ``batch_dependent`` is None.
+      ProbabilitiesWarning: ``logits_fn`` seems to return probabilities.
+      RandomLogitsWarning: the logits of the same inputs differ between two calls.
+      ShortReachWarning: an attack's steps cannot reach the edge of a ball.
       UserWarning: results of another model are replaced, the checks could not be made, or
         matplotlib is not installed.
 
@@ -124,16 +129,15 @@ def evaluate_robustness(
       >>> [(row.attack, row.epsilon, row.value) for row in found.rows]
       [('none', 0.0, 1.0), ('pgd', 0.1, 0.5), ('worst', 0.1, 0.5)]
     """
+    refuse_traced(x=x, y=y, epsilons=epsilons, bounds=bounds)
     chosen, radii = parse_attacks(attacks), parse_radii(epsilons, norm, bounds)
     check_request = parse_checks(checks, check_examples, twin)
-    data, folder = Data(x, y, batch_size), None if out is None else Path(out)
+    seed, data, folder = parse_seed(seed), Data(x, y, batch_size), parse_out(out)
     batches = data.batches
     per_batch = 1 + len(chosen) * len(radii)
     with ProgressBar(progress, None if batches is None else batches * per_batch) as bar:
         loop = EvaluationLoop(
-            BatchEvaluator(
-                logits_fn, norm, bounds, parse_integer("seed", seed), folder is not None, bar.note
-            ),
+            BatchEvaluator(logits_fn, norm, bounds, seed, folder is not None, bar.note),
             chosen,
             radii,
             Store(folder),

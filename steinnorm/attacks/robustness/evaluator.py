@@ -131,7 +131,7 @@ class BatchEvaluator:
         key = jax.random.fold_in(key, prepared.batch.number)
         if not has_ball(attack):
             noisy = NOISES[attack.kind](key, x, epsilon, self.bounds)  # type: ignore[union-attr]
-            return self._per_example_results(prepared, noisy, np.zeros(len(x)), 0)
+            return self._per_example_results(prepared, noisy, _largest_changes(noisy, x), 0)
         threat = Threat(self.norm, epsilon, self.bounds)
         with warn_once(self.given_warnings):
             x_adv, zero_gradients = self._run_attack(attack, prepared.problem, threat, key)
@@ -193,6 +193,12 @@ class BatchEvaluator:
             "y": np.asarray(problem.criterion.y)[:count_shown],
             "prediction": prediction[:count_shown],
         }
+
+
+def _largest_changes(x_adv: jax.Array, x: jax.Array) -> np.ndarray:
+    """Returns the largest change of a value in each example, (B,), computed on the host."""
+    change = np.abs(np.asarray(x_adv) - np.asarray(x))
+    return change.reshape(len(change), -1).max(axis=1)
 
 
 def _checked_inputs(result: Any, x: jax.Array, name: str) -> jax.Array:

@@ -1,6 +1,7 @@
 """The result of an evaluation, and the files made from it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from steinnorm.attacks.robustness.tables import (
     markdown_table,
     terminal_table,
 )
+
+_ROUNDING = 1e-6  # relative; 0.1 becomes 0.10000000149 in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +52,20 @@ class Robustness:
 
         Args:
           attack: name of the attack; ``none`` for clean inputs.
-          epsilon: the radius, exactly as given to ``evaluate_robustness``.
+          epsilon: the radius, as given to ``evaluate_robustness``, up to the rounding of float32.
 
         Raises:
           KeyError: there is no such row; the message lists the existing ones.
         """
-        for row in self.rows:
-            if (row.attack, row.epsilon) == (attack, epsilon):
-                return row
+        epsilon = float(epsilon)
+        rows = [row for row in self.rows if row.attack == attack]
+        nearest = min(rows, key=lambda row: abs(row.epsilon - epsilon), default=None)
+        if nearest is not None and math.isclose(nearest.epsilon, epsilon, rel_tol=_ROUNDING):
+            return nearest
+        # With more digits than the tolerance has, so that no existing row looks like this one.
         raise KeyError(
-            f"no row {attack!r} at {epsilon}; there are "
-            + ", ".join(f"{row.attack} at {row.epsilon:g}" for row in self.rows)
+            f"no row {attack!r} at {epsilon:.9g}; there are "
+            + ", ".join(f"{row.attack} at {row.epsilon:.9g}" for row in self.rows)
         )
 
     def __str__(self) -> str:

@@ -33,7 +33,8 @@ class Row:
       metric: ``accuracy`` or ``pixel_accuracy``.
       norm_order: norm of the ball, ``linf`` or ``l2``; empty if there is no ball.
       loss: mean cross-entropy in nats; for ``worst`` the mean of each example's largest.
-      max_norm: largest change of an example, in ``norm_order``.
+      max_norm: largest change of an example, in ``norm_order``; for noise the largest change of a
+        value.
       zero_gradients: number of examples with an all-zero gradient in the last step.
       over: for ``worst``, the attacks it was taken over, separated by commas.
     """

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from steinnorm.attacks import NotFiniteError, Threat
-from steinnorm.attacks._inputs import check_key
+from steinnorm.attacks._arguments import check_key
 from steinnorm.attacks.checks import (
     NOT_APPLICABLE,
     PASS,

@@ -1,0 +1,159 @@
+"""Checks of arguments that attacks, noises and measurements share."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_KEY_SHAPES = ((2,), (4,))  # of legacy keys, by generator
+
+
+def refuse_traced(**arguments: Any) -> None:
+    """Refuses values that are traced, because an attack's loop on the host must read them.
+
+    Args:
+      **arguments: arrays, or pytrees of arrays, by the name of the argument.
+
+    Raises:
+      ValueError: one of them is traced, which the message names; or the caller is compiled, where
+        all that is computed from them is traced.
+    """
+    for name, value in arguments.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise ValueError(
+                f"attacks cannot be traced; inside jit, vmap or scan use pgd_scan (traced: {name})"
+            )
+    if isinstance(jax.device_put(np.False_), jax.core.Tracer):
+        raise ValueError("attacks cannot be traced; inside jit, vmap or scan use pgd_scan")
+
+
+def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None:
+    """Refuses anything but a single random key or None.
+
+    Args:
+      key: the argument.
+      required: whether None is refused as well.
+      traced: whether the key may be traced.
+
+    Raises:
+      ValueError: ``key`` is something else.
+    """
+    if not traced:
+        refuse_traced(key=key)
+    if key is None and not required:
+        return
+    got = type(key).__name__
+    hint = "; write jax.random.key(0)" if key is None else ""
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if (typed and not key.ndim) or (key.dtype == jnp.uint32 and key.shape in _KEY_SHAPES):
+            return
+        got = f"an array of shape {key.shape} and dtype {key.dtype}"
+    elif isinstance(key, int | np.integer):
+        hint = f"; write jax.random.key({key})"
+    elif isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.shape in _KEY_SHAPES:
+        hint = "; write jnp.asarray(key)"
+    raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Refuses anything but an integer of at least ``minimum``.
+
+    Raises:
+      ValueError: ``value`` is something else.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:  # which the error about a traced integer is, too
+        raise ValueError(f"{name} must be an integer; got {value!r}") from error
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}; got {number}")
+
+
+def as_number(name: str, value: Any) -> Any:
+    """Returns a Python float or an array; Python floats do not change the dtype of the inputs.
+
+    Traced values are returned unchanged.
+
+    Raises:
+      ValueError: ``value`` is not a real number or an array of such numbers.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if isinstance(value, bool | str) or not isinstance(
+        value, int | float | np.number | np.ndarray | jax.Array
+    ):
+        raise ValueError(f"{name} must be a number or an array of numbers; got {value!r}")
+    array = np.asarray(value)
+    if not (np.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, jnp.floating)):
+        raise ValueError(f"{name} must be real; got dtype {array.dtype}")
+    return float(array) if array.ndim == 0 else array.astype(np.float64)
+
+
+def check_size(name: str, value: Any) -> None:
+    """Refuses negative, infinite and NaN numbers, unless they are traced.
+
+    Raises:
+      ValueError: ``value`` has such a number.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (np.all(np.isfinite(value)) and np.all(np.asarray(value) >= 0)):
+        raise ValueError(f"{name} must be finite and not negative; got {value}")
+
+
+def check_broadcasts(name: str, value: Any, shape: tuple[int, ...], what: str) -> None:
+    """Refuses a value that does not broadcast to a shape; ``what`` names what has that shape.
+
+    Raises:
+      ValueError: it does not.
+    """
+    try:
+        fits = np.broadcast_shapes(np.shape(value), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} must be a number or broadcast to {what} of shape {shape}; "
+            f"got shape {np.shape(value)}"
+        )
+
+
+def check_inputs_form(x: Any) -> None:
+    """Refuses an array that is not a batch of inputs, by its shape and dtype.
+
+    Raises:
+      ValueError: it is empty, has no axis besides that of the batch, or is not floating.
+    """
+    if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"x must be a non-empty floating batch (B, ...); got shape {x.shape}, dtype {x.dtype}"
+        )
+
+
+def check_labels_form(name: str, y: Any, shape: tuple[int, ...]) -> None:
+    """Refuses labels whose shape or dtype does not fit logits of a shape.
+
+    Args:
+      name: name of the labels in the message.
+      y: an array.
+      shape: shape of the logits, (B, *S, K).
+
+    Raises:
+      ValueError: they do not fit; where the way out is known, the message names it.
+    """
+    if y.shape == shape[:-1] and jnp.issubdtype(y.dtype, jnp.integer):
+        return
+    hint = ""
+    if y.shape == shape:
+        hint = "; soft and one-hot labels are not supported, use jnp.argmax"
+    elif y.shape in {shape[:-1], (*shape[:-1], 1)}:
+        squeezed = ".squeeze(-1)" if y.shape != shape[:-1] else ""
+        whole = y.dtype == bool or jnp.issubdtype(y.dtype, jnp.floating)
+        hint = f"; use {name}{squeezed}{'.astype(int)' if whole else ''}"
+    expected = f"integer labels of shape {shape[:-1]}"
+    raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{hint}")
