@@ -6,7 +6,7 @@ WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
-  results-small-batches results-cifar10 results-adversarial results-hippocampus results-camvid
+  results-small-batches results-cifar10 results-sources results-adversarial results-hippocampus results-camvid
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -106,6 +106,15 @@ results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2
 	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics running --attacks all
 	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics shrunk,calibrated \
 	  --attacks $(TABLE_ATTACKS)
+
+SOURCES := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) --norms batch stein \
+  --workdir $(RESULTS)/cifar10-sources --statistics running,batch,shrunk,calibrated
+
+results-sources: $(EXPERIMENTS)  ## Two norms on CIFAR-10 with every source of statistics; hours on 2 cores.
+	$(has_data)
+	$(COMPARE) $(SOURCES) --check-examples 0 \
+	  --attacks gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
+	$(COMPARE) $(SOURCES) --attacks pgd-margin --epsilon 2/255
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
 ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \
