@@ -76,7 +76,7 @@ RESULTS = [
     "Shifted CIFAR-10, trained without augmentation <shift/no_augmentation>",
     "Shifted CamVid <shift/camvid>",
     "Eight norms on CIFAR-10, five seeds <compared/cifar10/report>",
-    "Two norms on CIFAR-10, on a CPU <compared/cifar10-cpu/report>",
+    "Every source of statistics on CIFAR-10 <compared/cifar10-sources/report>",
     "CIFAR-10 after adversarial training <compared/cifar10-adversarial/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
     "Street scenes of CamVid <compared/camvid/report>",
