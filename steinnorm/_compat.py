@@ -55,11 +55,11 @@ def reshard(x: jax.Array, sharding: NamedSharding) -> Any:
     return importlib.import_module("jax.experimental.shard").reshard(x, sharding)
 
 
-def cache_context() -> Callable[[Hashable], contextlib.AbstractContextManager[Any]]:
+def cache_context() -> Callable[[Hashable], contextlib.AbstractContextManager[Any]] | None:
     """Returns a context whose value JAX's caches of traces and of programs count in.
 
-    What is traced with one value is not used with another. Versions of JAX without
-    ``jax.make_user_context`` (0.6.2 has none) get a context that does nothing.
+    What is traced with one value is not used with another. None for versions of JAX without
+    ``jax.make_user_context``, as 0.6.2.
     """
     make: Any = getattr(jax, "make_user_context", None)
-    return (lambda _: contextlib.nullcontext()) if make is None else make(None)
+    return None if make is None else make(None)

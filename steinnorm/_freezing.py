@@ -14,7 +14,7 @@ __all__ = ["block", "freezes"]
 _current: contextvars.ContextVar[tuple[_checks.Paths, bool] | None] = contextvars.ContextVar(
     "steinnorm_frozen", default=None
 )
-# A function that JAX has traced in a block is another one outside of it.
+# Makes a function that JAX has traced in a block another one outside; None where JAX cannot.
 _in_block = cache_context()
 # Blocks whose layers were found: in the next one like it some or all may come from JAX's caches,
 # and are not asked for.
@@ -31,8 +31,8 @@ def block(where: _checks.Where, *, affine: bool) -> Iterator[None]:
       affine: whether their parameters are frozen too.
 
     Raises:
-      ValueError: at the end of the first block with this ``where``, if a layer that is meant was
-        not called.
+      ValueError: at the end of the block, if a layer that is meant was not called; of blocks with
+        the same ``where`` the first, because later ones may find theirs in JAX's caches.
     """
     if not (where is None or isinstance(where, str) or callable(where)):
         where = tuple(where)
@@ -40,11 +40,11 @@ def block(where: _checks.Where, *, affine: bool) -> Iterator[None]:
     name: Hashable = (where if _is_hashable(where) else paths, affine)
     token = _current.set((paths, affine))
     try:
-        with _in_block(name):
+        with contextlib.nullcontext() if _in_block is None else _in_block(name):
             yield
     finally:
         _current.reset(token)
-    if name not in _traced:
+    if _in_block is None or name not in _traced:
         paths.check("SteinBatchNorm")
         _traced[name] = None
         if len(_traced) > _MOST_REMEMBERED:
