@@ -6,7 +6,8 @@ WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
-  results-small-batches results-cifar10 results-sources results-adversarial results-hippocampus results-camvid
+  results-small-batches results-cifar10 results-sources results-autoattack results-adversarial \
+  results-hippocampus results-camvid
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -115,6 +116,15 @@ results-sources: $(EXPERIMENTS)  ## Two norms on CIFAR-10 with every source of s
 	$(COMPARE) $(SOURCES) --check-examples 0 \
 	  --attacks gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
 	$(COMPARE) $(SOURCES) --attacks pgd-margin --epsilon 2/255
+
+# The same networks as of results-sources, and those of six more norms.
+AUTOATTACK := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+  --workdir $(RESULTS)/cifar10-autoattack --epsilon 2/255 --independent-batch-size 1000
+
+results-autoattack: $(EXPERIMENTS)  ## Eight norms on CIFAR-10 under AutoAttack; a day on 2 cores.
+	$(has_data)
+	$(COMPARE) $(AUTOATTACK) --statistics running --attacks autoattack --check-examples 0
+	$(COMPARE) $(AUTOATTACK) --statistics running,batch,shrunk,calibrated --attacks pgd,pgd-margin
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
 ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \

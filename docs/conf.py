@@ -77,6 +77,7 @@ RESULTS = [
     "Shifted CamVid <shift/camvid>",
     "Eight norms on CIFAR-10, five seeds <compared/cifar10/report>",
     "Every source of statistics on CIFAR-10 <compared/cifar10-sources/report>",
+    "AutoAttack of eight norms on CIFAR-10 <compared/cifar10-autoattack/report>",
     "CIFAR-10 after adversarial training <compared/cifar10-adversarial/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
     "Street scenes of CamVid <compared/camvid/report>",

@@ -83,8 +83,11 @@ class Content:
 
     @property
     def epsilons(self) -> list[float]:
-        """The radii, ascending; 0 is clean."""
-        return sorted({s.epsilon for s in self.points})
+        """The radii at which something is drawn, ascending; 0 is clean."""
+        drawn = self.points
+        if self.compares:
+            drawn = [s for s in drawn if s.norm == REFERENCE or estimates.is_compared(s)]
+        return sorted({s.epsilon for s in drawn})
 
     @property
     def norms(self) -> list[str]:

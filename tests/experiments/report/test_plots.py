@@ -114,6 +114,14 @@ def test_radii_have_colours_of_their_own_that_the_legend_explains(figures):
     assert "batch norm, running statistics" in [text.get_text() for text in notes.get_texts()]
 
 
+def test_the_legend_has_no_radius_at_which_nothing_is_drawn(figures):
+    rows = [r for r in _rows() if r.norm == "group" or r.epsilon != 8 / 255]
+    figure = _drawn(figures, rows)
+    assert labels(figure)[:2] == ["clean", "2/255"]
+    assert "8/255" not in labels(figure)
+    assert len(_points(figure.axes[1], 1)) == 2
+
+
 def test_norms_without_statistics_are_compared_with_running_ones_only(figures):
     figure = _drawn(figures, _rows())
     assert len(_points(figure.axes[1], 1)) == 3
