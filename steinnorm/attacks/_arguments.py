@@ -67,11 +67,26 @@ def check_count(name: str, value: Any, minimum: int = 1) -> None:
       ValueError: ``value`` is something else.
     """
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError("True is 1 to Python")
         number = operator.index(value)
     except TypeError as error:  # which the error about a traced integer is, too
         raise ValueError(f"{name} must be an integer; got {value!r}") from error
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {number}")
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuses anything but integers of at least 1.
+
+    Args:
+      **counts: by the name of the argument.
+
+    Raises:
+      ValueError: one is something else; the message names it.
+    """
+    for name, value in counts.items():
+        check_count(name, value)
 
 
 def as_number(name: str, value: Any) -> Any:

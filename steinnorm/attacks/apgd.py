@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._arguments import check_key
+from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
@@ -114,8 +114,7 @@ def apgd(
       Array([ True, False], dtype=bool)
     """
     check_key(key)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1; got {steps} and {restarts}")
+    check_counts(steps=steps, restarts=restarts, target_classes=target_classes)
     if restarts > 1 and (key is None or start is not None):
         raise ValueError(
             f"{restarts} restarts from the same point are identical; pass a key and no start"
@@ -125,7 +124,7 @@ def apgd(
             f"{loss} has no gradient at the clean input: pass a key for a random start"
         )
     problem = Problem.of(logits_fn, x, y, threat, target)
-    _check_loss(problem, loss, target_classes)
+    _check_loss(problem, loss)
     x_adv, zero_gradients = run_apgd(
         problem,
         key,
@@ -353,7 +352,7 @@ def _checkpoints(steps: int) -> Iterator[int]:
         width = max(width - max(int(0.03 * steps), 1), narrowest)
 
 
-def _check_loss(problem: Problem, loss: str, target_classes: int) -> None:
+def _check_loss(problem: Problem, loss: str) -> None:
     """Refuses a loss that is not defined for the problem.
 
     Raises:
@@ -366,8 +365,6 @@ def _check_loss(problem: Problem, loss: str, target_classes: int) -> None:
         raise ValueError(f"{loss} is for one label per example; got a label per pixel")
     if towards and targeted:
         raise ValueError(f"{loss} goes through several targets itself; with target use {name}")
-    if target_classes < 1:
-        raise ValueError(f"target_classes must be at least 1; got {target_classes}")
 
 
 def _loss_criteria(

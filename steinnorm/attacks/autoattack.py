@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._arguments import check_key, refuse_traced
+from steinnorm.attacks._arguments import check_counts, check_key, refuse_traced
 from steinnorm.attacks._criterion import mean_if_joint
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, merged
@@ -106,13 +106,7 @@ def autoattack(
     """
     check_key(key)
     key = jax.random.key(0) if key is None else key
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-    if min(steps, queries, target_classes) < 1:
-        raise ValueError(
-            "steps, queries and target_classes must be at least 1; got "
-            f"{steps}, {queries} and {target_classes}"
-        )
+    check_counts(batch_size=batch_size, steps=steps, queries=queries, target_classes=target_classes)
     refuse_traced(x=x, y=y)
     batches, joint = _make_batches(logits_fn, x, y, threat, batch_size, batch_dependent)
     clean = [p.success_share(joint=joint) for p in batches.all()]

@@ -23,7 +23,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._arguments import check_key
+from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
@@ -218,11 +218,7 @@ class _State(NamedTuple):
 
 
 def _check_arguments(steps: int, target_classes: int, restarts: int, key: jax.Array | None) -> None:
-    if min(steps, target_classes, restarts) < 1:
-        raise ValueError(
-            "steps, target_classes and restarts must be at least 1; got "
-            f"{steps}, {target_classes} and {restarts}"
-        )
+    check_counts(steps=steps, target_classes=target_classes, restarts=restarts)
     if restarts > 1 and key is None:
         raise ValueError(f"{restarts} restarts from the same point are identical; pass a key")
 

@@ -47,9 +47,7 @@ def expected_over_randomness(
       True
     """
     check_key(key, required=True, traced=True)
-    check_count("samples", samples, 0)
-    if samples < 1:
-        raise ValueError(f"at least one draw is needed; got samples={samples}")
+    check_count("samples", samples)
     partial = isinstance(logits_fn, jax.tree_util.Partial)
     model = logits_fn if partial else jax.tree_util.Partial(logits_fn)
     return jax.tree_util.Partial(_mean_prediction, model, jax.random.split(key, samples))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _measurements as measurements
-from steinnorm.attacks._arguments import check_key
+from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem
@@ -151,8 +151,7 @@ def sea(
     """
     check_key(key)
     key = jax.random.key(0) if key is None else key
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1; got {steps}")
+    check_counts(steps=steps)
     problem = Problem.of(logits_fn, x, y, threat)
     if not problem.label_axes:
         raise ValueError("sea is for a label per pixel; for one per example use autoattack")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from steinnorm.attacks._arguments import check_key
+from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
@@ -122,8 +122,7 @@ def square(
       Array([ True, False], dtype=bool)
     """
     check_key(key)
-    if queries < 1 or restarts < 1:
-        raise ValueError(f"queries and restarts must be at least 1; got {queries} and {restarts}")
+    check_counts(queries=queries, restarts=restarts)
     if not 0 < p_init <= 1:
         raise ValueError(f"p_init must lie in (0, 1]; got {p_init}")
     problem = Problem.of(logits_fn, x, y, threat, target)

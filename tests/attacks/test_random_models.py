@@ -65,7 +65,7 @@ def test_a_model_that_draws_by_itself_is_noticed():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="at least one draw"):
+    with pytest.raises(ValueError, match="samples must be at least 1; got 0"):
         expected_over_randomness(MODEL, jax.random.key(0), samples=0)
     with pytest.raises(ValueError, match=r"must be a jax.random.key"):
         expected_over_randomness(MODEL, 0)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._arguments import check_count
 from steinnorm.attacks._criterion import VOID
 
 _PAIRS = "an iterable of (x, y) batches"
@@ -67,10 +68,7 @@ class Data:
     """
 
     def __init__(self, x: Any, y: Any, batch_size: int):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
-            raise ValueError(f"batch_size must be an integer; got {batch_size!r}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        check_count("batch_size", batch_size)
         self._size = int(batch_size)
         self._y = None if y is None else np.asarray(y)
         if self._y is not None:
