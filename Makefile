@@ -7,10 +7,10 @@ WORKDIR ?= runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
   results-small-batches results-cifar10 results-sources results-autoattack results-adversarial \
-  results-hippocampus results-camvid
+  results-hippocampus results-hippocampus-sources results-camvid
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
 
 # One stamp per set of extras, so that `make demo` does not install the test tools.
 $(BIN)/python:
@@ -149,6 +149,18 @@ results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, atta
 	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics running --attacks all
 	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics shrunk,calibrated \
 	  --attacks $(NOISES_AND_PGD)
+
+HIPPOCAMPUS_SOURCES := $(HIPPOCAMPUS) --norms batch stein --independent-batch-size 52 \
+  --workdir $(RESULTS)/hippocampus-sources
+ALL_SOURCES := --statistics running,batch,shrunk,calibrated
+
+results-hippocampus-sources: $(EXPERIMENTS)  ## Two norms on hippocampus volumes with every source; hours on 2 cores.
+	$(has_data)
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --check-examples 0 \
+	  --attacks gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --attacks pgd --epsilon 0.003 --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) --statistics running --attacks autoattack --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --attacks pgd --epsilon 0.003
 
 # At a size that fits two cores; `make results-camvid CAMVID_SIZE=` is that of the preset, 192x256.
 CAMVID_SIZE ?= --set data.shape=[96,128] --set train.epochs=8 --test-examples 64

@@ -80,6 +80,7 @@ RESULTS = [
     "AutoAttack of eight norms on CIFAR-10 <compared/cifar10-autoattack/report>",
     "CIFAR-10 after adversarial training <compared/cifar10-adversarial/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
+    "Every source of statistics on hippocampus volumes <compared/hippocampus-sources/report>",
     "Street scenes of CamVid <compared/camvid/report>",
     "Another rule at test time <compared/rule_at_test>",
     "Times on a GPU <device_times>",
