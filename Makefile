@@ -108,23 +108,31 @@ results-cifar10: $(EXPERIMENTS)  ## Eight norms on CIFAR-10, attacked; days on 2
 	$(COMPARE) $(CIFAR10) --workdir $(RESULTS)/cifar10 --statistics shrunk,calibrated \
 	  --attacks $(TABLE_ATTACKS)
 
-SOURCES := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) --norms batch stein \
-  --workdir $(RESULTS)/cifar10-sources --statistics running,batch,shrunk,calibrated
+SOURCES := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+  --workdir $(RESULTS)/cifar10-sources
+EVERY_SOURCE := --statistics running,batch,shrunk,calibrated
+NOISES_AND_WEAK := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
+OTHER_RULES := --norms jsnorm toward_running stein_mean_only ridge lasso
 
-results-sources: $(EXPERIMENTS)  ## Two norms on CIFAR-10 with every source of statistics; hours on 2 cores.
+results-sources: $(EXPERIMENTS)  ## Seven norms on CIFAR-10 with every source of statistics; most of a day on 2 cores.
 	$(has_data)
-	$(COMPARE) $(SOURCES) --check-examples 0 \
-	  --attacks gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
-	$(COMPARE) $(SOURCES) --attacks pgd-margin --epsilon 2/255
+	$(COMPARE) $(SOURCES) --norms batch stein $(EVERY_SOURCE) --attacks $(NOISES_AND_WEAK) --check-examples 0
+	$(COMPARE) $(SOURCES) --norms batch stein $(EVERY_SOURCE) --attacks pgd-margin --epsilon 2/255
+	$(COMPARE) $(SOURCES) $(OTHER_RULES) $(EVERY_SOURCE) --attacks $(NOISES_AND_WEAK) --check-examples 0
+	$(COMPARE) $(SOURCES) $(OTHER_RULES) --statistics shrunk,calibrated \
+	  --attacks pgd-margin --epsilon 2/255 --check-examples 0
+	$(COMPARE) $(SOURCES) $(OTHER_RULES) $(EVERY_SOURCE) \
+	  --attacks pgd-margin --epsilon 2/255 --check-examples 0
+	$(BIN)/python -m experiments report $(RESULTS)/cifar10-sources/runs/* --out $(RESULTS)/cifar10-sources
 
-# The same networks as of results-sources, and those of six more norms.
+# The same networks as of results-sources, and group norm.
 AUTOATTACK := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
   --workdir $(RESULTS)/cifar10-autoattack --epsilon 2/255 --independent-batch-size 1000
 
 results-autoattack: $(EXPERIMENTS)  ## Eight norms on CIFAR-10 under AutoAttack; a day on 2 cores.
 	$(has_data)
 	$(COMPARE) $(AUTOATTACK) --statistics running --attacks autoattack --check-examples 0
-	$(COMPARE) $(AUTOATTACK) --statistics running,batch,shrunk,calibrated --attacks pgd,pgd-margin
+	$(COMPARE) $(AUTOATTACK) $(EVERY_SOURCE) --attacks pgd,pgd-margin
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
 ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \
@@ -152,15 +160,14 @@ results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, atta
 
 HIPPOCAMPUS_SOURCES := $(HIPPOCAMPUS) --norms batch stein --independent-batch-size 52 \
   --workdir $(RESULTS)/hippocampus-sources
-ALL_SOURCES := --statistics running,batch,shrunk,calibrated
 
 results-hippocampus-sources: $(EXPERIMENTS)  ## Two norms on hippocampus volumes with every source; hours on 2 cores.
 	$(has_data)
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --check-examples 0 \
-	  --attacks gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --attacks pgd --epsilon 0.003 --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --check-examples 0 \
+	  --attacks $(NOISES_AND_WEAK)
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --attacks pgd --epsilon 0.003 --check-examples 0
 	$(COMPARE) $(HIPPOCAMPUS_SOURCES) --statistics running --attacks autoattack --check-examples 0
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(ALL_SOURCES) --attacks pgd --epsilon 0.003
+	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --attacks pgd --epsilon 0.003
 
 # At a size that fits two cores; `make results-camvid CAMVID_SIZE=` is that of the preset, 192x256.
 CAMVID_SIZE ?= --set data.shape=[96,128] --set train.epochs=8 --test-examples 64

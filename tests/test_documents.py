@@ -86,6 +86,7 @@ def test_no_page_has_examples_that_are_not_run():
     with_programs = [relative(page) for page in PAGES if programs(page)]
     assert with_programs == [
         *("README.md", "docs/devices.md", "docs/linen.md", "docs/nnx.md"),
+        "docs/results/README.md",
     ]
 
 
@@ -93,6 +94,14 @@ def test_programs_of_the_front_page_run():
     *layers, attack = printed_by("README.md", devices=1)
     assert layers == ["", ""]
     assert re.search(r"^worst +0\.05 ", attack, re.MULTILINE)
+
+
+def test_two_sets_of_networks_say_what_is_told_of_them():
+    (printed,) = printed_by("docs/results/README.md", devices=1)
+    told = " ".join((ROOT / "docs/results.md").read_text().split())
+    assert len(printed.splitlines()) == 2
+    for interval in printed.splitlines():
+        assert interval in told
 
 
 def losses(page, devices):
