@@ -7,7 +7,7 @@ WORKDIR ?= runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
   results-small-batches results-cifar10 results-sources results-autoattack results-adversarial \
-  results-hippocampus results-hippocampus-sources results-camvid
+  results-hippocampus results-hippocampus-autoattack results-camvid results-camvid-sea
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
@@ -146,38 +146,45 @@ results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training o
 
 # Each seed splits the subjects anew: 52 test volumes decide little.
 HIPPOCAMPUS := volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
-  --split-per-seed
+  --split-per-seed --independent-batch-size 52
 
-results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes, attacked; days on 2 cores.
+results-hippocampus: $(EXPERIMENTS)  ## Eight norms on hippocampus volumes with every source; hours on 2 cores.
 	$(has_data)
-	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics running,batch \
-	  --attacks $(NOISES_AND_PGD)
-	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics running --attacks all
-	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --statistics shrunk,calibrated \
-	  --attacks $(NOISES_AND_PGD)
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus $(EVERY_SOURCE) \
+	  --attacks $(NOISES_AND_WEAK) --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus $(EVERY_SOURCE) \
+	  --attacks pgd --epsilon 0.003 --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --norms batch group \
+	  --statistics running --attacks pgd --epsilon 0.01 --check-examples 0
 
-HIPPOCAMPUS_SOURCES := $(HIPPOCAMPUS) --norms batch stein --independent-batch-size 52 \
-  --workdir $(RESULTS)/hippocampus-sources
+# The same networks as of results-hippocampus.
+HIPPOCAMPUS_AUTOATTACK := $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus-autoattack --epsilon 0.003
 
-results-hippocampus-sources: $(EXPERIMENTS)  ## Two norms on hippocampus volumes with every source; hours on 2 cores.
+results-hippocampus-autoattack: $(EXPERIMENTS)  ## The same under AutoAttack, and all checks; most of a day on 2 cores.
 	$(has_data)
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --check-examples 0 \
-	  --attacks $(NOISES_AND_WEAK)
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --attacks pgd --epsilon 0.003 --check-examples 0
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) --statistics running --attacks autoattack --check-examples 0
-	$(COMPARE) $(HIPPOCAMPUS_SOURCES) $(EVERY_SOURCE) --attacks pgd --epsilon 0.003
+	$(COMPARE) $(HIPPOCAMPUS_AUTOATTACK) --statistics running --attacks autoattack --check-examples 0
+	$(COMPARE) $(HIPPOCAMPUS_AUTOATTACK) $(EVERY_SOURCE) --attacks pgd
 
 # At a size that fits two cores; `make results-camvid CAMVID_SIZE=` is that of the preset, 192x256.
 CAMVID_SIZE ?= --set data.shape=[96,128] --set train.epochs=8 --test-examples 64
 CAMVID := cityscapes --preset camvid --data-dir $(DATA)/camvid --seeds 3 $(CAMVID_SIZE) \
-  --norms batch stein jsnorm toward_running group --workdir $(RESULTS)/camvid
-CAMVID_ATTACKS := gaussian,uniform,rademacher,truncated_gaussian,clipped_cauchy,fgsm,pgd-released,segpgd
+  --norms batch stein jsnorm toward_running group
+CAMVID_ATTACKS := $(NOISES_AND_WEAK),segpgd
 
-results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; most of a day on 2 cores.
+results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; hours on 2 cores.
 	$(has_data)
-	$(COMPARE) $(CAMVID) --statistics running,batch --attacks $(CAMVID_ATTACKS)
-	$(COMPARE) $(CAMVID) --statistics running --attacks all
-	$(COMPARE) $(CAMVID) --statistics shrunk,calibrated --attacks $(CAMVID_ATTACKS)
+	$(COMPARE) $(CAMVID) --workdir $(RESULTS)/camvid --statistics running,batch --attacks $(CAMVID_ATTACKS)
+	$(COMPARE) $(CAMVID) --workdir $(RESULTS)/camvid --statistics shrunk,calibrated \
+	  --attacks $(CAMVID_ATTACKS)
+
+# The same networks as of results-camvid; SEA of one takes most of a minute of a GPU.
+CAMVID_SEA := $(CAMVID) --workdir $(RESULTS)/camvid-sea --attacks segpgd,sea --epsilon 0.003 \
+  --independent-batch-size 64 --check-examples 0
+
+results-camvid-sea: $(EXPERIMENTS)  ## The same under SEA; for a GPU.
+	$(has_data)
+	$(COMPARE) $(CAMVID_SEA) --statistics running
+	$(COMPARE) $(CAMVID_SEA) --statistics batch
 
 bench: $(TEST)  ## Time, memory and compile time of SteinBatchNorm against Flax and PyTorch.
 	$(BIN)/python -m benchmarks.step_time
