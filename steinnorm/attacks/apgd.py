@@ -8,7 +8,7 @@ Differences from algorithm 1 there and from the authors' code:
 3. For label maps the share of wrong pixels decides which point is kept, while the steps follow the
    loss.
 4. If an example's logits depend on its companions, the batch is treated as a single example, with
-   one loss, one step size and one result.
+   one loss, one step size and one result per run; mixtures of runs are tried too.
 5. Targeted losses are run towards the likeliest wrong classes one after the other, and any wrong
    class counts as success; with ``target`` only the target does.
 6. Starts lie on the ball's surface (Linf: scaled so that the largest change is the radius).
@@ -32,6 +32,7 @@ from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
+from steinnorm.attacks._mixtures import Mixtures
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._progress import OnProgress, RunProgress
 from steinnorm.attacks._survivors import (
@@ -92,7 +93,7 @@ def apgd(
       target: labels that a targeted attack aims for, shape of ``y``; None for an untargeted one.
       start: points (B, ...) to start at instead of random ones; they are projected.
       batch_dependent: whether an example's logits depend on the rest of the batch; None to test it.
-        If they do, the batch is kept as a whole.
+        If they do, the batch is kept as a whole, that of a run or a mixture.
       on_progress: called from time to time with the completed steps and all steps.
 
     Returns:
@@ -159,13 +160,14 @@ def run_apgd(
     loss_criteria, name = _loss_criteria(problem, loss, target_classes, joint)
     worst = WorstInputs(problem.x, problem.success_share(joint=joint))
     zero_gradients, done, total = 0, 0, restarts * len(loss_criteria) * steps
+    mixtures = Mixtures(problem) if joint and total > steps else None
     for restart in range(restarts):
         for number, loss_criterion in enumerate(loss_criteria):
             point = _start(key, (restart, number), problem, start)
-            progress = RunProgress(on_progress, done, total)
-            zero_gradients = _Run(problem, loss_criterion, name, steps, joint).follow(
-                point, worst, progress
-            )
+            run = _Run(problem, loss_criterion, name, steps, joint)
+            zero_gradients = run.follow(point, worst, RunProgress(on_progress, done, total))
+            if mixtures is not None:
+                worst.update(np.arange(len(problem.x)), *mixtures.add(run.result))
             done += steps
     return place_like(worst.x, problem.x), zero_gradients
 
@@ -205,14 +207,15 @@ class _State(NamedTuple):
 
 
 class _Run:
-    """One run on the examples that are not broken yet."""
+    """One run on the unbroken examples; if the batch stays whole, ``result`` is then its own."""
+
+    result: jax.Array
 
     def __init__(
         self, problem: Problem, loss_criterion: Criterion, loss: str, steps: int, joint: bool
     ):
         self._problem, self._steps, self._joint = problem, steps, joint
-        self._loss = loss
-        self._loss_criterion = loss_criterion
+        self._loss, self._loss_criterion = loss, loss_criterion
         self._multiple = shard_count(problem.x)
 
     def follow(self, start: jax.Array, worst: WorstInputs, progress: RunProgress) -> int:
@@ -255,6 +258,7 @@ class _Run:
                 )
         check_finite(np.asarray(state.not_finite)[: len(positions)], "losses or gradients")
         worst.update(positions, state.result_point, state.result_share, state.result_loss)
+        self.result = state.result_point
         return int(np.asarray(_zero_gradients(state.evaluation))[: len(positions)].sum())
 
     def _evaluate(
@@ -264,9 +268,6 @@ class _Run:
         return loss_and_gradient(
             model, point, criterion, loss_criterion, loss=self._loss, joint=self._joint
         )[0]
-
-
-_zero_gradients = jax.jit(LossAndGradient.zero_gradients)
 
 
 @jax.jit
@@ -394,4 +395,5 @@ def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start:
 
 # Each compiled as a whole rather than operation by operation.
 _project = jax.jit(Threat.project)
+_zero_gradients = jax.jit(LossAndGradient.zero_gradients)
 _random_on_surface = jax.jit(Threat.random_on_surface)

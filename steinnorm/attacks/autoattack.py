@@ -4,8 +4,8 @@ Differences from the paper and from the authors' code:
 
 1. With fewer than four logits the targeted margin replaces the targeted DLR loss, which is not
    defined there.
-2. If an example's logits depend on its companions, the batch stays whole: no example leaves it, the
-   result comes from one attack, and FAB is left out.
+2. If an example's logits depend on its companions, the batch stays whole: no example leaves it,
+   mixtures of attacks are tried as batches of their own, and FAB is left out.
 3. Unbroken examples go to the next attack in batches of a few sizes, padded with copies. No batch
    is larger than the given one, because the model may behave differently at another size.
 4. The result of each attack, and the final one, are evaluated again.
@@ -26,6 +26,7 @@ from steinnorm.attacks._arguments import check_counts, check_key, refuse_traced
 from steinnorm.attacks._criterion import mean_if_joint
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem, merged
+from steinnorm.attacks._mixtures import Mixtures
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks._survivors import (
     WorstInputs,
@@ -64,10 +65,10 @@ def autoattack(
     Each attack gets the examples that no earlier one has broken. With fewer than four logits the
     targeted margin replaces the targeted DLR loss, which is not defined there.
 
-    If an example's logits depend on its companions, examples can neither leave the batch nor be
-    combined from several attacks. Then ``x`` is one batch, which each attack may change as a whole,
-    and the result with most errors is kept. FAB, which minimises distances per example, is left
-    out.
+    If an example's logits depend on its companions, examples cannot leave the batch. Then ``x`` is
+    one batch, which each attack may change as a whole. The worst batch is kept: that of an attack,
+    or a mixture of several, which takes each example from an attack that breaks it and is evaluated
+    as a batch of its own. FAB, which minimises distances per example, is left out.
 
     Args:
       logits_fn: maps a batch to logits (B, K) or (B, 1); as in ``fgsm``.
@@ -111,6 +112,7 @@ def autoattack(
     batches, joint = _make_batches(logits_fn, x, y, threat, batch_size, batch_dependent)
     clean = [p.success_share(joint=joint) for p in batches.all()]
     worst = WorstInputs(batches.x, np.concatenate([np.asarray(share) for share in clean]))
+    mixtures = Mixtures(next(batches.all())) if joint and len(batches.x) else None
     stages, zero_gradients = [], 0
     budgets = _Budgets(steps, queries, target_classes, joint)
     for number, (name, attack) in enumerate(_members(budgets, batches.classes)):
@@ -123,6 +125,8 @@ def autoattack(
             result = problem.result(x_adv, name=name)
             share = mean_if_joint(result.success.astype(x_adv.dtype), joint)
             worst.update(chosen, result.x_adv, share)
+            if mixtures is not None:
+                worst.update(chosen, *mixtures.add(result.x_adv))
             count_of_zeros += min(count, len(chosen))  # the count includes padding
             if on_progress is not None:
                 on_progress(

@@ -43,6 +43,7 @@ from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._explicit_meshes import full_like
 from steinnorm.attacks._inputs import Problem, check_finite
 from steinnorm.attacks._loss_and_gradient import LossAndGradient, loss_and_gradient
+from steinnorm.attacks._mixtures import Mixtures
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import keep_worse, place_like
 from steinnorm.attacks.losses import check_loss, needs_reference
@@ -138,7 +139,8 @@ def pgd(
 
     With several restarts, each example keeps the run in which the attack succeeds on most of its
     labels and, among those, the run of the largest loss. If logits depend on the batch, the batch
-    is kept as a whole instead, because no run has evaluated a mixture of several runs.
+    is kept as a whole instead: that of a run, or a mixture of several, which takes each example
+    from a run that breaks it and is evaluated as a batch of its own.
 
     Args:
       logits_fn: maps a batch to logits; as in ``fgsm``.
@@ -201,6 +203,7 @@ def pgd(
     joint = resolve_batch_dependence(problem, batch_dependent)
 
     run, worst = _Run(problem, loss, joint=joint, momentum=momentum), None
+    mixtures = Mixtures(problem) if joint and restarts > 1 else None
     for restart in range(restarts):
         start = problem.x
         if random_start and key is not None:
@@ -209,7 +212,13 @@ def pgd(
         if restarts > 1:
             result = (x_adv, *run.share_and_loss(x_adv))
             worst = result if worst is None else keep_worse(worst, result, joint=joint)
-    return problem.result(x_adv if worst is None else worst[0], zero_gradients)
+        if mixtures is not None:
+            mixture = mixtures.add(x_adv)
+    if worst is not None:
+        x_adv = worst[0]
+        if mixtures is not None and mixture[1].mean() > np.mean(np.asarray(worst[1])):
+            x_adv = mixture[0]
+    return problem.result(x_adv, zero_gradients)
 
 
 class _State(NamedTuple):

@@ -18,6 +18,7 @@ from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._criterion import Criterion, mean_if_joint, success_share
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._inputs import Problem
+from steinnorm.attacks._mixtures import Mixtures
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._survivors import (
     WorstInputs,
@@ -117,7 +118,9 @@ def sea(
     one before. Each image keeps the run with most wrong pixels and, among those, the run of the
     largest cross-entropy. Images whose pixels are all wrong are not attacked again.
 
-    If an image's logits depend on its companions, the batch is kept as a whole instead.
+    If an image's logits depend on its companions, the batch is kept as a whole instead: that of a
+    run, or a mixture of runs, which takes each image from the run with most wrong pixels and is
+    evaluated as a batch of its own.
 
     Args:
       logits_fn: maps a batch to logits (B, H, W, K) or (B, H, W, 1).
@@ -158,6 +161,7 @@ def sea(
     chosen = _usable_losses(losses, problem)
     joint = resolve_batch_dependence(problem, batch_dependent)
     worst = WorstInputs(problem.x, problem.success_share(joint=joint))
+    mixtures = Mixtures(problem) if joint else None
     stages, zero_gradients = [], 0
     for loss in chosen:
         start_time, broken_before = time.perf_counter(), _broken(problem, worst, joint)
@@ -173,6 +177,8 @@ def sea(
                 part, loss, steps, own_key, joint, on_progress
             )
             worst.update(positions, x_adv, *_share_and_loss(part, x_adv, joint))
+            if mixtures is not None:
+                worst.update(positions, *mixtures.add(x_adv))
             zero_gradients = max(zero_gradients, min(count_of_zeros, len(positions)))
         broken = _broken(problem, worst, joint) - broken_before
         stages.append(Stage(loss, len(positions), broken, time.perf_counter() - start_time))
