@@ -177,7 +177,7 @@ results-camvid: $(EXPERIMENTS)  ## Five norms on street scenes, attacked; hours 
 	$(COMPARE) $(CAMVID) --workdir $(RESULTS)/camvid --statistics shrunk,calibrated \
 	  --attacks $(CAMVID_ATTACKS)
 
-# The same networks as of results-camvid; SEA of one takes most of a minute of a GPU.
+# The same networks as of results-camvid; SEA of one takes a minute or two of a GPU.
 CAMVID_SEA := $(CAMVID) --workdir $(RESULTS)/camvid-sea --attacks segpgd,sea --epsilon 0.003 \
   --independent-batch-size 64 --check-examples 0
 

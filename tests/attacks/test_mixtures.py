@@ -65,6 +65,20 @@ def test_no_result_is_worse_than_clean_inputs_that_are_wrong():
     np.testing.assert_array_equal(x, breaking(0, 1, 2))
 
 
+def test_bfloat16_counts_all_examples():
+    # Adding ones in bfloat16 stops at 256: shares must be those of float32 logits.
+    def rounded(x):
+        return alone(x).astype(jnp.bfloat16)
+
+    x, y = jnp.full((600, 2), 0.5), jnp.zeros(600, int)
+    mixtures = Mixtures(Problem.of(rounded, x, y, THREAT))
+    half, most = x.at[:300, 0].set(0.8), x.at[100:500, 0].set(0.8)
+    assert mixtures.add(half)[1][0] == 0.5
+    found, share = mixtures.add(most)
+    assert float(share[0]) == pytest.approx(500 / 600, rel=2**-8)
+    np.testing.assert_array_equal(predict(rounded, found).argmax(-1), np.arange(600) < 500)
+
+
 def blind(x):
     """Wrong where the first value is over 0.7, without a gradient: an attack must be lucky.
 
