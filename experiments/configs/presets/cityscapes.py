@@ -73,7 +73,7 @@ _CAMVID_ATTACKS = (
     AttackConfig("segpgd", "segpgd", (0.003, 0.01), steps=20, random_start=True, shown=(0.003,)),
     AttackConfig("sea", "sea", (0.003,), steps=300, shown=(0.003,)),
 )
-_CHECKS = ChecksConfig(examples=8, epsilon=0.03, steps=10, restarts=2, square_queries=100)
+_CHECKS = ChecksConfig(examples=8, epsilon=0.03, steps=20, restarts=2, square_queries=100)
 
 
 def get_config(preset: str = "paper", smoke: bool = False) -> ExperimentConfig:

@@ -130,22 +130,29 @@ class AttackRuns:
         )
 
     def pgd(
-        self, steps: int, *, radius: float = 1.0, restarts: int = 1, loss: str = "cross_entropy"
+        self,
+        steps: int,
+        *,
+        radius: float = 1.0,
+        restarts: int = 1,
+        loss: str = "cross_entropy",
+        schedule: str = "constant",
     ) -> BrokenLabels:
         """Returns the labels that PGD breaks, from a random start that is the same in all calls.
 
         Args:
-          steps: steps per run, of size 2.5 * epsilon / steps.
+          steps: steps per run, the first of size 2.5 * epsilon / steps.
           radius: factor of the threat's radius.
           restarts: number of runs; the first is the same for any number.
           loss: that it increases, a name in ``steinnorm.attacks.losses.LOSSES``.
+          schedule: of the step size, a name in ``steinnorm.attacks.pgd.SCHEDULES``.
         """
         problem = self.problem
         threat = problem.threat
         if radius != 1:
             threat = dataclasses.replace(threat, epsilon=radius * threat.epsilon)
         return self._cached(
-            (f"pgd on {loss}", radius, steps, restarts),
+            (f"pgd on {loss}, {schedule} steps", radius, steps, restarts),
             lambda: pgd(
                 problem.model,
                 problem.x,
@@ -155,6 +162,7 @@ class AttackRuns:
                 steps=steps,
                 restarts=restarts,
                 loss=loss,
+                schedule=schedule,
                 batch_dependent=self.joint,
             ),
             threat,

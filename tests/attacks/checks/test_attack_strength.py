@@ -114,7 +114,29 @@ def test_huge_radius_is_reached_on_pixels_where_the_cross_entropy_keeps_to_those
     assert seen.pgd(SMALL.steps, radius=seen.widest).accuracy == pytest.approx(0.6)
     finding = attack_strength.huge_radius_reaches_chance(seen)
     assert (finding.verdict, finding.value) == (PASS, 0.0)
-    assert "on the better of two losses" in finding.detail
+    assert "on the pixels still right with decreasing steps" in finding.detail
+
+
+def _right_but_near_the_middle(x):
+    """Logits of ten classes, the first of which is wrong for inputs within 0.015 of 0.5."""
+    lead = 40 * (jnp.abs(x - 0.5) - 0.015)
+    others = jnp.where(jnp.arange(9) == 0, 0.0, -100.0)
+    return jnp.concatenate([lead[..., None], jnp.broadcast_to(others, (*x.shape, 9))], axis=-1)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 5)], ids=["classes", "pixels"])
+def test_huge_radius_is_reached_by_decreasing_steps_where_constant_ones_jump_across(shape):
+    def model(x):
+        return _right_but_near_the_middle(x.reshape(len(x), *shape))
+
+    x = jnp.asarray(draws(EXAMPLES, *(shape or (1,)), low=0.0, high=1.0))
+    seen = runs_of(model, x, jnp.zeros((EXAMPLES, *shape), jnp.int32))
+    jumping = seen.pgd(SMALL.steps, radius=seen.widest).accuracy
+    finding = attack_strength.huge_radius_reaches_chance(seen)
+    assert jumping > 0.4
+    assert finding.verdict == PASS, finding.detail
+    assert finding.value < 0.2
+    assert "with decreasing steps" in finding.detail
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
