@@ -210,15 +210,14 @@ def pgd(
             start = _start(jax.random.fold_in(key, restart), problem.x, threat)
         x_adv, zero_gradients = run.follow(start, sizes)
         if restarts > 1:
-            result = (x_adv, *run.share_and_loss(x_adv))
-            worst = result if worst is None else keep_worse(worst, result, joint=joint)
+            worst = run.worse(worst, x_adv)
         if mixtures is not None:
-            mixture = mixtures.add(x_adv)
-    if worst is not None:
-        x_adv = worst[0]
-        if mixtures is not None and mixture[1].mean() > np.mean(np.asarray(worst[1])):
-            x_adv = mixture[0]
-    return problem.result(x_adv, zero_gradients)
+            worst = run.worse(worst, mixtures.add(x_adv)[0])
+    return problem.result(x_adv if worst is None else worst[0], zero_gradients)
+
+
+_Found = tuple[jax.Array, jax.Array, jax.Array]
+"""Points (B, ...), the share of labels on which the attack succeeds there, and the loss; (B,)."""
 
 
 class _State(NamedTuple):
@@ -266,13 +265,15 @@ class _Run:
         check_finite(state.not_finite, "gradients")
         return state.x, int(np.asarray(zero_gradients).sum())
 
-    def share_and_loss(self, x_adv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns the share of labels on which the attack succeeds, and the loss; both (B,)."""
+    def worse(self, worst: _Found | None, x_adv: jax.Array) -> _Found:
+        """Returns the worse for the model of what was found before, if anything was, and points."""
         logits = predict(self._problem.model, x_adv)
         criterion = self._criterion
-        return measurements.share_and_loss(
+        share_and_loss = measurements.share_and_loss(
             logits, criterion, criterion, loss=self._loss, joint=self._joint
         )
+        found = (x_adv, *share_and_loss)
+        return found if worst is None else keep_worse(worst, found, joint=self._joint)
 
 
 @jax.jit
