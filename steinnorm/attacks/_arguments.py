@@ -60,11 +60,16 @@ def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None
     raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
 
 
-def check_count(name: str, value: Any, minimum: int = 1) -> None:
-    """Refuses anything but an integer of at least ``minimum``.
+def as_integer(name: str, value: Any, minimum: int | None = None) -> int:
+    """Returns a Python integer.
+
+    Args:
+      name: name of the argument in error messages.
+      value: an integer of Python, NumPy or JAX.
+      minimum: smallest valid value; None for no limit.
 
     Raises:
-      ValueError: ``value`` is something else.
+      ValueError: ``value`` is something else, or below the minimum.
     """
     try:
         if isinstance(value, bool | np.bool_):
@@ -72,8 +77,9 @@ def check_count(name: str, value: Any, minimum: int = 1) -> None:
         number = operator.index(value)
     except TypeError as error:  # which the error about a traced integer is, too
         raise ValueError(f"{name} must be an integer; got {value!r}") from error
-    if number < minimum:
+    if minimum is not None and number < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {number}")
+    return number
 
 
 def check_counts(**counts: Any) -> None:
@@ -86,7 +92,7 @@ def check_counts(**counts: Any) -> None:
       ValueError: one is something else; the message names it.
     """
     for name, value in counts.items():
-        check_count(name, value)
+        as_integer(name, value, 1)
 
 
 def as_number(name: str, value: Any) -> Any:

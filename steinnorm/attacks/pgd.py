@@ -34,7 +34,7 @@ from steinnorm.attacks import _measurements as measurements
 from steinnorm.attacks._arguments import (
     as_number,
     check_broadcasts,
-    check_count,
+    check_counts,
     check_key,
     check_size,
     refuse_traced,
@@ -186,7 +186,7 @@ def pgd(
     """
     check_key(key)
     check_threat(threat)
-    check_count("restarts", restarts)
+    check_counts(restarts=restarts)
     random_start = key is not None if random_start is None else random_start
     if random_start and key is None:
         raise ValueError("a random start needs a key: pass key=jax.random.key(seed)")
@@ -307,7 +307,7 @@ def _step_sizes(
     schedule: str | Schedule,
 ) -> list[Any]:
     """Returns the size of every step, in the threat's norm and units."""
-    check_count("steps", steps)
+    check_counts(steps=steps)
     if absolute is not None and relative is not None:
         raise ValueError(
             f"give step_size or relative_step_size, not both; got {absolute} and {relative}"

@@ -14,7 +14,7 @@ from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._arguments import (
     as_number,
     check_broadcasts,
-    check_count,
+    check_counts,
     check_inputs_form,
     check_key,
     check_labels_form,
@@ -91,7 +91,7 @@ def pgd_scan(
     """
     check_threat(threat)
     check_key(key, traced=True)
-    check_count("steps", steps)
+    check_counts(steps=steps)
     if needs_reference(loss):
         raise ValueError(f"{loss} needs the clean logits; use pgd")
     model = as_partial(logits_fn)

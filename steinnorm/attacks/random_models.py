@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from steinnorm.attacks._arguments import check_count, check_key
+from steinnorm.attacks._arguments import check_counts, check_key
 from steinnorm.attacks._model import traced_logits
 
 RandomLogitsFn = Callable[[jax.Array, jax.Array], jax.Array]
@@ -47,7 +47,7 @@ def expected_over_randomness(
       True
     """
     check_key(key, required=True, traced=True)
-    check_count("samples", samples)
+    check_counts(samples=samples)
     partial = isinstance(logits_fn, jax.tree_util.Partial)
     model = logits_fn if partial else jax.tree_util.Partial(logits_fn)
     return jax.tree_util.Partial(_mean_prediction, model, jax.random.split(key, samples))

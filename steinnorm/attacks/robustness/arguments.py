@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steinnorm.attacks import catalogue
+from steinnorm.attacks._arguments import as_integer
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks.checks import CheckSettings
 from steinnorm.attacks.robustness.evaluator import Attack, attack_name
@@ -33,25 +34,6 @@ class CheckRequest(NamedTuple):
     twin: LogitsFn | None
 
 
-def parse_integer(name: str, given: Any, minimum: int | None = None) -> int:
-    """Returns an argument as a Python integer.
-
-    Args:
-      name: name of the argument in error messages.
-      given: an integer of Python or NumPy.
-      minimum: smallest valid value; None for no limit.
-
-    Raises:
-      ValueError: it is not an integer, or below the minimum.
-    """
-    value = given.item() if np.ndim(given) == 0 and hasattr(given, "item") else given
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name} must be an integer; got {given!r}")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}; got {value}")
-    return value
-
-
 def parse_seed(given: Any) -> int:
     """Returns the argument ``seed``.
 
@@ -61,7 +43,7 @@ def parse_seed(given: Any) -> int:
     Raises:
       ValueError: it is not an integer of 64 bits.
     """
-    seed = parse_integer("seed", given)
+    seed = as_integer("seed", given)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must lie in [-2**63, 2**63); got {seed}")
     return seed
@@ -112,7 +94,7 @@ def parse_checks(checks: Any, examples: Any, twin: Any) -> CheckRequest:
     Raises:
       ValueError: an argument is of the wrong kind or out of range.
     """
-    count = parse_integer("check_examples", examples, 1)
+    count = as_integer("check_examples", examples, 1)
     if twin is not None and not callable(twin):
         raise ValueError(f"twin must be a function of a batch, or None; got {twin!r}")
     if checks is None or isinstance(checks, bool | np.bool_):
@@ -128,7 +110,7 @@ def _parse_settings(given: CheckSettings) -> CheckSettings:
     for field in dataclasses.fields(given):
         name, value = f"CheckSettings.{field.name}", getattr(given, field.name)
         if field.name in _MINIMA:
-            parsed[field.name] = parse_integer(name, value, _MINIMA[field.name])
+            parsed[field.name] = as_integer(name, value, _MINIMA[field.name])
         elif field.name == "difference_steps":
             if np.ndim(value) != 1 or not len(value):
                 raise ValueError(f"{name} must be a tuple of numbers; got {value!r}")

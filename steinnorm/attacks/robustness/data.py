@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks._arguments import check_count
+from steinnorm.attacks._arguments import as_integer
 from steinnorm.attacks._criterion import VOID
 
 _PAIRS = "an iterable of (x, y) batches"
@@ -68,8 +68,7 @@ class Data:
     """
 
     def __init__(self, x: Any, y: Any, batch_size: int):
-        check_count("batch_size", batch_size)
-        self._size = int(batch_size)
+        self._size = as_integer("batch_size", batch_size, 1)
         self._y = None if y is None else np.asarray(y)
         if self._y is not None:
             # Slicing an array on several devices would need a sharding for the slice.
