@@ -44,7 +44,7 @@ OLDEST := .venv-oldest
 oldest-pair-linen := jax==0.6.2 jaxlib==0.6.2 flax==0.10.7 rich==13.0.0 matplotlib==3.9.0
 oldest-pair-nnx := jax==0.8.1 jaxlib==0.8.1 flax==0.12.6 rich==13.0.0 matplotlib==3.9.0
 NOT_OLDEST := $(foreach name,test_architecture test_documents test_examples test_install test_site,tests/$(name).py)
-NOT_OLDEST += tests/experiments tests/attacks/test_peers.py tests/attacks/test_inputs.py tests/attacks/test_pgd.py
+NOT_OLDEST += tests/experiments tests/attacks/test_peers.py tests/attacks/test_networks.py
 
 $(OLDEST)-%/.installed: pyproject.toml Makefile
 	$(PYTHON) -m venv $(OLDEST)-$*

@@ -15,10 +15,11 @@ from pathlib import Path
 # Four devices on one machine, for the multi-device tests. The tests of a single device do not
 # mind; what depends on there being one (memory, the demo) runs in a process of its own.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's older code for fused loops compiles faster (tests/experiments/commands/test_commands.py took
-# 87 s of processor time with the new one, 58 s with this), and it need not split a program of the
-# tests' size into 32 parts to compile them side by side (tests/test_functional.py: 27 s with the
-# parts, 23 s without). A jaxlib that does not know a flag ends the process.
+# XLA's older code for fused loops compiles faster (tests/experiments/commands/test_formats.py and
+# test_evaluate.py took 87 s of processor time with the new one, 58 s with this), and it need not
+# split a program of the tests' size into 32 parts to compile them side by side
+# (tests/test_functional.py: 27 s with the parts, 23 s without). A jaxlib that does not know a flag
+# ends the process.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=4"

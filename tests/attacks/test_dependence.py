@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steinnorm.attacks import predict
+from steinnorm.attacks import Threat, predict
+from steinnorm.attacks._dependence_check import depends_on_batch, resolve_batch_dependence
+from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks.dependence import batch_dependence
 from tests.attacks.problems import KEY, companions, draws
+
+THREAT = Threat("linf", 0.1)
 
 
 def centred(weights, share, x):
@@ -170,3 +174,75 @@ def test_a_number_that_all_logits_share_hides_and_feigns_nothing(offset):
         batch_dependence(centred, x, key=KEY, gradients=0 if offset else 3).companions.logit > 0.1
     )
     assert not batch_dependence(alone, x, key=KEY).found
+
+
+def test_dependence_is_seen_in_small_batches_too():
+    for count in (2, 3, 5):
+        x = draws(count, 2, 2, 1)
+        labels = jnp.zeros(count, jnp.int32)
+        assert depends_on_batch(Problem.of(companions, x, labels, THREAT))
+    assert depends_on_batch(Problem.of(companions, x[:1], labels[:1], THREAT))
+
+
+def test_duplicated_halves_do_not_hide_a_dependence():
+    x = draws(4, 2, 2, 1)
+    twice = jnp.concatenate([x, x])
+    assert depends_on_batch(Problem.of(companions, twice, jnp.zeros(8, jnp.int32), THREAT))
+
+
+def _standardised(p, x):
+    flat = x.reshape(len(x), -1)
+    deviation = jnp.sqrt(flat.var(axis=0, keepdims=True) + 1e-5)
+    return ((flat - flat.mean(axis=0, keepdims=True)) / deviation) @ p["w"] + p["offset"]
+
+
+def _found(p, x, **threat):
+    model = jax.tree_util.Partial(_standardised, p)
+    y = np.zeros(len(x), np.int32)
+    return resolve_batch_dependence(
+        Problem.of(model, x, y, Threat("linf", 0.1, **threat)), None, quiet=True
+    )
+
+
+def test_what_was_independent_at_other_weights_is_looked_at_again():
+    """Behind a head of zeros nothing shows."""
+    x = draws(12, 3, 3, 1)
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    zero = {"w": jnp.zeros((9, 4)), "offset": jnp.zeros((1, 4))}
+    assert not _found(zero, x)
+    assert _found({**zero, "w": head}, x)
+    assert not _found(zero, x)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
+def test_a_number_that_all_logits_share_hides_no_dependence(offset):
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    p = {"w": head, "offset": jnp.full((1, 4), offset)}
+    assert _found(p, draws(12, 3, 3, 1))
+
+
+def test_data_that_are_their_own_negatives_hide_no_dependence():
+    x = draws(10, 3, 3, 1)
+    head = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+    both = jnp.concatenate([x, 1 - x])
+    assert _found({"w": head, "offset": jnp.zeros((1, 4))}, both)
+    assert _found({"w": head, "offset": jnp.zeros((1, 4))}, 5 * both, bounds=None)
+
+
+def test_a_large_batch_hides_no_dependence():
+    generator = np.random.default_rng(0)
+    kernel = jnp.asarray(generator.normal(size=(3, 3, 3, 8)) / 5, jnp.float32)
+    head = jnp.asarray(generator.normal(size=(8, 4)), jnp.float32)
+
+    def network(kernel, head, x):
+        lax = jax.lax
+        layout = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+        axes = (0, 1, 2)
+        y = (y - y.mean(axes, keepdims=True)) * lax.rsqrt(y.var(axes, keepdims=True) + 1e-5)
+        return jnp.maximum(y, 0).mean(axis=(1, 2)) @ head
+
+    model = jax.tree_util.Partial(network, kernel, head)
+    x = jnp.asarray(generator.uniform(size=(256, 16, 16, 3)), jnp.float32)
+    problem = Problem.of(model, x, np.zeros(256, np.int32), THREAT)
+    assert depends_on_batch(problem)

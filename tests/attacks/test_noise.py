@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from steinnorm.attacks import NOISES, clipped_cauchy
+from steinnorm.attacks import NOISES, clipped_cauchy, evaluate_robustness
+from tests.attacks.one_call import X, measure
 from tests.attacks.problems import KEY
 
 SUB_GAUSSIAN = ["gaussian", "uniform", "rademacher", "truncated_gaussian"]
@@ -96,3 +97,29 @@ def test_what_noise_cannot_take_is_refused_in_words(name, changes, message):
     settings = {"key": KEY, "x": IMAGES, "rms": 0.1, "bounds": (0.0, 1.0), **changes}
     with pytest.raises(ValueError, match=message):
         NOISES[name](**settings)
+
+
+def test_the_largest_change_of_noise_is_measured():
+    """It was 0 for noises, whose rows have no norm."""
+    found = measure(attacks=("rademacher", "uniform", "fgsm"), bounds=None)
+    assert found.row("none").max_norm == 0
+    assert found.row("rademacher", 0.05).max_norm == pytest.approx(0.05, rel=1e-5)
+    assert 0.05 < found.row("uniform", 0.05).max_norm <= 0.05 * 3**0.5 * (1 + 1e-5)
+    assert found.row("rademacher", 0.05).norm_order == ""
+    each = found.per_example["rademacher", 0.05].distance
+    np.testing.assert_allclose(each, np.full(len(X), 0.05), rtol=1e-5)
+
+
+def test_noise_with_bounds_for_each_channel():
+    bounds = (np.zeros(2, np.float32), np.array([1.0, 0.5], np.float32))
+    x = jnp.full((4, 2), 0.45)
+    found = evaluate_robustness(
+        lambda x: x,
+        x,
+        jnp.zeros(4, jnp.int32),
+        epsilons=0.2,
+        attacks="gaussian",
+        bounds=bounds,
+        progress=False,
+    )
+    assert found.per_example["gaussian", 0.2].values.max <= 1

@@ -101,3 +101,15 @@ def test_labels_may_be_a_list():
     threat = Threat("linf", 0.1)
     found = pgd_scan(MODEL, X, np.asarray(Y).tolist(), threat=threat, **STEPS)
     np.testing.assert_array_equal(found, pgd_scan(MODEL, X, Y, threat=threat, **STEPS))
+
+
+def test_the_scanned_form_is_the_same_attack():
+    model, _, x, y = problem()
+    threat = Threat("l2", 0.2)
+    inside = jax.jit(lambda x, y: pgd_scan(model, x, y, threat=threat, key=KEY, steps=6))
+    outside = pgd(model, x, y, threat=threat, key=KEY, steps=6)
+    np.testing.assert_allclose(inside(x, y), outside.x_adv, atol=2e-6)
+    with pytest.raises(ValueError, match="at least 1"):
+        pgd_scan(model, x, y, threat=threat, steps=0)
+    with pytest.raises(ValueError, match="dlr needs 3"):
+        pgd_scan(lambda x: model(x)[:, :2], x, y, threat=threat, loss="dlr")

@@ -1,11 +1,4 @@
-"""The one call: rows, worst cases and intervals, for every kind of model and of data."""
-
-import functools
-import importlib
-import re
-import subprocess
-import sys
-import warnings
+"""The rows of the one call: worst cases and intervals, for every kind of model and of data."""
 
 import jax
 import jax.numpy as jnp
@@ -14,34 +7,21 @@ import pytest
 from flax import linen, nnx
 from scipy.stats import binomtest
 
-from steinnorm.attacks import (
-    AttackSettings,
-    BatchDependenceWarning,
-    RadiusWarning,
-    evaluate_robustness,
-    fgsm,
-    pgd,
-)
-from steinnorm.attacks.checks import NAMES, CheckSettings
+from steinnorm.attacks import AttackSettings, evaluate_robustness, fgsm
 from steinnorm.attacks.per_example import PerExample, Values, worst_of
-from steinnorm.attacks.robustness.warn_once import warn_once
-
-SMOKE = CheckSettings(steps=2, restarts=2, square_queries=4, directions=1, difference_steps=(1e-3,))
-
-COUNT, CLASSES, RADII = 25, 4, (0.02, 0.1)
-RNG = np.random.default_rng(5)
-WEIGHTS = RNG.normal(size=(12, CLASSES)).astype(np.float32)
-X = RNG.uniform(size=(COUNT, 2, 2, 3)).astype(np.float32)
-CENTRED = X.reshape(COUNT, -1) - np.float32(0.5)
-Y = np.argmax(CENTRED @ WEIGHTS, axis=1).astype(np.int32)
-Y[:3] = (Y[:3] + 1) % CLASSES  # three are wrong from the start
-SEA = AttackSettings("sea", "sea", steps=3)
-PGD = AttackSettings("pgd", "pgd", steps=3, random_start=True)
-QUIET = {"checks": False, "progress": False}
-
-
-def linear(x):
-    return (x.reshape(x.shape[0], -1) - 0.5) @ jnp.asarray(WEIGHTS)
+from tests.attacks.one_call import QUIET, measure
+from tests.attacks.three_wrong import (
+    CENTRED,
+    CLASSES,
+    COUNT,
+    PGD,
+    RADII,
+    WEIGHTS,
+    X,
+    Y,
+    batches,
+    linear,
+)
 
 
 def values(result):
@@ -86,6 +66,25 @@ def test_the_worst_is_that_of_each_example(measured):
         assert measured.row("worst", epsilon).loss == pytest.approx(largest.mean())
 
 
+@pytest.mark.parametrize("radii", [np.float32(0.1), jnp.array([0.1, 0.2]), [0.1, 0.2]])
+def test_rows_are_found_at_radii_of_any_precision(radii):
+    found = measure(epsilons=radii)
+    row = found.row("fgsm", 0.1)
+    assert row.epsilon == pytest.approx(0.1)
+    assert found.row("fgsm", np.float32(0.1)) is row
+    assert found.row("fgsm", jnp.float32(0.1)) is row
+    with pytest.raises(KeyError) as error:
+        found.row("fgsm", 0.1000002)
+    wanted, existing = str(error.value).split("; there are")
+    assert wanted.endswith("at 0.1000002")
+    assert "0.1000002" not in existing
+
+
+def test_of_two_close_radii_the_nearer_is_found():
+    found = measure(epsilons=(0.1, 0.10000005))
+    assert [found.row("fgsm", e).epsilon for e in (0.1, 0.10000005)] == [0.1, 0.10000005]
+
+
 def _results(right, loss, batch):
     right = np.array(right, bool)
     return PerExample(
@@ -118,26 +117,6 @@ class Dense(nnx.Module):
 
     def __call__(self, x):
         return self.layer(x.reshape(x.shape[0], -1) - 0.5)
-
-
-def test_an_nnx_model_in_training_mode_stays_as_it_is():
-    class Normed(nnx.Module):
-        def __init__(self):
-            self.norm = nnx.BatchNorm(12, rngs=nnx.Rngs(0))
-
-        def __call__(self, x):
-            return self.norm(x.reshape(x.shape[0], -1) - 0.5) @ jnp.asarray(WEIGHTS)
-
-    model = Normed()
-    before = np.asarray(model.norm.mean[...])
-    with pytest.warns(BatchDependenceWarning):
-        evaluate_robustness(model, X, Y, attacks="fgsm", epsilons=0.1, **QUIET)
-    np.testing.assert_array_equal(model.norm.mean[...], before)
-    model.eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = evaluate_robustness(model, X, Y, attacks="fgsm", epsilons=0.1, **QUIET)
-    assert found.row("none").value == 22 / 25
 
 
 def _linen_closure():
@@ -179,19 +158,15 @@ def test_a_model_on_several_devices(axis_type, measured):
     assert values(found) == values(evaluate_robustness(_partial(), X[:24], Y[:24], **settings))
 
 
-def _batches(size=10):
-    return [(X[i : i + size], Y[i : i + size]) for i in range(0, COUNT, size)]
-
-
 class Loader:
     """Can be gone through again, and does not know its length."""
 
     def __iter__(self):
-        return iter(_batches())
+        return iter(batches())
 
 
 @pytest.mark.parametrize(
-    "data", [_batches(), Loader(), iter(_batches())], ids=["list", "loader", "iterator"]
+    "data", [batches(), Loader(), iter(batches())], ids=["list", "loader", "iterator"]
 )
 def test_batches_are_what_arrays_are(data, measured):
     found = evaluate_robustness(linear, data, epsilons=RADII, attacks=("fgsm", PGD), **QUIET)
@@ -255,158 +230,6 @@ def test_label_maps():
         evaluate_robustness(per_pixel, X, y, **QUIET)
 
 
-def test_a_model_whose_logits_depend_on_the_batch_is_measured_by_whole_batches():
-    def centred(x):
-        flat = x.reshape(x.shape[0], -1)
-        return (flat - jnp.mean(flat, axis=0, keepdims=True)) @ jnp.asarray(WEIGHTS)
-
-    y = np.concatenate([np.asarray(jnp.argmax(centred(jnp.asarray(p)), 1)) for p, _ in _batches(9)])
-    with pytest.warns(BatchDependenceWarning) as seen:
-        found = evaluate_robustness(
-            centred, X, y, epsilons=0.05, attacks=("fgsm", PGD), batch_size=9, **QUIET
-        )
-    assert found.row("none").value == 1.0
-    assert found.settings["batch_dependent"]
-    assert [w.filename for w in seen] == [__file__]
-    each = [found.per_example[name, 0.05] for name in ("fgsm", "pgd")]
-    for place in range(3):
-        members = each[0].batch == place
-        fewest = min(results.summary["right"][members].sum() for results in each)
-        worst = found.per_example["worst", 0.05].summary["right"][members].sum()
-        assert worst == fewest
-    assert "the attacker changes it" in str(found)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        known = evaluate_robustness(
-            centred, X, y, attacks=(), batch_size=9, batch_dependent=True, **QUIET
-        )
-    assert known.row("none").value == 1.0
-
-
-@pytest.mark.parametrize(("dependent", "last"), [(True, 7), (False, 9)])
-def test_only_a_batch_that_no_statistics_see_is_filled(dependent, last):
-    sizes, keys = [], []
-
-    def seen(logits_fn, x, y, *, threat, key):
-        sizes.append(len(x))
-        keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
-        return fgsm(logits_fn, x, y, threat=threat, key=key)
-
-    settings = {"epsilons": 0.1, "batch_size": 9, "batch_dependent": dependent, **QUIET}
-    found = evaluate_robustness(linear, X, Y, attacks=seen, **settings)
-    assert sizes == [9, 9, last]
-    assert len(set(keys)) == 3  # other random numbers for every batch
-    assert found.row("seen", 0.1).n == COUNT
-
-
-def test_attacks_of_ones_own_are_judged_by_us():
-    def mine(logits_fn, x, y, *, threat, key):
-        return fgsm(logits_fn, x, y, threat=threat, key=key)
-
-    found = evaluate_robustness(
-        linear, X, Y, epsilons=0.1, attacks=(mine, "gaussian", "fgsm"), batch_size=10, **QUIET
-    )
-    assert found.row("mine", 0.1).value == found.row("fgsm", 0.1).value
-    assert found.row("gaussian", 0.1).norm_order == ""
-    assert found.row("worst", 0.1).over == "fgsm, mine"
-
-    def outside(logits_fn, x, y, *, threat, key):
-        found = fgsm(logits_fn, x, y, threat=threat, key=key)
-        return found._replace(x_adv=jnp.clip(x + 0.3, 0.0, 1.0))
-
-    with pytest.raises(AssertionError, match="left its ball or box"):
-        evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=outside, batch_size=10, **QUIET)
-    named = functools.partial(pgd, steps=2)
-    twice = evaluate_robustness(linear, X, Y, epsilons=0.1, attacks=named, batch_size=10, **QUIET)
-    assert [row.attack for row in twice.rows] == ["none", "pgd", "worst"]
-
-
-def test_checks_are_printed_and_in_the_result(capsys):
-    found = evaluate_robustness(
-        linear, X, Y, epsilons=RADII, attacks="fgsm", checks=SMOKE, batch_size=10
-    )
-    assert [finding.name for finding in found.checks] == list(NAMES)
-    printed = capsys.readouterr().out
-    for finding in found.checks:
-        assert f"check: {finding.verdict:14} {finding.name}" in printed
-    assert "the radius 0.02" in found.checks[1].detail  # where nearest to half is left
-    text = str(found)
-    assert repr(found) == text
-    assert len(text.splitlines()) == 1 + 1 + 5 + 1
-    assert re.search(r"^fgsm +0\.1 +\d+\.\d %", text, re.MULTILINE)
-    assert "88.0 %" in text
-    assert "[" not in text
-
-
-def test_silence(capsys):
-    evaluate_robustness(linear, X, Y, attacks="fgsm", epsilons=0.1, batch_size=10, **QUIET)
-    assert capsys.readouterr() == ("", "")
-
-
-BAD = [
-    ({"attacks": "pdg"}, "unknown attack 'pdg'; expected one of gaussian, .*autoattack"),
-    ({"attacks": ("fgsm", 3)}, "attacks must be names, AttackSettings or functions; got int"),
-    ({"attacks": ("fgsm", "fgsm")}, "needs a name of its own"),
-    ({"attacks": "segpgd"}, "segpgd is for a label per pixel; for one per example use"),
-    ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
-    ({"batch_size": 2.5}, r"batch_size must be an integer; got 2\.5"),
-    ({"norm": "l3"}, "norm must be one of linf, l2"),
-    ({"epsilons": -0.1}, "epsilon must be finite and not negative"),
-    ({"epsilons": ()}, "epsilons must contain at least one radius"),
-    ({"x": X[:0], "y": Y[:0]}, "x must be a non-empty batch"),
-    ({"x": [], "y": None}, "x has no batch"),
-    ({"y": None}, r"without y, x must be an iterable of \(x, y\) batches; got an array of shape"),
-    ({"y": Y[:4]}, "a label for each of the 25 inputs"),
-    ({"x": [(X, Y, Y)], "y": None}, r"iterable of \(x, y\) batches; item 0 is a tuple of 3"),
-    ({"x": (255 * X).astype(np.uint8)}, "Scale images to"),
-    ({"x": 255 * X}, "x must lie in"),
-    ({"logits_fn": WEIGHTS}, "logits_fn must be a function from inputs to logits; got ndarray"),
-    ({"logits_fn": lambda x: x[:, 0, 0, 0]}, "logits_fn must return logits of shape"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), BAD, ids=[message[:25] for _, message in BAD])
-def test_bad_input(changes, message):
-    arguments = {"logits_fn": linear, "x": X, "y": Y, "attacks": "fgsm", "batch_size": 10}
-    with pytest.raises(ValueError, match=message):
-        evaluate_robustness(**{**arguments, **changes}, **QUIET)
-
-
-def test_a_radius_in_other_units_is_said_once():
-    with pytest.warns(RadiusWarning, match="a radius of 8 lets any input") as seen:
-        evaluate_robustness(linear, X, Y, epsilons=8, attacks="fgsm", batch_size=10, **QUIET)
-    assert len([w for w in seen if w.category is RadiusWarning]) == 1
-
-
-def test_a_warning_is_given_once_and_errors_stay_errors():
-    said = set()
-
-    def twice():
-        for _ in range(2):
-            with warn_once(said):
-                warnings.warn("twice", stacklevel=1)
-
-    with pytest.warns(UserWarning, match="twice") as seen:
-        twice()
-    assert len(seen) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserWarning, match="new"), warn_once(said):
-            warnings.warn("new", stacklevel=1)
-
-
-def test_imports_are_lazy():
-    code = (
-        "import sys, steinnorm\n"
-        "assert 'steinnorm.attacks' not in sys.modules\n"
-        "import steinnorm.attacks\n"
-        "names = ('flax', 'matplotlib', 'rich', 'scipy.stats')\n"
-        "assert not [name for name in names if name in sys.modules]\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    assert importlib.import_module("steinnorm.attacks.robustness").Row
-
-
 def test_the_worst_case_includes_the_clean_point():
     """A last step may turn a wrong answer right: an attacker need not take it."""
 
@@ -425,18 +248,3 @@ def test_the_worst_case_includes_the_clean_point():
     )
     assert [row.value for row in found.rows] == [0.0, 1.0, 0.0]
     assert found.row("worst", 0.1).over == "helper"
-
-
-def test_noise_with_bounds_for_each_channel():
-    bounds = (np.zeros(2, np.float32), np.array([1.0, 0.5], np.float32))
-    x = jnp.full((4, 2), 0.45)
-    found = evaluate_robustness(
-        lambda x: x,
-        x,
-        jnp.zeros(4, jnp.int32),
-        epsilons=0.2,
-        attacks="gaussian",
-        bounds=bounds,
-        progress=False,
-    )
-    assert found.per_example["gaussian", 0.2].values.max <= 1

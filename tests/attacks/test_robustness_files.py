@@ -2,14 +2,8 @@
 
 import ast
 import csv
-import importlib
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import jax
@@ -19,12 +13,11 @@ import pytest
 
 import steinnorm
 from steinnorm.attacks import AttackSettings, evaluate_robustness, fgsm
-from steinnorm.attacks.checks import CheckSettings
 from steinnorm.attacks.code_digest import code_digest
 from steinnorm.attacks.per_example import SHOWN, PerExample
 from steinnorm.attacks.robustness import call, identity
-
-SMOKE = CheckSettings(steps=2, restarts=2, square_queries=4, directions=1, difference_steps=(1e-3,))
+from steinnorm.attacks.robustness.names import file_stem
+from tests.attacks import one_call
 
 ROOT = pathlib.Path(steinnorm.__file__).parents[1]
 RNG = np.random.default_rng(6)
@@ -58,13 +51,11 @@ class Counted:
         return noted
 
 
-def measure(out, model=MODEL, x=X, y=Y, *, counted=None, figures=False, **changes):
+def measure(out, model=MODEL, x=X, y=Y, *, counted=None, **changes):
     """One call with FGSM under the catalogue's name, of which every call is counted."""
     counted = counted or Counted()
     original = AttackSettings.call
     with pytest.MonkeyPatch.context() as patch:
-        if not figures:  # most of the time would be theirs
-            patch.setattr(call, "write_figures", lambda *_: None)
         patch.setattr(
             AttackSettings,
             "call",
@@ -72,15 +63,15 @@ def measure(out, model=MODEL, x=X, y=Y, *, counted=None, figures=False, **change
                 (counted.attack(), {}) if self.kind == "fgsm" else original(self, **k)
             ),
         )
-        settings = {"epsilons": EPSILON, "attacks": "fgsm", "batch_size": 10, "checks": False}
-        found = evaluate_robustness(model, x, y, out=out, progress=False, **{**settings, **changes})
+        settings = {"epsilons": EPSILON, "batch_size": 10, **changes}
+        found = one_call.measure(out, model, x, y, **settings)
     return found, len(counted.seen)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("robustness") / "new"
-    found, calls = measure(out, checks=SMOKE, figures=True, class_names=("a", "b", "c"))
+    found, calls = measure(out, checks=one_call.SMOKE, figures=True, class_names=("a", "b", "c"))
     assert calls == 3
     return out, found
 
@@ -124,7 +115,7 @@ def test_a_second_call_measures_nothing(written):
     out, found = written
     before = {p: p.stat().st_mtime_ns for p in (out / "per_example").iterdir()}
     checks = (out / "checks.json").stat().st_mtime_ns
-    again, calls = measure(out, checks=SMOKE)
+    again, calls = measure(out, checks=one_call.SMOKE)
     assert calls == 0
     assert again.rows == found.rows
     assert again.checks == found.checks
@@ -229,87 +220,84 @@ def test_the_digest_of_code(tmp_path):
     ast.parse((ROOT / "steinnorm" / "attacks" / "code_digest.py").read_text())
 
 
-def test_functions_of_ones_own_are_told_by_what_they_close_over():
-    def made(steps, more=0):
-        def attack(logits_fn, x, y, *, threat, key):
-            return fgsm(logits_fn, x, y, threat=threat, key=key), steps, more
-
-        return attack
-
-    describe = identity.describe_attack
-    assert describe(made(3)) == describe(made(3)) is not None
-    assert describe(made(3)) != describe(made(4))
-    assert describe(made(np.ones(3))) != describe(made(np.zeros(3)))
-    assert describe(made(object())) is None  # nobody can tell: never taken from a file
+def doubled(x):
+    return 2 * one_call.linear(x)
 
 
-CHILD = """
-import os, sys, time
-import numpy as np
-from steinnorm.attacks import evaluate_robustness, fgsm
-out, log = sys.argv[1:3]  # the pause is no global, for results depend on those
-rng = np.random.default_rng(0)
-x = rng.uniform(size=(40, 12)).astype(np.float32)
-w = rng.normal(size=(12, 3)).astype(np.float32)
-y = np.argmax(x @ w, axis=1).astype(np.int32)
-
-def slow(logits_fn, x, y, *, threat, key):
-    found = fgsm(logits_fn, x, y, threat=threat, key=key)
-    with open(log, "a") as file:
-        print(float(x[0, 0]), threat.epsilon, file=file)
-    time.sleep(float(sys.argv[3]))
-    return found
-
-settings = dict(epsilons=(0.1, 0.2), attacks=slow, batch_size=10, checks=False, progress=False)
-print([row.value for row in evaluate_robustness(lambda x: x @ w, x, y, out=out, **settings).rows])
-"""
+def _files(out):
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_killed_process_is_gone_on_with(tmp_path, monkeypatch, capsys):
-    out, log, script = tmp_path / "out", tmp_path / "log", tmp_path / "child.py"
-    script.write_text(CHILD)
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def command(folder, pause):
-        return [sys.executable, str(script), str(folder), str(log), str(pause)]
-
-    process = subprocess.Popen(command(out, 0.2), env=env)
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < 4:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    begun = log.read_text().splitlines()
-    kept = {p.name: p.stat().st_mtime_ns for p in (out / "per_example").glob("slow*")}
-    assert sum(PerExample.read(out / "per_example" / n).batches for n in kept) == len(begun) - 1
-    resumed = subprocess.run(command(out, 0), env=env, check=True, capture_output=True, text=True)
-    after = log.read_text().splitlines()[len(begun) :]
-    # Eight in all; only the one that was killed is made twice.
-    assert len(after) == 8 - (len(begun) - 1)
-    assert set(begun[:-1]).isdisjoint(after)
-    monkeypatch.setattr(sys, "argv", command(tmp_path / "whole", 0)[1:])
-    exec(compile(CHILD, script, "exec"), {"__name__": "child"})
-    assert resumed.stdout == capsys.readouterr().out
-
-
-def test_without_matplotlib_everything_else_is_written(tmp_path, monkeypatch):
-    package = importlib.import_module("steinnorm.attacks.robustness")
-    for name in ("plots", "pictures"):
-        monkeypatch.delitem(sys.modules, f"steinnorm.attacks.robustness.{name}", raising=False)
-        monkeypatch.delattr(package, name, raising=False)
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.warns(UserWarning, match=r'pip install "steinnorm\[plots\]"'):
-        measure(tmp_path, figures=True)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "per_example",
-        "results.json",
-        "settings.json",
-        "table.csv",
-        "table.md",
+def test_files_of_another_model_do_not_stay(tmp_path):
+    one_call.measure(tmp_path, attacks=("fgsm", "pgd"), checks=one_call.SMOKE, figures=True)
+    foreign = ("notes.txt", "pictures/mine.png", "per_example/mine.npz")
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"of somebody else")
+    before = _files(tmp_path)
+    assert {"checks.json", "pictures/pgd-0.05.png", "per_example/pgd-0.05.npz"} < before
+    # Another radius of the same model leaves what is there.
+    one_call.measure(tmp_path, epsilons=0.1, figures=True)
+    assert {"pictures/pgd-0.05.png", "per_example/pgd-0.05.npz", "checks.json"} < _files(tmp_path)
+    with pytest.warns(UserWarning, match="of another model"):
+        one_call.measure(tmp_path, doubled, figures=True)
+    after = _files(tmp_path)
+    assert after == {
+        *foreign,
+        *("accuracy.png", "results.json", "settings.json", "table.csv", "table.md"),
+        *("per_example/model.npz", "per_example/none-0.npz", "per_example/fgsm-0.05.npz"),
+        "pictures/fgsm-0.05.png",
     }
+    # Nor do those of other data whose first batch is the same.
+    one_call.measure(tmp_path, doubled, attacks="pgd", checks=one_call.SMOKE, figures=True)
+    later = one_call.X.copy()
+    later[-1] = later[-2]
+    one_call.measure(tmp_path, doubled, later, attacks="pgd", figures=True)
+    assert {n for n in _files(tmp_path) if "fgsm" in n} == set()
+
+
+def _damages(path):
+    whole = path.read_bytes()
+    yield whole[: len(whole) // 2]
+    yield b""
+    for place in range(0, len(whole), max(1, len(whole) // 60)):
+        flipped = bytearray(whole)
+        flipped[place] ^= 0xFF
+        yield bytes(flipped)
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_damaged_files_are_measured_anew(tmp_path):
+    found = one_call.measure(tmp_path)
+    model, cell = (tmp_path / "per_example" / n for n in ("model.npz", "fgsm-0.05.npz"))
+    with np.load(model) as file:
+        kept = {n: file[n] for n in file.files}
+    fingerprint = identity.Fingerprint(str(kept["arrays"]), kept["logits"], kept["gradient"])
+    whole = model.read_bytes()
+    for damage in _damages(model):
+        model.write_bytes(damage)
+        name, _ = identity.recognise_model(fingerprint, model)
+        assert name == fingerprint.digest()
+        model.write_bytes(whole)
+    for damage in _damages(cell):
+        cell.write_bytes(damage)
+        PerExample.read(cell)  # whatever it is, no error
+    for path in (model, cell):
+        np.save(path.with_suffix(".npy"), np.ones(3))
+        path.with_suffix(".npy").rename(path)
+    assert one_call.measure(tmp_path).rows == found.rows
+
+
+def test_names_that_differ_in_replaced_characters_alone(tmp_path):
+    names = ("a b", "a_b", "a/b")
+    assert len({file_stem(name, 0.1) for name in names}) == 3
+    assert file_stem("pgd-margin", 8 / 255) == "pgd-margin-0.031372549"
+    attacks = [AttackSettings(name, "pgd", 1 + place) for place, name in enumerate(names)]
+    one_call.measure(tmp_path, attacks=attacks)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "per_example").iterdir()}
+    assert len(before) == 5
+    one_call.measure(tmp_path, attacks=attacks)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "per_example").iterdir()} == before
 
 
 def test_memory_is_that_of_a_batch(tmp_path, monkeypatch):

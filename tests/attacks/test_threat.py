@@ -23,8 +23,10 @@ from steinnorm.attacks import (
     predict,
     square,
 )
-from tests.attacks.problems import KEY, draws
+from steinnorm.attacks._inputs import Problem
+from tests.attacks.problems import KEY, draws, problem
 
+THREAT = Threat("linf", 0.1)
 SHAPE = (8, 4, 4, 3)
 WEIGHTS = np.random.default_rng(0).normal(size=(48, 5)).astype(np.float32)
 MODEL = jax.tree_util.Partial(
@@ -223,3 +225,85 @@ def test_numbers_that_float32_cannot_hold_are_refused():
 def test_a_threat_is_made_of_traced_numbers():
     made = jax.jit(lambda e, low: Threat("linf", e, (low, low + 1)).scaled(2.0))(0.1, 0.0)
     assert (float(made.epsilon), *map(float, made.bounds)) == pytest.approx((0.2, 0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x + 0.100002, "largest change 0.1"),
+        (lambda x: x.at[0, 0].set(1.000002), "values in"),
+        (lambda x: x.at[0, 0].set(jnp.nan), "1 not finite"),
+    ],
+)
+def test_a_result_outside_its_threat_fails_loudly(change, message):
+    x = jnp.full((3, 2), 0.95) if "values" in message else jnp.full((3, 2), 0.5)
+    model = jax.tree_util.Partial(lambda x: 5 * x)
+    given = Problem.of(model, x, jnp.zeros(3, jnp.int32), THREAT)
+    with pytest.raises(LeftThreatError, match=message):
+        given.result(change(x))
+    result = given.result(x + 0.04)
+    result.check(THREAT)
+    with pytest.raises(LeftThreatError, match="an attack left its ball"):
+        result.check(Threat("linf", 0.03), "an attack")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "excess"),
+    [((0.0, 1.0), 2e-6), ((-1.0, 1.0), 2e-6), ((0.0, 255.0), 1e-4), ((-1e5, 1e5), 0.1)],
+)
+def test_what_leaves_the_ball_is_void_in_boxes_of_any_size(bounds, excess):
+    threat = Threat("linf", 0.01, bounds)
+    result = AttackResult(jnp.zeros((1, 1)), jnp.zeros(1), 0.01 + excess, 0.0, 0.0, 0, 0)
+    with pytest.raises(LeftThreatError, match="left its ball"):
+        result.check(threat)
+    result._replace(max_norm=0.01).check(threat)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_box_far_from_zero(norm):
+    threat = Threat(norm, 0.05, (1000.0, 1001.0))
+    x = 1000 + draws(4, 3, 3, 1)
+    weights = draws(9, 3)
+    y = jnp.array([0, 1, 2, 0])
+    model = lambda x: (x.reshape(4, 9) - 1000) @ weights  # noqa: E731
+    assert pgd(model, x, y, threat=threat, steps=3).max_norm > 0.04
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_bytes_as_floats_keep_their_ball(norm):
+    # x + 8 is rounded by up to 8e-6 near 255: to be on the safe side is the projection's task.
+    model, _, x, y = problem()
+    wide = jax.tree_util.Partial(lambda model, x: model(x / 255), model)
+    threat = Threat(norm, 8.0 if norm == "linf" else 90.0, bounds=(0.0, 255.0))
+    result = pgd(wide, 255 * x, y, threat=threat, key=KEY, steps=5)
+    assert result.max_norm <= threat.epsilon * (1 + 1e-6)
+    small = Threat(norm, threat.epsilon / 255)
+    again = pgd(model, x, y, threat=small, key=KEY, steps=5)
+    np.testing.assert_array_equal(result.success, again.success)
+
+
+def test_a_box_without_an_end_is_refused():
+    for bounds in ((-np.inf, np.inf), (0.0, np.inf), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="bounds must be finite"):
+            Threat("linf", 0.1, bounds)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"norm": "l1", "epsilon": 0.1}, "linf, l2"),
+        ({"norm": "linf", "epsilon": -0.1}, "negative"),
+        ({"norm": "linf", "epsilon": float("nan")}, "finite"),
+        ({"norm": "linf", "epsilon": 0.1, "bounds": (1.0, 0.0)}, "low < high"),
+    ],
+)
+def test_threat_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Threat(**arguments)
+
+
+def test_a_number_for_a_threat_is_refused_in_words():
+    model, _, x, y = problem()
+    for attack in (fgsm, pgd, apgd, square, autoattack):
+        with pytest.raises(ValueError, match=r"threat must be a Threat; got float: write Threat\("):
+            attack(model, x, y, threat=8 / 255)

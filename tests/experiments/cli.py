@@ -1,4 +1,4 @@
-"""Helpers: the commands as processes of their own, and what they leave behind."""
+"""Helpers: the commands, mostly as processes of their own, and what they leave behind."""
 
 import contextlib
 import json
@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.__main__ import main
 from tests import children
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 240  # seconds, for anything that a process is waited for
+DIGITS = ["train", "digits", "--smoke"]
 
 
 def environment(cache, devices=1, *, as_users_compile=False):
@@ -68,6 +70,11 @@ def succeeds(arguments, env):
         status, out, err = ended(process)
     assert status == 0, err[-3000:]
     return out, err
+
+
+def evaluate(workdir, *more):
+    """Evaluates in this process, with the cache beside the work folder; the status."""
+    return main(["evaluate", str(workdir), "--cache-dir", str(workdir.parent / "cache"), *more])
 
 
 def until(condition, process, pause=0.005):

@@ -260,7 +260,7 @@ def _spoil(checkpoint):
         file.write_bytes(content)
 
 
-# The parts of it are fast: tests/experiments/test_checkpoints.py.
+# The parts of it are fast: test_checkpoints_read.py.
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(whole, env, tmp_path, capsys):
     workdir = cli.copied(whole, tmp_path / "work")
