@@ -21,6 +21,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example
 from experiments.evaluation.attack_batch import AttackedModel, as_logits_fn, check_fits
 from experiments.evaluation.batch_results import BatchResults
+from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.identity import identity_of
 from experiments.evaluation.per_example import PerExampleResults
 from experiments.evaluation.plan import Plan, Run, Watcher
@@ -83,6 +84,7 @@ def measure(
         )
         about = per_example.describe(key, attack, identity, run.class_names)
         done.append(measuring.under(attack, about))
+        release_where_many()
     return done
 
 

@@ -1,5 +1,7 @@
 """A process that goes through many networks does not come to the limit of its memory maps."""
 
+import platform
+import sys
 from pathlib import Path
 
 import jax
@@ -9,6 +11,8 @@ import pytest
 from experiments.commands import compare
 from experiments.commands.evaluation_request import Request
 from experiments.evaluation import compiled_programs
+from tests import children
+from tests.experiments import cli
 
 
 def _programs_of(function):
@@ -53,6 +57,35 @@ def test_what_is_let_go_of_gives_its_maps_back(few_maps):
     assert most > before + 60
     compiled_programs.release_where_many()
     assert maps() < before + 0.2 * (most - before)
+
+
+_HELD_BEFORE_AND_AFTER = """
+import ctypes, pathlib
+from experiments.commands.memory import keep_freed_memory
+assert keep_freed_memory()
+from experiments.evaluation import compiled_programs
+
+def held():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS")))  # KiB
+
+blocks = [bytearray(b"x" * 2**20) for _ in range(400)]
+between = blocks[::2]  # in use, so that the heap does not end before them
+del blocks
+before = held()
+compiled_programs._MANY = 0
+assert compiled_programs.release_where_many()
+print(before - held())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_goes_back_to_the_system():
+    command = [sys.executable, "-c", _HELD_BEFORE_AND_AFTER]
+    with cli.running(command, children.environment(1)) as process:
+        status, out, err = cli.ended(process)
+    assert status == 0, err
+    assert int(out) > 150 * 2**10  # of the 200 MiB that were freed
 
 
 @pytest.mark.parametrize("content", [None, "many"])

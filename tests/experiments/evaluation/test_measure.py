@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from experiments.configs.schema import AttackConfig
 from experiments.data import devices
 from experiments.data.examples import Examples
 from experiments.errors import ConfigError
-from experiments.evaluation import aggregate, attack_batch, per_example
+from experiments.evaluation import aggregate, attack_batch, compiled_programs, per_example
+from experiments.evaluation import measure as measuring
+from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.measure import measure
 from experiments.evaluation.plan import Plan, Run, Watcher
 from experiments.tasks import Binary, Classification, Segmentation
@@ -105,6 +108,18 @@ def test_rows_of_every_attack_and_the_worst(tiny):
     assert worst <= min(values[a, 0.05, "accuracy"][0] for a in ("fgsm", "pgd"))
     assert values["fgsm", 0.2, "accuracy"][0] < values["clean", 0.0, "accuracy"][0]
     assert all((r.seed, r.norm, r.threat_model) == (3, "stein", "") for r in rows)
+
+
+def test_programs_are_let_go_of_between_attacks_and_change_nothing(tiny, tmp_path, monkeypatch):
+    expected = evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN)
+    (tmp_path / "max_map_count").write_text("10\n")  # a system that allows hardly any
+    monkeypatch.setattr(compiled_programs, "_MOST_MAPS", tmp_path / "max_map_count")
+    let_go = []
+    monkeypatch.setattr(
+        measuring, "release_where_many", lambda: let_go.append(release_where_many())
+    )
+    assert evaluate(tiny, Classification(3), _examples(), _plan(), run=RUN) == expected
+    assert let_go == [Path("/proc/self/maps").exists()] * 4  # clean, FGSM twice, PGD
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
