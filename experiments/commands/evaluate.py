@@ -23,7 +23,6 @@ from experiments.evaluation import aggregate, per_example, run_checks
 from experiments.evaluation.attack_batch import as_logits_fn, check_fits
 from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.check_radius import with_room
-from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
 from experiments.evaluation.plan import Run, Watcher, batch_size_of
@@ -160,7 +159,6 @@ def _check(
         if number % processes == mine:
             model = calibrating.model(source)
             found.append(checker.check(model, source, run, workdir, watcher))
-            release_where_many()
         else:
             for _ in range(checker.steps):
                 watcher.advanced()

@@ -14,6 +14,7 @@ from experiments.configs.schema import ChecksConfig, Statistics
 from experiments.data import devices
 from experiments.data.examples import Examples, as_inputs
 from experiments.evaluation.attack_batch import DEPENDENT, as_logits_fn
+from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.identity import identity_of, is_of, weights_digest
 from experiments.evaluation.plan import Run, Watcher
 from experiments.models.norms import in_evaluation
@@ -114,6 +115,7 @@ class Checker:
             del name
             # The checks, then the curve of accuracy against steps, which is the last step.
             watcher.advanced()
+            release_where_many()
             if done < total:
                 watcher.begins(f"{source}, {(*NAMES, CURVE)[done]}")
 

@@ -3,12 +3,21 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
-from experiments.configs.schema import ChecksConfig
+from experiments import tasks
+from experiments.configs.schema import SMOKE_CHECKS, ChecksConfig
 from experiments.data import devices
-from experiments.evaluation.run_checks import CheckedModel, gather, load_all
+from experiments.data.examples import Examples
+from experiments.evaluation import compiled_programs, run_checks
+from experiments.evaluation.compiled_programs import release_where_many
+from experiments.evaluation.plan import Run
+from experiments.evaluation.run_checks import CheckedModel, Checker, gather, load_all
 from experiments.results import Check, Row
+from steinnorm.nnx import SteinBatchNorm
 
 
 def _found(source):
@@ -39,3 +48,32 @@ def test_checks_of_another_calibration_are_not_this_ones(tmp_path, monkeypatch):
         return {"weights": "w", **({"calibrated_on": "x"} if source == "calibrated" else {})}
 
     assert load_all(tmp_path, identity) == theirs[:1]
+
+
+class _Normed(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(jax.random.key(0, impl="rbg"))
+        self.norm = SteinBatchNorm(4, rngs=rngs)
+        self.layer = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.layer(self.norm(x.reshape(len(x), -1)))
+
+
+def test_programs_are_let_go_of_between_checks_and_change_nothing(tmp_path, monkeypatch):
+    rng = np.random.default_rng(3)
+    x = rng.uniform(size=(6, 2, 2, 1)).astype(np.float32)
+    examples = Examples(x, rng.integers(0, 3, 6).astype(np.int32))
+    task = tasks.create("classification", 3)
+    checker = Checker(SMOKE_CHECKS, task, examples, lambda source: 6, seed=0)
+    run = Run("tiny", "batch", 0, ("a", "b", "c"))
+    expected = checker.check(_Normed(), "running", run)
+    limit = tmp_path / "max_map_count"
+    limit.write_text("10\n")  # a system that allows hardly any
+    monkeypatch.setattr(compiled_programs, "_MOST_MAPS", limit)
+    let_go = []
+    monkeypatch.setattr(
+        run_checks, "release_where_many", lambda: let_go.append(release_where_many())
+    )
+    assert checker.check(_Normed(), "running", run) == expected
+    assert len(let_go) == checker.steps
