@@ -19,11 +19,11 @@ from tests.attacks.problems import KEY, draws
 THREAT = Threat("linf", 0.1)
 
 
-def _network():
+def _network(outputs):
     return ResNet(
         norm_factory("batch"),
         channels_in=1,
-        outputs=4,
+        outputs=outputs,
         width=2,
         stage_sizes=(1,),
         rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
@@ -32,7 +32,7 @@ def _network():
 
 def test_a_model_left_in_training_mode_is_found_out():
     x, y = draws(6, 6, 6, 1), jnp.array([0, 1, 2, 3, 0, 1])
-    model = _network()
+    model = _network(outputs=4)
     training = as_logits_fn(model)
     assert depends_on_batch(Problem.of(training, x, y, THREAT))
     with pytest.warns(BatchDependenceWarning, match="logits change with its companions"):
@@ -55,14 +55,7 @@ def test_a_model_left_in_training_mode_is_found_out():
 )
 @pytest.mark.filterwarnings("ignore::steinnorm.attacks.BatchDependenceWarning")
 def test_an_attack_leaves_the_model_as_it_was(statistics, attack):
-    model = ResNet(
-        norm_factory("batch"),
-        channels_in=1,
-        outputs=3,
-        width=2,
-        stage_sizes=(1,),
-        rngs=nnx.Rngs(jax.random.key(0, impl="rbg")),
-    )
+    model = _network(outputs=3)
     x = draws(4, 6, 6, 1)
     y = jnp.array([0, 1, 2, 0])
     nnx.jit(lambda model, x: model(x))(model, x)  # running statistics that are not the first ones
