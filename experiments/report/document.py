@@ -112,7 +112,8 @@ def _section(section: Section) -> list[str]:
     for metric in experiment.metrics:
         parts += _tables(section.entries, metric)
     if experiment.controls:
-        parts += _equal_accuracy(section)
+        for metric in experiment.metrics:
+            parts += _equal_score(section, metric)
     if section.files:
         links = ", ".join(f"[{name}]({name})" for name in section.files)
         parts.append(f"All metrics and numbers: {links}.")
@@ -167,9 +168,8 @@ def _tables(entries: Sequence[Entry], metric: str) -> list[str]:
     ]
 
 
-def _equal_accuracy(section: Section) -> list[str]:
+def _equal_score(section: Section, metric: str) -> list[str]:
     experiment = section.experiment
-    metric = experiment.metrics[0]
     shown = [
         s
         for s in at_equal_accuracy(
@@ -178,10 +178,11 @@ def _equal_accuracy(section: Section) -> list[str]:
         if s.metric == metric and s.attack == WORST
     ]
     title = measure(metric).title
+    points = ", in percentage points," if measure(metric).unit == "%" else ""
     parts = [
         f"### At equal clean {title}",
-        f"Difference in {title} to batch norm at the norm's own clean {title}: to the line through "
-        f"batch norm's runs and {len(experiment.controls)} controls (batch norm, "
+        f"Difference in {title}{points} to batch norm at the norm's own clean {title}: to the line "
+        f"through batch norm's runs and {len(experiment.controls)} controls (batch norm, "
         f"{'; '.join(experiment.control_names)}). Mean ± standard deviation of the norm's runs, or "
         "Welch's 95 % interval where there are three or more. A norm whose clean "
         f"{title} no runs of batch norm have on both sides is left out.",

@@ -185,6 +185,35 @@ def test_a_report_of_a_comparison_finds_its_controls(tmp_path):
     assert drawn.startswith(b"\x89PNG")
 
 
+def test_each_metric_has_its_own_line(tmp_path):
+    (experiment,) = report.read([_comparison(tmp_path)])
+
+    def with_auc(rows):
+        return [*rows, *(dataclasses.replace(r, metric="auc", value=r.value**2) for r in rows)]
+
+    both = dataclasses.replace(
+        experiment,
+        metrics=("auc", "accuracy"),
+        rows=with_auc(experiment.rows),
+        controls=[with_auc(run) for run in experiment.controls],
+    )
+    entries = report.merge_seeds(both.rows)
+    text = report.markdown([report.Section(both, entries)])
+    found = equal_accuracy.at_equal_accuracy(entries, both.runs, both.controls)
+    assert {entry.metric for entry in found} == {"auc", "accuracy"}
+    auc, accuracy = text.index("### At equal clean AUC"), text.index("### At equal clean accuracy")
+    assert auc < accuracy
+    for entry, section, points in zip(
+        sorted(found, key=lambda entry: entry.metric == "accuracy"),
+        (text[auc:accuracy], text[accuracy:]),
+        (1, 100),
+        strict=True,
+    ):
+        digits = 3 if points == 1 else 1
+        assert f"{points * entry.difference:+.{digits}f} [" in section
+        assert ("in percentage points" in section[: section.index("Mean ±")]) == (points == 100)
+
+
 def test_what_is_no_control_is_refused(tmp_path):
     root = _comparison(tmp_path)
     other = _folder(tmp_path / "other", "stein", 0, 0.5, 0.5, width=3)
