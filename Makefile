@@ -121,7 +121,6 @@ results-sources: $(EXPERIMENTS)  ## Seven norms on CIFAR-10 with every source of
 	$(COMPARE) $(SOURCES) $(OTHER_RULES) $(EVERY_SOURCE) --attacks $(NOISES_AND_WEAK) --check-examples 0
 	$(COMPARE) $(SOURCES) $(OTHER_RULES) $(EVERY_SOURCE) \
 	  --attacks pgd-margin --epsilon 2/255 --check-examples 0
-	$(BIN)/python -m experiments report $(RESULTS)/cifar10-sources/runs/* --out $(RESULTS)/cifar10-sources
 
 # The same networks as of results-sources, and group norm.
 AUTOATTACK := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
@@ -148,7 +147,6 @@ results-adversarial: $(EXPERIMENTS)  ## Three norms after adversarial training o
 HIPPOCAMPUS := volumes --preset hippocampus --data-dir $(DATA)/hippocampus --seeds $(SEEDS) \
   --split-per-seed --independent-batch-size 52
 
-# The last command writes the report, so it is one that names all norms and the controls.
 HIPPOCAMPUS_TABLE := $(HIPPOCAMPUS) --workdir $(RESULTS)/hippocampus --check-examples 0
 HIPPOCAMPUS_CONTROLS := --control model.channels=[12,24,48] --control train.epochs=15
 

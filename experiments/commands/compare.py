@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
 from experiments.commands import evaluate, report, train
 from experiments.commands.console import Display
 from experiments.commands.evaluation_request import Request, plans_for, settings_for
@@ -21,7 +23,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.identity import code_version
 from experiments.models.norms import NORMS
-from experiments.report import REFERENCE, measure, of_task
+from experiments.report import REFERENCE, measure, of_task, read
 from experiments.results import CLEAN
 from experiments.training.folder import RunSettings, read_settings
 
@@ -205,7 +207,7 @@ def controls(
 
 
 def run(workdir: Path, comparison: Comparison, *, display: Display | None = None) -> None:
-    """Runs ``train`` and ``evaluate`` for each norm and seed, and ``report`` on all of them.
+    """Runs ``train`` and ``evaluate`` for each norm and seed, and ``report`` on the whole folder.
 
     The work folders are ``runs/NORM-SEED`` and ``controls/NAME/batch-SEED``; the report lies above
     them.  What is finished there is reused, also where nothing but its results is left: an
@@ -246,10 +248,27 @@ def run(workdir: Path, comparison: Comparison, *, display: Display | None = None
                 bar.note(f"waiting for other processes, which are at the last {len(waiting)} runs")
 
             share(runs, attempt, on_wait)
-        folders = [workdir / one.place for one in runs if not one.control]
-        controls = [workdir / one.place for one in runs if one.control]
         with claimed(workdir, "report", wait=True):
-            report.run(folders, workdir, controls=controls, console=display.console)
+            _report(workdir, comparison, runs, display.console)
+
+
+def _report(workdir: Path, comparison: Comparison, runs: Sequence[_Run], console: Console) -> None:
+    """Reports on all runs of the folder, those of earlier commands too where they go together."""
+    folders = [workdir / one.place for one in runs if not one.control]
+    controls = [workdir / one.place for one in runs if one.control]
+    if not comparison.one_code:  # there what is left of an earlier command may be of other code
+        try:
+            read([workdir])
+        except ConfigError as problem:
+            console.print(
+                "The report is of this command's runs alone: with those of earlier commands in "
+                f"{workdir} they are no one table ({problem})",
+                highlight=False,
+                markup=False,
+            )
+        else:
+            folders, controls = [workdir], []
+    report.run(folders, workdir, controls=controls, console=console)
 
 
 def _is_finished(workdir: Path, comparison: Comparison, one: _Run) -> bool:

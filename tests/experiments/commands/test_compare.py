@@ -120,6 +120,32 @@ def test_a_run_notes_the_time_of_all_that_was_done(finished, tmp_path):
     assert json.loads(path.read_text())["seconds"] == 5
 
 
+def test_the_report_has_the_runs_of_earlier_commands_too(finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    one = dataclasses.replace(COMPARISON, configs={"batch": COMPARISON.configs["batch"]})
+    assert "[1/1] batch, seed 0: clean" in _compare(workdir, one)
+    for name in ("report.md", "table.csv"):
+        assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+    assert "group" in (workdir / "table.csv").read_text()
+
+
+def test_runs_of_earlier_commands_that_are_no_one_table_with_its_own_are_left_out(
+    finished, tmp_path
+):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    path = workdir / "runs/group-0/config.json"
+    content = json.loads(path.read_text())
+    content["config"]["train"]["epochs"] = 2
+    path.write_text(json.dumps(content))
+    one = dataclasses.replace(COMPARISON, configs={"batch": COMPARISON.configs["batch"]})
+    printed = " ".join(_compare(workdir, one).split())
+    assert "The report is of this command's runs alone" in printed
+    assert "train.epochs" in printed
+    table = (workdir / "table.csv").read_text()
+    assert "batch" in table
+    assert "group" not in table
+
+
 def test_finished_runs_stay_with_other_code_and_without_their_weights(
     finished, tmp_path, monkeypatch
 ):
