@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import predict
 from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import BatchDependenceWarning
 
-# Largest change of a logit that still counts as none: as a share of the logits' spread and, for
-# rounding, of the largest logit. Examples keep their places in the batch, so that on most devices
-# the logits of an independent model do not change by a single bit.
+# Largest change of a logit that still counts as none, among the classes that compete: as a share
+# of the logits' spread and, for rounding, of the largest logit. Examples keep their places in the
+# batch, so that on most devices the logits of an independent model do not change by a single bit.
 _CHANGE, _ROUNDING = 1e-3, 1e-6
 _MOST_ANSWERS = 64
 
@@ -105,8 +106,11 @@ def depends_on_batch(problem: Problem) -> bool:
         if len(examples) > 1:
             raise
         return False
-    logits = np.asarray(problem.logits)[:kept]
+    clean = np.asarray(problem.logits)[:kept]
+    logits, among_others = (
+        without_unreachable(z, like=clean) for z in (clean, logits_among_others)
+    )
     # The spread, because an offset that all logits share changes no prediction.
     spread = float(np.max(logits.max(axis=-1) - logits.min(axis=-1)))
     allowed = max(_CHANGE * spread, _ROUNDING * float(np.abs(logits).max()))
-    return not bool(np.abs(logits_among_others - logits).max() <= allowed)
+    return not bool(np.abs(among_others - logits).max() <= allowed)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks._arguments import refuse_traced
+from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import RandomLogitsWarning
 
@@ -196,7 +197,7 @@ def _uncompiled(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 
 
 def _differ(a: jax.Array, b: jax.Array, share: float) -> bool:
-    first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    first, second = (without_unreachable(np.asarray(z), like=np.asarray(a)) for z in (a, b))
     finite = np.isfinite(first)
     if not np.array_equal(finite, np.isfinite(second)):
         return True

@@ -50,7 +50,7 @@ from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat
 
 TARGETED_LOSSES = {"targeted_dlr": "dlr", "targeted_margin": "margin"}
-"""Losses whose runs aim for the likeliest wrong classes -> the loss of each run."""
+"""Losses whose runs aim for the likeliest wrong classes -> that of one class."""
 
 _RHO = 0.75  # the step size is halved if fewer than this share of the steps increase the loss
 _INERTIA = 0.75  # weight of the new step; the last movement has the rest
@@ -157,14 +157,14 @@ def run_apgd(
     Returns:
       The attacked inputs, and the number of all-zero gradients at the end of the last run.
     """
-    loss_criteria, name = _loss_criteria(problem, loss, target_classes, joint)
+    loss_criteria = _loss_criteria(problem, loss, target_classes, joint)
     worst = WorstInputs(problem.x, problem.success_share(joint=joint))
     zero_gradients, done, total = 0, 0, restarts * len(loss_criteria) * steps
     mixtures = Mixtures(problem) if joint and total > steps else None
     for restart in range(restarts):
         for number, loss_criterion in enumerate(loss_criteria):
             point = _start(key, (restart, number), problem, start)
-            run = _Run(problem, loss_criterion, name, steps, joint)
+            run = _Run(problem, loss_criterion, loss, steps, joint)
             zero_gradients = run.follow(point, worst, RunProgress(on_progress, done, total))
             if mixtures is not None:
                 worst.update(np.arange(len(problem.x)), *mixtures.add(run.result))
@@ -370,13 +370,13 @@ def _check_loss(problem: Problem, loss: str) -> None:
 
 def _loss_criteria(
     problem: Problem, loss: str, target_classes: int, joint: bool
-) -> tuple[list[Criterion], str]:
-    """Returns the criterion of the loss for each run, and the name of that loss."""
+) -> list[Criterion]:
+    """Returns the criterion of the loss for each run."""
     if loss not in TARGETED_LOSSES:
-        return [problem.criterion_for(loss, joint=joint)], loss
+        return [problem.criterion_for(loss, joint=joint)]
     targets = problem.likeliest_wrong_classes(target_classes)
     columns = [place_like(column, problem.x) for column in targets.T]
-    return [problem.criterion._replace(target=column) for column in columns], TARGETED_LOSSES[loss]
+    return [problem.criterion._replace(target=column) for column in columns]
 
 
 def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start: Any) -> jax.Array:

@@ -219,6 +219,8 @@ def _make_batches(  # noqa: PLR0917
         raise ValueError("autoattack is for one label per example; for a label per pixel use sea")
     joint = resolve_batch_dependence(first, batch_dependent)
     size = len(examples) if joint else size
+    # As the attacks have them: in half precision the worst inputs would be rounded out of the ball.
+    examples = examples.astype(first.x.dtype)
     batches = _Batches(first.model, examples, labels, threat, size, first.classes, given)
     return batches, joint
 

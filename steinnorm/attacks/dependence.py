@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._arguments import check_inputs_form, check_key, refuse_traced
+from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._model import LogitsFn, as_partial, predict, traced_logits
 from steinnorm.attacks._survivors import place_like
@@ -181,6 +182,7 @@ def _among_others(
 
 def _change(before: np.ndarray, after: np.ndarray) -> Change:
     changed = np.argmax(before, axis=-1) != np.argmax(after, axis=-1)
+    before, after = (without_unreachable(z, like=before) for z in (before, after))
     # The spread, because an offset that all logits share changes no prediction.
     spread = (before.max(axis=-1) - before.min(axis=-1)).max()
     difference = np.abs(after - before).max()

@@ -6,8 +6,8 @@ Differences from algorithm 1 there and from the authors' code:
    likeliest wrong classes. Any wrong class counts as success; with ``target`` only the target does.
 2. The projection onto the linearised boundary within the box is computed by Newton's iteration
    instead of a sort; both are exact.
-3. A wrong logit must lead by a millionth of the logits' spread, because rounding in a batch of
-   another size may undo success on the boundary itself.
+3. A wrong logit must lead by a millionth of the logits' spread (of the classes that are not far
+   behind), because rounding in a batch of another size may undo success on the boundary itself.
 4. Points outside the ball are not returned, and broken examples leave before the next run.
 5. There is no final bisection between the input and the nearest point.
 6. With a radius per channel, distances are in multiples of it.
@@ -46,6 +46,7 @@ from steinnorm.attacks.threat import Threat
 
 _PROGRESS_EVERY = 25  # steps between two progress reports
 _CLEAR_LEAD = 1e-6  # share of the logits' spread by which a wrong logit must lead
+_MOST_SPREAD = 100.0  # that counts, in terms of the leading logits
 
 
 def fab(
@@ -289,12 +290,8 @@ def _step(
     """Steps to the boundary, and back if it was crossed (Croce & Hein 2020a, algorithm 1)."""
 
     def total_lead(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = traced_logits(model, images)
-        target, right = (
-            jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-            for labels in (batch.target_class, batch.criterion.y)
-        )
-        return jnp.sum(target - right), target - right
+        lead = _lead(traced_logits(model, images), batch)
+        return jnp.sum(lead), lead
 
     gradient, lead = jax.grad(total_lead, has_aux=True)(state.point)
     next_point = _project_between(
@@ -341,8 +338,28 @@ def _project_between(
     return jnp.where(geometry.as_broadcastable(threat.epsilon, x) > 0, next_point, x)
 
 
+def _lead(logits: jax.Array, batch: _Batch) -> jax.Array:
+    """Returns what is zero on the boundary that a run steps to, and positive behind it, (B,)."""
+    if batch.criterion.target is not None:  # the target must lead all classes, not the true one
+        return margin(logits, batch.criterion)
+    target, right = (
+        jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+        for labels in (batch.target_class, batch.criterion.y)
+    )
+    return target - right
+
+
 def _leads_clearly(logits: jax.Array, criterion: Criterion) -> jax.Array:
-    """Returns whether a point is adversarial by more than rounding, (B,) bool."""
-    spread = jnp.max(logits, axis=1) - jnp.min(logits, axis=1)
-    rounding = 2 * jnp.finfo(logits.dtype).eps * jnp.max(jnp.abs(logits), axis=1)
+    """Returns whether a point is adversarial by more than rounding, (B,) bool.
+
+    Classes far behind, as padded ones with logits of -1e9, say nothing of the rounding of those
+    that lead.
+    """
+    largest, true = (
+        jnp.max(logits, axis=1),
+        jnp.take_along_axis(logits, criterion.y[:, None], axis=1)[:, 0],
+    )
+    size = jnp.maximum(jnp.abs(largest), jnp.abs(true))
+    spread = jnp.minimum(largest - jnp.min(logits, axis=1), _MOST_SPREAD * size)
+    rounding = 2 * jnp.finfo(logits.dtype).eps * size
     return margin(logits, criterion) > jnp.maximum(_CLEAR_LEAD * spread, rounding)

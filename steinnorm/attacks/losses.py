@@ -90,15 +90,23 @@ def dlr(logits: jax.Array, criterion: Criterion) -> jax.Array:
     """Returns the difference of logits ratio (Croce & Hein 2020b, equations 6 and 7).
 
     It is the margin / (z1 - z3), where z1 >= z2 >= ... are the sorted logits, and does not depend
-    on their scale. With a target, it is (target's logit - true logit) / (z1 - (z3 + z4) / 2).
+    on their scale. With a target, the divisor is z1 - (z3 + z4) / 2; the margin remains that to all
+    other classes, because an attack that aims for a target has to pass them all.
     """
-    y = index_labels(criterion.y)
     top = jax.lax.top_k(logits, min(4, logits.shape[-1]))[0]
-    if criterion.target is None:
-        return margin(logits, criterion) / (top[..., 0] - top[..., 2] + _TINY)
-    third = 0.5 * (top[..., 2] + top[..., 3])
-    lead = _logit_of(logits, criterion.target) - _logit_of(logits, y)
-    return lead / (top[..., 0] - third + _TINY)
+    third = top[..., 2] if criterion.target is None else 0.5 * (top[..., 2] + top[..., 3])
+    return margin(logits, criterion) / (top[..., 0] - third + _TINY)
+
+
+def targeted_dlr(logits: jax.Array, criterion: Criterion) -> jax.Array:
+    """Returns (target's logit - true logit) / (z1 - (z3 + z4) / 2) (Croce & Hein 2020b, eq. 7).
+
+    It leads from the true class towards another one, where any wrong class counts.
+    """
+    assert criterion.target is not None
+    top = jax.lax.top_k(logits, 4)[0]
+    lead = _logit_of(logits, criterion.target) - _logit_of(logits, index_labels(criterion.y))
+    return lead / (top[..., 0] - 0.5 * (top[..., 2] + top[..., 3]) + _TINY)
 
 
 def kl(logits: jax.Array, criterion: Criterion) -> SaturatingLoss:
@@ -197,6 +205,9 @@ LOSSES: dict[str, Loss] = {
     **_PER_PIXEL,
 }
 """Losses by name."""
+TOWARDS_CLASSES: dict[str, Loss] = {"targeted_dlr": targeted_dlr, "targeted_margin": margin}
+"""Losses of runs towards one class each, the criterion's target, where any wrong class counts."""
+_ALL = {**LOSSES, **TOWARDS_CLASSES}
 
 _WITH_TARGET = ("cross_entropy", "margin", "dlr")
 _WITH_REFERENCE = ("kl",)
@@ -215,7 +226,7 @@ def per_label(
       joint: whether examples depend on each other, so that one gradient sums over all of them.
     """
     logits, criterion = _divided_by_temperature(name, logits, criterion)
-    loss = LOSSES[name](logits, criterion)
+    loss = _ALL[name](logits, criterion)
     if not isinstance(loss, SaturatingLoss):
         return loss
     return _with_gradient_of(loss.value, _surrogate(loss, logits, criterion, joint))
@@ -236,7 +247,7 @@ def per_example(
       joint: whether examples depend on each other; each then gets the value of the batch.
     """
     logits, criterion = _divided_by_temperature(name, logits, criterion)
-    loss, y = LOSSES[name](logits, criterion), criterion.y
+    loss, y = _ALL[name](logits, criterion), criterion.y
     if not isinstance(loss, SaturatingLoss):
         return mean_if_joint(mean_over_labels(loss, y), joint)
     surrogate = mean_over_labels(_surrogate(loss, logits, criterion, joint), y)

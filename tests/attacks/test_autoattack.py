@@ -121,3 +121,16 @@ def test_autoattack_refuses():
         autoattack(lambda x: jnp.concatenate([x, 3 - x], -1), x, jnp.zeros((4, 5, 5), int), **SHORT)
     with pytest.raises(ValueError, match="batch_size"):
         autoattack(model, x, y, **SHORT, batch_size=0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_half_precision_inputs_are_attacked_in_float32(dtype, norm):
+    model, x, y = _examples(8)
+    x = x.astype(dtype)
+    settings = SHORT | {"threat": Threat(norm, 0.1), "steps": 3, "queries": 5}
+    result = autoattack(model, x, y, **settings)
+    alike = autoattack(model, x.astype(jnp.float32), y, **settings)
+    assert result.x_adv.dtype == jnp.float32
+    np.testing.assert_array_equal(result.x_adv, alike.x_adv)
+    np.testing.assert_array_equal(result.success, alike.success)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import traced_logits
@@ -33,7 +34,8 @@ class Fingerprint(NamedTuple):
 
     Attributes:
       arrays: hash of the model's arrays; empty if it is not a pytree with arrays.
-      logits: logits of the first batch, flattened, at most 2^20 evenly spaced values.
+      logits: logits of the first batch, of classes that compete, flattened, at most 2^20 evenly
+        spaced values.
       gradient: gradient of the summed margin with respect to that batch, likewise. Two models may
         have the same logits but different gradients, if one of them masks its gradients.
     """
@@ -46,7 +48,8 @@ class Fingerprint(NamedTuple):
     def of(cls, problem: Problem) -> "Fingerprint":
         """Returns the fingerprint of a problem's model on its batch."""
         gradient = _gradient(problem.model, problem.x, problem.criterion.y)
-        return cls(arrays_digest(problem.model), _subsample(problem.logits), _subsample(gradient))
+        logits = without_unreachable(np.asarray(problem.logits))
+        return cls(arrays_digest(problem.model), _subsample(logits), _subsample(gradient))
 
     def is_like(self, other: "Fingerprint") -> bool:
         """Returns whether both belong to the same model, up to rounding."""
@@ -122,7 +125,7 @@ def _gradient(model: jax.tree_util.Partial, x: jax.Array, y: jax.Array) -> jax.A
     return jax.grad(total)(x)
 
 
-def _subsample(values: jax.Array) -> np.ndarray:
+def _subsample(values: jax.Array | np.ndarray) -> np.ndarray:
     flat = np.asarray(values).ravel()
     return flat[:: max(1, -(-flat.size // _MOST_VALUES))].astype(np.float32)
 
