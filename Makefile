@@ -10,7 +10,7 @@ WORKDIR ?= runs/demo
   results-hippocampus results-hippocampus-autoattack results-camvid results-camvid-sea
 
 help:  ## Show the targets.
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 30
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 33
 
 # One stamp per set of extras, so that `make demo` does not install the test tools.
 $(BIN)/python:
@@ -53,8 +53,9 @@ $(OLDEST)-%/.installed: pyproject.toml Makefile
 	@touch $@
 
 test-oldest: $(OLDEST)-linen/.installed $(OLDEST)-nnx/.installed  ## The library's tests on the oldest JAX and Flax.
-	for pair in linen nnx; do $(OLDEST)-$$pair/bin/python -m pytest -n 2 --dist worksteal \
-	  -m 'not slow' $(NOT_OLDEST:%=--ignore=%) || exit 1; done
+	failed=; for pair in linen nnx; do $(OLDEST)-$$pair/bin/python -m pytest -n 2 --dist worksteal \
+	  -m 'not slow' $(NOT_OLDEST:%=--ignore=%) || failed="$$failed $$pair"; done; \
+	  test -z "$$failed" || { echo "failed on:$$failed" >&2; exit 1; }
 
 lint: $(DEV)  ## Style, format and types.
 	$(BIN)/ruff check .

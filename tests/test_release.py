@@ -64,6 +64,13 @@ def test_hosted_jobs_call_targets_of_the_makefile():
         assert caches[0]["cache"] == "pip"
 
 
+def test_the_citation_is_that_of_the_version_and_its_date():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    dated = f"## [{citation['version']}] - {citation['date-released'].isoformat()}\n"
+    assert dated in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_classifiers_name_the_pythons_of_the_jobs():
     named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "Python :: 3." in c]
     assert named == PYTHONS

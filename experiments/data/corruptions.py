@@ -199,7 +199,7 @@ def _fog(x: np.ndarray, strength: float, random: np.random.Generator) -> np.ndar
     frequencies = np.meshgrid(*(np.fft.fftfreq(n) * _side(x) for n in shape), indexing="ij")
     squared = sum(f**2 for f in frequencies)
     waves = np.fft.fftn(random.standard_normal(shape)) / np.maximum(squared, 0.25)
-    cloud = np.fft.ifftn(waves).real
+    cloud: np.ndarray = np.fft.ifftn(waves).real
     cloud = (cloud - cloud.min()) / max(float(np.ptp(cloud)), 1e-12)
     amount = (strength * (0.5 + 0.5 * cloud))[..., None]
     return x + amount * (1 - x)
@@ -213,7 +213,7 @@ def _pixelate(x: np.ndarray, strength: float, random: np.random.Generator) -> np
         starts = np.searchsorted(cell, np.arange(cells))
         sizes = np.bincount(cell, minlength=cells)
         means = np.add.reduceat(x, starts, axis=axis)
-        means = means / np.expand_dims(sizes, [a for a in range(x.ndim) if a != axis])
+        means = means / np.expand_dims(sizes, tuple(a for a in range(x.ndim) if a != axis))
         x = np.repeat(means, sizes, axis=axis)
     return x
 

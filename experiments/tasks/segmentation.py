@@ -70,14 +70,14 @@ class Segmentation:
     def scores(self, summary: dict[str, np.ndarray]) -> dict[str, float]:
         """Returns ``miou`` (classes present), ``pixel_accuracy``, ``micro_jaccard``, ``loss``."""
         confusion = summary["confusion"].astype(np.int64)
-        known = confusion.sum()
+        known = float(confusion.sum())
         return {
             "miou": metrics.mean_iou(confusion.sum(axis=0)),
-            "pixel_accuracy": _ratio(np.trace(confusion.sum(axis=0)), known),
+            "pixel_accuracy": _ratio(float(np.trace(confusion.sum(axis=0))), known),
             "micro_jaccard": metrics.micro_jaccard(
                 np.trace(confusion, axis1=1, axis2=2), summary["pixels"], self.jaccard_batch
             ),
-            "loss": _ratio(summary["loss"].sum(), known),
+            "loss": _ratio(float(summary["loss"].sum()), known),
         }
 
 

@@ -42,7 +42,7 @@ class BrokenLabels(NamedTuple):
     @property
     def accuracy(self) -> float:
         """Share of the labels that are still predicted right."""
-        return 1 - float(self.broken.sum() / self.known.sum())
+        return 1 - float(self.broken.sum()) / float(self.known.sum())
 
 
 class Lead(NamedTuple):
@@ -138,7 +138,7 @@ def ratio(hits: np.ndarray, known: np.ndarray) -> tuple[float, float]:
       hits: numerator of each example, (n,), n >= 2.
       known: denominator of each example, above 0, (n,).
     """
-    share = float(hits.sum() / known.sum())
+    share = float(hits.sum()) / float(known.sum())
     residual = hits - share * known
     variance = float(np.sum(residual**2)) / (len(hits) - 1) / len(hits)
     return share, math.sqrt(variance) / float(known.mean())
