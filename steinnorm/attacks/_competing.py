@@ -18,13 +18,10 @@ def without_unreachable(logits: np.ndarray, like: np.ndarray | None = None) -> n
         with each other need the same.
 
     Returns:
-      Logits (B, *S, K) in float64, those more than ten times the largest lead of any likeliest
-      class over the next behind the largest raised to there; NaN where a largest one is not finite.
+      Logits (B, *S, K), those more than ten times the largest lead of any likeliest class over the
+      next behind the largest raised to there; NaN where a largest one is not finite.
     """
-    largest_two = np.partition(np.asarray(logits if like is None else like, np.float64), -2)[
-        ..., -2:
-    ]
+    largest_two = np.partition(logits if like is None else like, -2)[..., -2:]
     leads = largest_two[..., 1] - largest_two[..., 0]
-    reach = _REACH * np.max(leads[np.isfinite(leads)], initial=0.0)
-    logits = np.asarray(logits, np.float64)
+    reach = _REACH * np.max(leads, where=np.isfinite(leads), initial=0)
     return np.maximum(logits, logits.max(axis=-1, keepdims=True) - reach)
