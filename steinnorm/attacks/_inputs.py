@@ -272,9 +272,8 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     check_inputs_form(x)
     threat.check_shape(x.shape)
     x = at_least_float32(x)  # half precision cannot resolve small steps
+    measurements.check_finite_inputs(x)
     if threat.bounds is None:
-        if not bool(measurements.all_finite(x)):
-            raise ValueError("x must be finite; got NaN or infinite values")
         return x
     # The tolerance covers the rounding of an undone mean/std normalisation.
     clipped, outside = measurements.into_box(x, threat.bounds)

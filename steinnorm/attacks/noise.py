@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._arguments import as_number, check_broadcasts, check_key, check_size
+from steinnorm.attacks._measurements import check_finite_inputs
 from steinnorm.attacks.threat import Threat
 
 Bounds = geometry.Bounds
@@ -119,6 +120,8 @@ def _add(
     if box.bounds is not None and x.size:
         outside = geometry.outside_box(x, box.bounds)
         is_traced = isinstance(outside, jax.core.Tracer)  # values inside jit cannot be checked
+        if not is_traced:
+            check_finite_inputs(x)
         if not is_traced and not float(outside) <= box.box_tolerance():
             smallest, largest = float(jnp.min(x)), float(jnp.max(x))
             raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")

@@ -12,7 +12,8 @@ from tests.attacks.problems import CLASSES, EXAMPLES, KEY, problem
     ("change", "message"),
     [
         ({"x": lambda x: x * 255}, "must lie in"),
-        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.nan)}, "must lie in"),
+        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.nan)}, "x must be finite; got NaN"),
+        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.inf)}, "x must be finite; got NaN"),
         ({"x": lambda x: (x * 16).astype(jnp.int32)}, "floating"),
         ({"x": lambda x: x[:0]}, "non-empty"),
         ({"y": lambda y: y + CLASSES}, r"\[0, 3\)"),
