@@ -144,6 +144,40 @@ def check_broadcasts(name: str, value: Any, shape: tuple[int, ...], what: str) -
         )
 
 
+def as_array(name: str, value: Any, what: str = "an array") -> jax.Array:
+    """Returns a JAX array.
+
+    Args:
+      name: name of the argument in error messages.
+      value: anything.
+      what: what it must be, in the message.
+
+    Raises:
+      ValueError: JAX makes no array of it, as of text or of Python objects.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        dtype = getattr(value, "dtype", None)
+        got = type(value).__name__ if dtype is None else f"an array of dtype {dtype}"
+        raise ValueError(f"{name} must be {what}; got {got}") from error
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """Refuses dtypes of inputs that are not floating.
+
+    Raises:
+      ValueError: it is not; for whole numbers, as images come from files, with the way out.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be floating; got dtype {dtype}{_way_to_floating(dtype)}")
+
+
+def _way_to_floating(dtype: Any) -> str:
+    whole = any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer))
+    return ". Scale images to [0, 1] first" if whole else ""
+
+
 def check_inputs_form(x: Any) -> None:
     """Refuses an array that is not a batch of inputs, by its shape and dtype.
 
@@ -153,6 +187,7 @@ def check_inputs_form(x: Any) -> None:
     if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be a non-empty floating batch (B, ...); got shape {x.shape}, dtype {x.dtype}"
+            + _way_to_floating(x.dtype)
         )
 
 

@@ -18,7 +18,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._arguments import as_number, check_broadcasts, check_key, check_size
+from steinnorm.attacks._arguments import (
+    as_array,
+    as_number,
+    check_broadcasts,
+    check_floating,
+    check_key,
+    check_size,
+)
 from steinnorm.attacks._measurements import check_finite_inputs
 from steinnorm.attacks.threat import Threat
 
@@ -130,12 +137,6 @@ def _add(
 
 
 def _floating(x: ArrayLike) -> jax.Array:
-    try:
-        array = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"x must be an array; got {type(x).__name__}") from error
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(
-            f"x must be floating; got dtype {array.dtype}. Scale images to [0, 1] first"
-        )
+    array = as_array("x", x)
+    check_floating("x", array.dtype)
     return array

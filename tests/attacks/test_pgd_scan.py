@@ -76,7 +76,8 @@ def test_dependence_on_the_batch_is_told_not_found():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": X.astype(jnp.int32)}, "x must be a non-empty floating batch .* dtype int32"),
+        ({"x": X.astype(jnp.int32)}, "floating batch .* dtype int32. Scale images to"),
+        ({"x": np.asarray(X).astype(str)}, "x must be an array; got an array of dtype <U"),
         ({"x": X[:0], "y": Y[:0]}, "non-empty"),
         ({"y": jax.nn.one_hot(Y, CLASSES, dtype=jnp.int32)}, "use jnp.argmax"),
         ({"y": Y[:, None]}, r"use y\.squeeze\(-1\)"),

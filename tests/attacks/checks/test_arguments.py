@@ -59,6 +59,12 @@ def test_other_wrong_arguments():
         checked(x=X[:0], y=Y[:0])
     with pytest.raises(ValueError, match="integer labels"):
         checked(y=Y.astype(jnp.float32))
+    with pytest.raises(ValueError, match=r"dtype bool; use y\.astype\(int\)"):
+        checked(y=Y > 0)
+    with pytest.raises(ValueError, match=r"dtype bool\. Scale images to \[0, 1\] first"):
+        checked(x=X > 0.5)
+    with pytest.raises(ValueError, match=r"inputs \(B, ...\); got an array of dtype object"):
+        checked(x=np.asarray(X).astype(object))
     with pytest.raises(NotFiniteError, match=f"NaN or infinite logits for {EXAMPLES} of"):
         checked(logits_fn=lambda x: jnp.full((len(x), 2), jnp.nan))
 
