@@ -208,8 +208,15 @@ def check_labels_form(name: str, y: Any, shape: tuple[int, ...]) -> None:
     if y.shape == shape:
         hint = "; soft and one-hot labels are not supported, use jnp.argmax"
     elif y.shape in {shape[:-1], (*shape[:-1], 1)}:
-        squeezed = ".squeeze(-1)" if y.shape != shape[:-1] else ""
-        whole = y.dtype == bool or jnp.issubdtype(y.dtype, jnp.floating)
-        hint = f"; use {name}{squeezed}{'.astype(int)' if whole else ''}"
+        hint = _way_to_labels(name, y.dtype, ".squeeze(-1)" if y.shape != shape[:-1] else "")
     expected = f"integer labels of shape {shape[:-1]}"
     raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{hint}")
+
+
+def _way_to_labels(name: str, dtype: Any, squeezed: str) -> str:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return f"; use {name}{squeezed}"
+    if any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.floating)):
+        return f"; use {name}{squeezed}.astype(int)"
+    # Text and objects may be names of classes, which nothing here can number.
+    return "; labels are the numbers of the classes, from 0, of an integer dtype such as int32"

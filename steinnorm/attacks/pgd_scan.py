@@ -120,7 +120,7 @@ def _checked(
     model: jax.tree_util.Partial, x: Any, y: Any, threat: Threat
 ) -> tuple[jax.Array, jax.Array, int]:
     """Returns inputs, labels and the number of classes, if shapes and dtypes fit together."""
-    x, y = as_array("x", x), as_array("y", y)
+    x, y = as_array("x", x), as_array("y", y, "an array of integer labels")
     check_inputs_form(x)
     threat.check_shape(x.shape)
     x = at_least_float32(x)

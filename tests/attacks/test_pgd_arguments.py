@@ -7,6 +7,8 @@ import pytest
 from steinnorm.attacks import Threat, pgd
 from tests.attacks.problems import CLASSES, EXAMPLES, KEY, problem
 
+CLASS_NUMBERS = "labels are the numbers of the classes, from 0, of an integer dtype such as int32$"
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -24,6 +26,14 @@ from tests.attacks.problems import CLASSES, EXAMPLES, KEY, problem
         ({"y": lambda y: y - CLASSES}, r"\[0, 3\)"),
         ({"y": lambda y: y.astype(jnp.float32)}, "integer"),
         ({"y": lambda y: y[:-1]}, "shape"),
+        (
+            {"y": lambda y: y.astype(jnp.float32)[:, None]},
+            r"; use y\.squeeze\(-1\)\.astype\(int\)$",
+        ),
+        ({"y": lambda y: np.asarray(y).astype(object)}, f"dtype object; {CLASS_NUMBERS}"),
+        ({"y": lambda y: [f"class {i}" for i in y]}, f"dtype <U7; {CLASS_NUMBERS}"),
+        ({"y": lambda y: np.asarray(y).astype(complex)}, f"dtype complex128; {CLASS_NUMBERS}"),
+        ({"y": lambda y: np.asarray(y)[:, None].astype(str)}, f"; {CLASS_NUMBERS}"),
         ({"loss": "hinge"}, "cross_entropy, margin, dlr"),
         ({"steps": 0}, "at least 1"),
         ({"restarts": 0}, "at least 1"),

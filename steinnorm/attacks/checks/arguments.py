@@ -23,7 +23,7 @@ def check_arguments(
     if twin is not None and not callable(twin):
         raise ValueError(f"twin must be a function of a batch, or None; got {_short_text(twin)}")
     _check_array("x", x, "an array of inputs (B, ...)")
-    _check_array("y", y, "an array of labels (B,) or (B, H, W)")
+    _check_array("y", y, "an array of integer labels (B,) or (B, H, W)")
     if not isinstance(threat, Threat):
         raise ValueError(
             f"threat must be a Threat; got {_short_text(threat)}: write Threat('linf', 8 / 255)"

@@ -28,7 +28,7 @@ WRONG = {
     "key": (0, "key must be a jax.random.key; got int; write jax.random.key(0)"),
     "logits_fn": (None, "logits_fn must be a function of a batch; got None"),
     "x": (None, "x must be an array of inputs (B, ...); got None"),
-    "y": ("three", "y must be an array of labels (B,) or (B, H, W); got 'three'"),
+    "y": ("three", "y must be an array of integer labels (B,) or (B, H, W); got 'three'"),
     "threat": (0.1, "threat must be a Threat; got 0.1: write Threat('linf', 8 / 255)"),
     "settings": ({"steps": 3}, "settings must be CheckSettings, or None; got dict"),
     "twin": (3, "twin must be a function of a batch, or None; got 3"),
