@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_KEY_SHAPES = ((2,), (4,))  # of legacy keys, by generator
+_GENERATORS = {(2,): "threefry2x32", (4,): "rbg"}
+"""Generators by the shape of their legacy keys, which do not say of which they are."""
 
 
 def refuse_traced(**arguments: Any) -> None:
@@ -40,7 +41,8 @@ def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None
       traced: whether the key may be traced.
 
     Raises:
-      ValueError: ``key`` is something else.
+      ValueError: ``key`` is something else, or a legacy key of another generator than JAX's default
+        one, of which JAX takes legacy keys to be.
     """
     if not traced:
         refuse_traced(key=key)
@@ -48,16 +50,28 @@ def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None
         return
     got = type(key).__name__
     hint = "; write jax.random.key(0)" if key is None else ""
+    is_legacy = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.shape in _GENERATORS
+    is_usable = is_legacy and key.shape == _legacy_shape()
     if isinstance(key, jax.Array):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if (typed and not key.ndim) or (key.dtype == jnp.uint32 and key.shape in _KEY_SHAPES):
+        if (typed and not key.ndim) or is_usable:
             return
         got = f"an array of shape {key.shape} and dtype {key.dtype}"
     elif isinstance(key, int | np.integer):
         hint = f"; write jax.random.key({key})"
-    elif isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.shape in _KEY_SHAPES:
+    elif isinstance(key, np.ndarray) and is_usable:
         hint = "; write jnp.asarray(key)"
+    if is_legacy and not is_usable:
+        hint = (
+            ", which is no legacy key of JAX's default generator: write "
+            f"jax.random.key(seed, impl={_GENERATORS[key.shape]!r})"
+        )
     raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
+
+
+def _legacy_shape() -> tuple[int, ...]:
+    """Returns the shape of legacy keys of the generator that is JAX's default here and now."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def as_integer(name: str, value: Any, minimum: int | None = None) -> int:

@@ -77,6 +77,25 @@ def test_keys_of_both_forms_and_none():
             check_key(key)
 
 
+def test_legacy_keys_are_those_of_the_generator_that_jax_uses():
+    """Others pass for arrays to JAX, which names the data of the key in a TypeError."""
+    keys = {"threefry2x32": jax.random.PRNGKey(3), "rbg": jax.random.PRNGKey(3, impl="rbg")}
+    for used in keys:
+        with jax.default_prng_impl(used):
+            for name, key in keys.items():
+                if name == used:
+                    check_key(key)
+                    with pytest.raises(ValueError, match=r"write jnp\.asarray\(key\)"):
+                        check_key(np.asarray(key))
+                    continue
+                for given in (key, np.asarray(key)):
+                    with pytest.raises(ValueError, match=rf"key\(seed, impl='{name}'\)"):
+                        check_key(given)
+    refused = pytest.raises(ValueError, match=r"shape \(4,\) .*no legacy key of JAX's default")
+    with refused:
+        jax.jit(lambda key: check_key(key, traced=True))(keys["rbg"])
+
+
 def test_box_without_bounds():
     x = np.array([[-3.0, 5.0], [1.0, 2.0]], np.float32)
     free = SimpleNamespace(norm="linf", epsilon=0.25, bounds=None)
