@@ -260,22 +260,17 @@ class Paths:
         self._where = (where,) if isinstance(where, str) else where
         if not (self._where is None or callable(self._where)):
             self._where = tuple(path.strip("/") for path in self._where)
-        self._asked: list[str] = []
-        self._found = False
-        self._missed = list(self._where) if isinstance(self._where, tuple) else []
+        self._held: dict[str, bool] = {}  # whether it is meant, by path
 
     def holds(self, path: str) -> bool:
         """Returns whether the layer at ``path`` is meant."""
-        self._asked.append(path)
         if self._where is None:
             held = True
         elif callable(self._where):
             held = bool(self._where(path))
         else:
-            names = [p for p in self._where if f"{path}/".startswith(f"{p}/")]
-            self._missed = [p for p in self._missed if p not in names]
-            held = bool(names)
-        self._found |= held
+            held = any(_is_under(path, name) for name in self._where)
+        self._held[path] = held
         return held
 
     def check(self, kind: str, *, remedy: str = "") -> None:
@@ -288,11 +283,19 @@ class Paths:
         Raises:
           ValueError: none was, or a path names none; the message lists those that there are.
         """
-        if self._where == () or (self._found and not self._missed):
+        held = dict(self._held)  # other threads may ask meanwhile
+        names = self._where if isinstance(self._where, tuple) else ()
+        missed = [name for name in names if not any(_is_under(path, name) for path in held)]
+        found = any(held.values())
+        if self._where == () or (found and not missed):
             return
-        there = ", ".join(repr(path) for path in self._asked) or "none"
-        which = f" by {', '.join(map(repr, self._missed))}" if self._found else ""
-        hint = f" {remedy}" if remedy and not self._asked else ""
+        there = ", ".join(map(repr, held)) or "none"
+        which = f" by {', '.join(map(repr, missed))}" if found else ""
+        hint = f" {remedy}" if remedy and not held else ""
         raise ValueError(
             f"where={self._where!r} names no {kind}{which}; the model has: {there}.{hint}"
         )
+
+
+def _is_under(path: str, name: str) -> bool:
+    return f"{path}/".startswith(f"{name}/")

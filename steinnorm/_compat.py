@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -55,11 +53,12 @@ def reshard(x: jax.Array, sharding: NamedSharding) -> Any:
     return importlib.import_module("jax.experimental.shard").reshard(x, sharding)
 
 
-def cache_context() -> Callable[[Hashable], contextlib.AbstractContextManager[Any]] | None:
+def cache_context() -> Any:
     """Returns a context whose value JAX's caches of traces and of programs count in.
 
-    What is traced with one value is not used with another. None for versions of JAX without
-    ``jax.make_user_context``, as 0.6.2.
+    What is traced with one value is not used with another. Called with a hashable value it is a
+    context manager; ``value`` is the value in this thread, None outside of all. None for versions
+    of JAX without ``jax.make_user_context``, as 0.6.2.
     """
     make: Any = getattr(jax, "make_user_context", None)
     return None if make is None else make(None)

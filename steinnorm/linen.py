@@ -256,7 +256,8 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
     the :class:`SteinBatchNorm` layers that are called inside the ``with`` block, in compiled
     functions too: JAX traces them anew for it. (Where JAX has no ``jax.make_user_context``, as
     0.6.2, write the block inside the function that is compiled, and call no function in it that is
-    called outside as well: what was traced stays as it is.)
+    called outside as well: what was traced stays as it is.) A block inside of another adds to it:
+    a layer is frozen that any of them names. It acts in its own thread.
 
     Args:
       where: which layers: all by default; a path such as ``"encoder/Block_0"``, or several, for all
@@ -267,6 +268,8 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
     Raises:
       ValueError: at the end of the first block with this ``where``, if no such layer was called, or
         none at and under one of several paths; the message lists those that were.
+      RuntimeError: a layer is traced where the block holds for Python and not for JAX, as in
+        ``asyncio.to_thread``: write the block inside the function that runs there.
 
     Example:
       >>> import jax, jax.numpy as jnp

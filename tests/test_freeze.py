@@ -1,5 +1,8 @@
 """Frozen layers use their running statistics, and keep them, in training too: NNX and Linen."""
 
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from steinnorm import linen
+from steinnorm import _freezing, linen
 from steinnorm import nnx as stein_nnx
 
 X = np.random.default_rng(0).normal(1, 2, (8, 3)).astype(np.float32)
@@ -198,13 +201,17 @@ def linen_step(variables, where, **options):
 
     gradients, updated = step(variables)
 
-    def by_layer(tree):
-        inner = tree["Inner_0"]["SteinBatchNorm_0"]
-        return dict(zip(LINEN_LAYERS, (tree["stem"], inner), strict=True))
+    return by_layer(gradients), kept_layers(variables["batch_stats"], updated)
 
-    before, after = by_layer(variables["batch_stats"]), by_layer(updated)
-    kept = {n for n in LINEN_LAYERS if np.array_equal(before[n]["mean"], after[n]["mean"])}
-    return by_layer(gradients), kept
+
+def by_layer(tree):
+    inner = tree["Inner_0"]["SteinBatchNorm_0"]
+    return dict(zip(LINEN_LAYERS, (tree["stem"], inner), strict=True))
+
+
+def kept_layers(before, after):
+    before, after = by_layer(before), by_layer(after)
+    return {n for n in LINEN_LAYERS if np.array_equal(before[n]["mean"], after[n]["mean"])}
 
 
 class TestLinen:
@@ -265,6 +272,62 @@ class TestLinen:
             np.testing.assert_allclose(y, X, rtol=1e-4)
 
 
+class TestBlocksInsideOfBlocks:
+    """A block adds to those around it: what any of them names is frozen."""
+
+    def kept(self, variables):
+        _, updated = Net().apply(variables, X, mutable=["batch_stats"])
+        return kept_layers(variables["batch_stats"], updated["batch_stats"])
+
+    def test_both_are_frozen_and_after_the_inner_the_outer_still(self, variables):
+        with linen.freeze("stem"):
+            with linen.freeze("Inner_0"):
+                assert self.kept(variables) == set(LINEN_LAYERS)
+            assert self.kept(variables) == {"stem"}
+            with linen.freeze([]):
+                assert self.kept(variables) == {"stem"}
+        assert self.kept(variables) == set()
+
+    @pytest.mark.parametrize("affine_is", ["outer", "inner"])
+    def test_parameters_are_those_of_the_blocks_that_ask_for_it(self, variables, affine_is):
+        def loss(params):
+            with (
+                linen.freeze("stem", affine=affine_is == "outer"),
+                linen.freeze("Inner_0", affine=affine_is == "inner"),
+            ):
+                y, _ = Net().apply({**variables, "params": params}, X, mutable=["batch_stats"])
+            return jnp.sum(y**2)
+
+        gradients = by_layer(jax.grad(loss)(variables["params"]))
+        still = [n for n in LINEN_LAYERS if not any(map(np.any, jax.tree.leaves(gradients[n])))]
+        assert still == [LINEN_LAYERS[affine_is == "inner"]]
+
+    def test_an_error_in_the_inner_leaves_the_outer_as_it_is(self, variables):
+        with linen.freeze("stem"):
+            with pytest.raises(RuntimeError, match="mine"), linen.freeze("Inner_0"):
+                raise RuntimeError("mine")
+            assert self.kept(variables) == {"stem"}
+
+    def test_each_tells_its_own_wrong_path(self, variables):
+        with linen.freeze("stem"):
+            with (
+                pytest.raises(ValueError, match=r"'boughs'.*'stem', 'Inner_0/"),
+                linen.freeze("boughs"),
+            ):
+                self.kept(variables)
+            assert self.kept(variables) == {"stem"}
+        with (
+            pytest.raises(ValueError, match=r"'roots'.*'stem', 'Inner_0/"),
+            linen.freeze("roots"),
+            linen.freeze("stem"),
+        ):
+            self.kept(variables)
+
+    def test_layers_of_the_inner_count_for_the_outer(self, variables):
+        with linen.freeze(LINEN_LAYERS), linen.freeze(lambda path: path == "stem"):
+            assert self.kept(variables) == set(LINEN_LAYERS)
+
+
 def _loss(variables, x):
     y, updated = Net().apply(variables, x, mutable=["batch_stats"])
     return jnp.sum(y**2), updated["batch_stats"]["stem"]["mean"]
@@ -322,6 +385,78 @@ class TestCachesOfJAX:
         np.testing.assert_array_equal(frozen, np.float32(0.3))
         assert np.all(free != np.float32(0.3))
         np.testing.assert_array_equal(helper(variables), free)
+
+    def test_blocks_inside_of_blocks(self, variables):
+        step = jax.jit(lambda held: Net().apply(held, X, mutable=["batch_stats"])[1])
+
+        def kept():
+            return kept_layers(variables["batch_stats"], step(variables)["batch_stats"])
+
+        for _ in range(2):  # the second time from the caches
+            for order in (LINEN_LAYERS, LINEN_LAYERS[::-1]):
+                with linen.freeze(order[0]):
+                    with linen.freeze(order[1]):
+                        assert kept() == set(LINEN_LAYERS)
+                    assert kept() == {order[0]}
+            assert kept() == set()
+
+    def test_after_an_error_in_the_first_block_the_caches_are_enough(self, variables):
+        """As in a notebook, where one stops a cell and runs it again."""
+        call = jax.jit(_loss)
+        where = ["Inner_0", "stem"]  # of no other test
+
+        def stopped():
+            with linen.freeze(where):
+                call(variables, X)
+                raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine"):
+            stopped()
+        with linen.freeze(where):
+            _, mean = call(variables, X)
+        np.testing.assert_array_equal(mean, np.float32(0.3))
+
+    def test_among_many_other_blocks_one_that_is_used_is_not_forgotten(
+        self, variables, monkeypatch
+    ):
+        monkeypatch.setattr(_freezing, "_found", {})
+        monkeypatch.setattr(_freezing, "_MOST_REMEMBERED", 2)
+
+        @jax.jit
+        def call(variables, x):  # which no other test has traced
+            return _loss(variables, x)
+
+        for where in ("Inner_0", LINEN_LAYERS[1], None):
+            for chosen in ("stem", where):
+                with linen.freeze(chosen):
+                    call(variables, X)
+
+    def test_a_thread_has_blocks_of_its_own(self, variables):
+        call = jax.jit(_loss)
+
+        def stays():
+            return bool(np.all(call(variables, X)[1] == np.float32(0.3)))
+
+        with linen.freeze("stem"), ThreadPoolExecutor(1) as threads:
+            assert not threads.submit(contextvars.Context().run, stays).result()
+            assert stays()
+            assert not threads.submit(contextvars.Context().run, stays).result()
+
+    def test_what_a_copied_context_would_leave_in_the_caches_is_refused(self, variables):
+        """As of asyncio.to_thread, which takes Python's variables along, and not JAX's."""
+
+        @jax.jit
+        def call(variables, x):  # which no other test has traced
+            return _loss(variables, x)
+
+        with linen.freeze("stem"), ThreadPoolExecutor(1) as threads:
+            copied = contextvars.copy_context()
+            running = threads.submit(copied.run, call, variables, X)
+            with pytest.raises(RuntimeError, match="in another thread or task"):
+                running.result()
+            _, mean = call(variables, X)
+        np.testing.assert_array_equal(mean, np.float32(0.3))
+        assert np.all(call(variables, X)[1] != np.float32(0.3))
 
     def test_a_wrong_path_is_told_after_a_right_one_too(self, variables):
         call = jax.jit(_loss)

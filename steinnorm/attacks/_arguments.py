@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_KEY_SHAPES = ((2,), (4,))  # of legacy keys, by generator
+_GENERATORS = {(2,): "threefry2x32", (4,): "rbg"}
+"""Generators by the shape of their legacy keys, which do not say of which they are."""
 
 
 def refuse_traced(**arguments: Any) -> None:
@@ -40,7 +41,8 @@ def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None
       traced: whether the key may be traced.
 
     Raises:
-      ValueError: ``key`` is something else.
+      ValueError: ``key`` is something else, or a legacy key of another generator than JAX's default
+        one, of which JAX takes legacy keys to be.
     """
     if not traced:
         refuse_traced(key=key)
@@ -48,16 +50,28 @@ def check_key(key: Any, *, required: bool = False, traced: bool = False) -> None
         return
     got = type(key).__name__
     hint = "; write jax.random.key(0)" if key is None else ""
+    is_legacy = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.shape in _GENERATORS
+    is_usable = is_legacy and key.shape == _legacy_shape()
     if isinstance(key, jax.Array):
         typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if (typed and not key.ndim) or (key.dtype == jnp.uint32 and key.shape in _KEY_SHAPES):
+        if (typed and not key.ndim) or is_usable:
             return
         got = f"an array of shape {key.shape} and dtype {key.dtype}"
     elif isinstance(key, int | np.integer):
         hint = f"; write jax.random.key({key})"
-    elif isinstance(key, np.ndarray) and key.dtype == np.uint32 and key.shape in _KEY_SHAPES:
+    elif isinstance(key, np.ndarray) and is_usable:
         hint = "; write jnp.asarray(key)"
+    if is_legacy and not is_usable:
+        hint = (
+            ", which is no legacy key of JAX's default generator: write "
+            f"jax.random.key(seed, impl={_GENERATORS[key.shape]!r})"
+        )
     raise ValueError(f"key must be a jax.random.key; got {got}{hint}")
+
+
+def _legacy_shape() -> tuple[int, ...]:
+    """Returns the shape of legacy keys of the generator that is JAX's default here and now."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
 
 
 def as_integer(name: str, value: Any, minimum: int | None = None) -> int:
@@ -144,6 +158,40 @@ def check_broadcasts(name: str, value: Any, shape: tuple[int, ...], what: str) -
         )
 
 
+def as_array(name: str, value: Any, what: str = "an array") -> jax.Array:
+    """Returns a JAX array.
+
+    Args:
+      name: name of the argument in error messages.
+      value: anything.
+      what: what it must be, in the message.
+
+    Raises:
+      ValueError: JAX makes no array of it, as of text or of Python objects.
+    """
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        dtype = getattr(value, "dtype", None)
+        got = type(value).__name__ if dtype is None else f"an array of dtype {dtype}"
+        raise ValueError(f"{name} must be {what}; got {got}") from error
+
+
+def check_floating(name: str, dtype: Any) -> None:
+    """Refuses dtypes of inputs that are not floating.
+
+    Raises:
+      ValueError: it is not; for whole numbers, as images come from files, with the way out.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be floating; got dtype {dtype}{_way_to_floating(dtype)}")
+
+
+def _way_to_floating(dtype: Any) -> str:
+    whole = any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.integer))
+    return ". Scale images to [0, 1] first" if whole else ""
+
+
 def check_inputs_form(x: Any) -> None:
     """Refuses an array that is not a batch of inputs, by its shape and dtype.
 
@@ -153,6 +201,7 @@ def check_inputs_form(x: Any) -> None:
     if x.ndim < 2 or x.shape[0] == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be a non-empty floating batch (B, ...); got shape {x.shape}, dtype {x.dtype}"
+            + _way_to_floating(x.dtype)
         )
 
 
@@ -173,8 +222,15 @@ def check_labels_form(name: str, y: Any, shape: tuple[int, ...]) -> None:
     if y.shape == shape:
         hint = "; soft and one-hot labels are not supported, use jnp.argmax"
     elif y.shape in {shape[:-1], (*shape[:-1], 1)}:
-        squeezed = ".squeeze(-1)" if y.shape != shape[:-1] else ""
-        whole = y.dtype == bool or jnp.issubdtype(y.dtype, jnp.floating)
-        hint = f"; use {name}{squeezed}{'.astype(int)' if whole else ''}"
+        hint = _way_to_labels(name, y.dtype, ".squeeze(-1)" if y.shape != shape[:-1] else "")
     expected = f"integer labels of shape {shape[:-1]}"
     raise ValueError(f"{name} must be {expected}; got shape {y.shape}, dtype {y.dtype}{hint}")
+
+
+def _way_to_labels(name: str, dtype: Any, squeezed: str) -> str:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return f"; use {name}{squeezed}"
+    if any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.floating)):
+        return f"; use {name}{squeezed}.astype(int)"
+    # Text and objects may be names of classes, which nothing here can number.
+    return "; labels are the numbers of the classes, from 0, of an integer dtype such as int32"

@@ -13,7 +13,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _measurements as measurements
-from steinnorm.attacks._arguments import check_inputs_form, check_labels_form, refuse_traced
+from steinnorm.attacks._arguments import (
+    as_array,
+    check_inputs_form,
+    check_labels_form,
+    refuse_traced,
+)
 from steinnorm.attacks._criterion import VOID, Criterion
 from steinnorm.attacks._model import (
     LogitsFn,
@@ -265,16 +270,12 @@ def check_finite(not_finite: jax.Array | np.ndarray, what: str) -> None:
 
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     check_threat(threat)
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"x must be an array; got {type(x).__name__}") from error
+    x = as_array("x", x)
     check_inputs_form(x)
     threat.check_shape(x.shape)
     x = at_least_float32(x)  # half precision cannot resolve small steps
+    measurements.check_finite_inputs(x)
     if threat.bounds is None:
-        if not bool(measurements.all_finite(x)):
-            raise ValueError("x must be finite; got NaN or infinite values")
         return x
     # The tolerance covers the rounding of an undone mean/std normalisation.
     clipped, outside = measurements.into_box(x, threat.bounds)

@@ -73,7 +73,19 @@ def into_box(x: jax.Array, bounds: geometry.Bounds) -> tuple[jax.Array, jax.Arra
     return geometry.clip_to_box(x, bounds), geometry.outside_box(x, bounds)
 
 
+def check_finite_inputs(x: jax.Array) -> None:
+    """Refuses NaN and infinite inputs.
+
+    The distance from the box does not tell: XLA's largest value of an array may pass over NaN, on
+    CPUs of JAX 0.10 in all but small arrays.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    if not bool(_all_finite(x)):
+        raise ValueError("x must be finite; got NaN or infinite values")
+
+
 @jax.jit
-def all_finite(x: jax.Array) -> jax.Array:
-    """Returns whether all values are finite, a scalar bool."""
+def _all_finite(x: jax.Array) -> jax.Array:
     return jnp.all(jnp.isfinite(x))

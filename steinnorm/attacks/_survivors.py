@@ -122,11 +122,12 @@ def place_like(examples: Any, like: Any) -> jax.Array:
 def take_rows(tree: Tree, index: jax.Array) -> Tree:
     """Returns the examples at the given positions in every array of a pytree, sharded as before.
 
-    Scalars are unchanged. The number of positions must be divisible by that of the devices.
+    Scalars are unchanged; without jit, Python's numbers come as they are. The number of positions
+    must be divisible by that of the devices.
     """
 
-    def select(a: jax.Array) -> jax.Array:
-        if not a.ndim:
+    def select(a: Any) -> Any:
+        if not jnp.ndim(a):
             return a
         sharding = explicit_sharding(a)
         return a[index] if sharding is None else a.at[index].get(out_sharding=sharding)

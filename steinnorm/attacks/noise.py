@@ -18,7 +18,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._arguments import as_number, check_broadcasts, check_key, check_size
+from steinnorm.attacks._arguments import (
+    as_array,
+    as_number,
+    check_broadcasts,
+    check_floating,
+    check_key,
+    check_size,
+)
+from steinnorm.attacks._measurements import check_finite_inputs
 from steinnorm.attacks.threat import Threat
 
 Bounds = geometry.Bounds
@@ -119,6 +127,8 @@ def _add(
     if box.bounds is not None and x.size:
         outside = geometry.outside_box(x, box.bounds)
         is_traced = isinstance(outside, jax.core.Tracer)  # values inside jit cannot be checked
+        if not is_traced:
+            check_finite_inputs(x)
         if not is_traced and not float(outside) <= box.box_tolerance():
             smallest, largest = float(jnp.min(x)), float(jnp.max(x))
             raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
@@ -127,12 +137,6 @@ def _add(
 
 
 def _floating(x: ArrayLike) -> jax.Array:
-    try:
-        array = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"x must be an array; got {type(x).__name__}") from error
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(
-            f"x must be floating; got dtype {array.dtype}. Scale images to [0, 1] first"
-        )
+    array = as_array("x", x)
+    check_floating("x", array.dtype)
     return array

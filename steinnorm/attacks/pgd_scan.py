@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._arguments import (
+    as_array,
     as_number,
     check_broadcasts,
     check_counts,
@@ -119,13 +120,7 @@ def _checked(
     model: jax.tree_util.Partial, x: Any, y: Any, threat: Threat
 ) -> tuple[jax.Array, jax.Array, int]:
     """Returns inputs, labels and the number of classes, if shapes and dtypes fit together."""
-    arrays = {}
-    for name, given in (("x", x), ("y", y)):
-        try:
-            arrays[name] = jnp.asarray(given)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{name} must be an array; got {type(given).__name__}") from error
-    x, y = arrays["x"], arrays["y"]
+    x, y = as_array("x", x), as_array("y", y, "an array of integer labels")
     check_inputs_form(x)
     threat.check_shape(x.shape)
     x = at_least_float32(x)

@@ -93,3 +93,13 @@ def test_labels_of_a_single_logit_are_told_their_form():
     ):
         with pytest.raises(ValueError, match=re.escape(f"; use {hint}") + "$"):
             fgsm(single, x, labels, threat=THREAT)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), None])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_value_that_is_not_finite_is_refused_in_large_inputs_too(bounds, value):
+    """On CPUs the largest value of a large array passes over NaN."""
+    x = np.full((2, 5000), 0.5, np.float32)
+    x[1, 7] = value
+    with pytest.raises(ValueError, match="x must be finite; got NaN or infinite values"):
+        fgsm(lambda x: x[:, :3], x, np.zeros(2, int), threat=Threat("linf", 0.1, bounds))

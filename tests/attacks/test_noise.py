@@ -85,6 +85,7 @@ def test_the_size_of_noise_may_be_traced():
         ({"x": [[0.1, 0.2], [0.3]]}, "x must be an array; got list"),
         ({"x": jnp.ones((2, 2), jnp.int32)}, r"Scale images to \[0, 1\]"),
         ({"x": 2 * IMAGES + 0.5}, "x must lie in"),
+        ({"x": IMAGES + np.nan}, "x must be finite; got NaN"),
         ({"rms": jnp.full(3, 0.1)}, r"rms must be one number; got an array of shape \(3,\)"),
         ({"rms": None}, "rms must be a number"),
         ({"rms": np.inf}, "rms must be finite and not negative"),

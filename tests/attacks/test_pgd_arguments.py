@@ -7,18 +7,33 @@ import pytest
 from steinnorm.attacks import Threat, pgd
 from tests.attacks.problems import CLASSES, EXAMPLES, KEY, problem
 
+CLASS_NUMBERS = "labels are the numbers of the classes, from 0, of an integer dtype such as int32$"
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"x": lambda x: x * 255}, "must lie in"),
-        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.nan)}, "must lie in"),
-        ({"x": lambda x: (x * 16).astype(jnp.int32)}, "floating"),
+        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.nan)}, "x must be finite; got NaN"),
+        ({"x": lambda x: x.at[0, 0, 0, 0].set(jnp.inf)}, "x must be finite; got NaN"),
+        ({"x": lambda x: (x * 16).astype(jnp.int32)}, r"floating .*Scale images to \[0, 1\] first"),
+        ({"x": lambda x: (x * 255).astype(jnp.uint8)}, r"uint8\. Scale images to \[0, 1\] first"),
+        ({"x": lambda x: x > 0.5}, r"dtype bool\. Scale images to \[0, 1\] first"),
+        ({"x": lambda x: x.astype(complex)}, "floating batch .* dtype complex64$"),
+        ({"x": lambda x: np.asarray(x).astype(object)}, "got an array of dtype object"),
         ({"x": lambda x: x[:0]}, "non-empty"),
         ({"y": lambda y: y + CLASSES}, r"\[0, 3\)"),
         ({"y": lambda y: y - CLASSES}, r"\[0, 3\)"),
         ({"y": lambda y: y.astype(jnp.float32)}, "integer"),
         ({"y": lambda y: y[:-1]}, "shape"),
+        (
+            {"y": lambda y: y.astype(jnp.float32)[:, None]},
+            r"; use y\.squeeze\(-1\)\.astype\(int\)$",
+        ),
+        ({"y": lambda y: np.asarray(y).astype(object)}, f"dtype object; {CLASS_NUMBERS}"),
+        ({"y": lambda y: [f"class {i}" for i in y]}, f"dtype <U7; {CLASS_NUMBERS}"),
+        ({"y": lambda y: np.asarray(y).astype(complex)}, f"dtype complex128; {CLASS_NUMBERS}"),
+        ({"y": lambda y: np.asarray(y)[:, None].astype(str)}, f"; {CLASS_NUMBERS}"),
         ({"loss": "hinge"}, "cross_entropy, margin, dlr"),
         ({"steps": 0}, "at least 1"),
         ({"restarts": 0}, "at least 1"),

@@ -76,12 +76,17 @@ def test_dependence_on_the_batch_is_told_not_found():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": X.astype(jnp.int32)}, "x must be a non-empty floating batch .* dtype int32"),
+        ({"x": X.astype(jnp.int32)}, "floating batch .* dtype int32. Scale images to"),
+        ({"x": np.asarray(X).astype(str)}, "x must be an array; got an array of dtype <U"),
         ({"x": X[:0], "y": Y[:0]}, "non-empty"),
         ({"y": jax.nn.one_hot(Y, CLASSES, dtype=jnp.int32)}, "use jnp.argmax"),
         ({"y": Y[:, None]}, r"use y\.squeeze\(-1\)"),
         ({"y": Y[:2]}, rf"integer labels of shape \({EXAMPLES},\); got shape \(2,\)"),
-        ({"y": [[0, 1], [2]]}, "y must be an array; got list"),
+        ({"y": [[0, 1], [2]]}, "y must be an array of integer labels; got list"),
+        (
+            {"y": np.asarray(Y).astype(str)},
+            "y must be an array of integer labels; got an array of dtype <U",
+        ),
         ({"key": 0}, r"write jax\.random\.key\(0\)"),
         ({"steps": 3.0}, "steps must be an integer; got 3.0"),
         ({"step_size": [0.1]}, "step_size must be a number or an array"),

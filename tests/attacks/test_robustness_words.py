@@ -20,7 +20,21 @@ def test_radii_in_words():
     assert radius_text(65 / 255, "linf") == "0.2549"
     assert radius_text(0.2, "l2") == "0.2"
     assert radius_text(0.2, "") == "0.2"
-    assert radius_text(0.0, "linf") == ""
+    for norm in ("linf", "l2", ""):
+        assert radius_text(0.0, norm) == "0"
+
+
+def test_a_radius_of_0_stands_in_the_table_and_clean_inputs_have_none():
+    attacks = ["fgsm", "gaussian"]
+    found = evaluate_robustness(linear, X, Y, epsilons=(0, 0.1), attacks=attacks, **QUIET)
+    for table in (str(found), markdown_table(found.rows, ())):
+        radii = re.findall(
+            r"^(?:\| )?(none|fgsm|gaussian|worst) (.*?) +(?:\| )?\d+\.\d %", table, re.M
+        )
+        assert [(name, radius.strip(" |")) for name, radius in radii] == [
+            ("none", ""),
+            *((name, radius) for name in ("fgsm", "gaussian", "worst") for radius in ("0", "0.1")),
+        ]
 
 
 def test_bars_in_names_do_not_make_cells():

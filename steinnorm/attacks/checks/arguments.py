@@ -23,7 +23,7 @@ def check_arguments(
     if twin is not None and not callable(twin):
         raise ValueError(f"twin must be a function of a batch, or None; got {_short_text(twin)}")
     _check_array("x", x, "an array of inputs (B, ...)")
-    _check_array("y", y, "an array of labels (B,) or (B, H, W)")
+    _check_array("y", y, "an array of integer labels (B,) or (B, H, W)")
     if not isinstance(threat, Threat):
         raise ValueError(
             f"threat must be a Threat; got {_short_text(threat)}: write Threat('linf', 8 / 255)"
@@ -42,8 +42,10 @@ def _check_array(name: str, given: Any, expected: str) -> None:
         dtype = given.dtype if isinstance(given, jax.Array) else np.asarray(given).dtype
     except ValueError:  # rows of unequal length
         dtype = np.dtype(object)
-    if not jnp.issubdtype(dtype, jnp.number):
-        raise ValueError(f"{name} must be {expected}; got {_short_text(given)}")
+    # Of numbers of the wrong kind the attacks know the way out.
+    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.number, jnp.bool_)):
+        got = _short_text(given) if not hasattr(given, "dtype") else f"an array of dtype {dtype}"
+        raise ValueError(f"{name} must be {expected}; got {got}")
 
 
 def _short_text(value: Any) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from steinnorm.attacks._arguments import as_integer
+from steinnorm.attacks._arguments import as_integer, check_floating
 from steinnorm.attacks._criterion import VOID
 
 _PAIRS = "an iterable of (x, y) batches"
@@ -123,10 +122,7 @@ class Data:
 def _check_pair(x: Any, y: np.ndarray, where: str = "") -> None:
     if x.ndim < 2 or not len(x):
         raise ValueError(f"x{where} must be a non-empty batch (B, ...); got shape {x.shape}")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x{where} must be floating; got dtype {x.dtype}. Scale images to [0, 1] first"
-        )
+    check_floating(f"x{where}", x.dtype)
     if y.ndim < 1 or len(y) != len(x):
         raise ValueError(
             f"y{where} must have a label for each of the {len(x)} inputs; got shape {y.shape}"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, Finding
-from steinnorm.attacks.robustness.rows import Row
+from steinnorm.attacks.robustness.rows import NONE, Row
 
 _HEAD = ("attack", "radius", "accuracy", "95 % interval", "n")
 
@@ -26,7 +26,7 @@ def radius_text(epsilon: float, norm_order: str) -> str:
     small = norm_order == "linf" and 0 < multiple < 64.5
     if small and abs(multiple - round(multiple)) < 1e-6:
         return f"{round(multiple)}/255"
-    return f"{epsilon:.4g}" if epsilon else ""
+    return f"{epsilon:.4g}"
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -101,7 +101,8 @@ def checks_text(findings: Sequence[Finding]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.attack,
-        radius_text(row.epsilon, row.norm_order),
+        # Clean inputs have no radius; 0 is one, that of an attack which may change nothing.
+        "" if row.attack == NONE else radius_text(row.epsilon, row.norm_order),
         f"{100 * row.value:.1f} %",
         f"{100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}",
         str(row.n),

@@ -28,7 +28,7 @@ WRONG = {
     "key": (0, "key must be a jax.random.key; got int; write jax.random.key(0)"),
     "logits_fn": (None, "logits_fn must be a function of a batch; got None"),
     "x": (None, "x must be an array of inputs (B, ...); got None"),
-    "y": ("three", "y must be an array of labels (B,) or (B, H, W); got 'three'"),
+    "y": ("three", "y must be an array of integer labels (B,) or (B, H, W); got 'three'"),
     "threat": (0.1, "threat must be a Threat; got 0.1: write Threat('linf', 8 / 255)"),
     "settings": ({"steps": 3}, "settings must be CheckSettings, or None; got dict"),
     "twin": (3, "twin must be a function of a batch, or None; got 3"),
@@ -59,6 +59,12 @@ def test_other_wrong_arguments():
         checked(x=X[:0], y=Y[:0])
     with pytest.raises(ValueError, match="integer labels"):
         checked(y=Y.astype(jnp.float32))
+    with pytest.raises(ValueError, match=r"dtype bool; use y\.astype\(int\)"):
+        checked(y=Y > 0)
+    with pytest.raises(ValueError, match=r"dtype bool\. Scale images to \[0, 1\] first"):
+        checked(x=X > 0.5)
+    with pytest.raises(ValueError, match=r"inputs \(B, ...\); got an array of dtype object"):
+        checked(x=np.asarray(X).astype(object))
     with pytest.raises(NotFiniteError, match=f"NaN or infinite logits for {EXAMPLES} of"):
         checked(logits_fn=lambda x: jnp.full((len(x), 2), jnp.nan))
 
@@ -69,6 +75,25 @@ def test_keys_of_both_forms_and_none():
     for key in (jax.random.split(jax.random.key(3)), jnp.zeros(3, jnp.uint32)):
         with pytest.raises(ValueError, match="got an array of shape"):
             check_key(key)
+
+
+def test_legacy_keys_are_those_of_the_generator_that_jax_uses():
+    """Others pass for arrays to JAX, which names the data of the key in a TypeError."""
+    keys = {"threefry2x32": jax.random.PRNGKey(3), "rbg": jax.random.PRNGKey(3, impl="rbg")}
+    for used in keys:
+        with jax.default_prng_impl(used):
+            for name, key in keys.items():
+                if name == used:
+                    check_key(key)
+                    with pytest.raises(ValueError, match=r"write jnp\.asarray\(key\)"):
+                        check_key(np.asarray(key))
+                    continue
+                for given in (key, np.asarray(key)):
+                    with pytest.raises(ValueError, match=rf"key\(seed, impl='{name}'\)"):
+                        check_key(given)
+    refused = pytest.raises(ValueError, match=r"shape \(4,\) .*no legacy key of JAX's default")
+    with refused:
+        jax.jit(lambda key: check_key(key, traced=True))(keys["rbg"])
 
 
 def test_box_without_bounds():
