@@ -12,9 +12,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from steinnorm.attacks import _geometry as geometry
-from steinnorm.attacks._arguments import check_inputs_form, check_key, refuse_traced
+from steinnorm.attacks._arguments import as_array, check_inputs_form, check_key, refuse_traced
 from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._criterion import Criterion
+from steinnorm.attacks._measurements import check_finite_inputs
 from steinnorm.attacks._model import LogitsFn, as_partial, predict, traced_logits
 from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks.losses import per_example
@@ -107,8 +108,8 @@ def batch_dependence(
       Numbers of changed predictions, sizes of the changes, and shares of gradients.
 
     Raises:
-      ValueError: there are fewer than two images, they are not floating, there is no key,
-        ``others`` has another shape, or the logits are not as in ``predict``.
+      ValueError: there are fewer than two images, they are not floating or not finite, there is
+        no key, ``others`` has another shape, or the logits are not as in ``predict``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -122,8 +123,9 @@ def batch_dependence(
     """
     check_key(key, required=True)
     refuse_traced(x=x, others=others, logits_fn=as_partial(logits_fn))
-    x = jnp.asarray(x)
+    x = as_array("x", x, "images (B, ...)")
     check_inputs_form(x)
+    check_finite_inputs(x)
     count = len(x)
     if count < 2:
         raise ValueError(f"a batch of {count} has no companions; pass at least two images")
@@ -132,6 +134,8 @@ def batch_dependence(
     if others is not None and (others.shape[1:] != x.shape[1:] or not others.size):
         expected = f"(n, {', '.join(map(str, x.shape[1:]))})"
         raise ValueError(f"others must be images {expected}, n >= 1; got shape {others.shape}")
+    if others is not None and not np.isfinite(others).all():
+        raise ValueError("others must be finite; got NaN or infinite values")
     logits = np.asarray(predict(logits_fn, x))
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     alone = np.concatenate([predict(logits_fn, jnp.asarray(image[None])) for image in images])

@@ -158,6 +158,13 @@ def test_what_is_refused():
         batch_dependence(model, draws(1, 2, 2, 1), key=KEY)
     with pytest.raises(ValueError, match="others"):
         batch_dependence(model, draws(4, 2, 2, 1), key=KEY, others=draws(4, 2, 1, 1))
+    broken = draws(64, 2, 2, 1).at[7, 1, 0, 0].set(jnp.nan)
+    with pytest.raises(ValueError, match="x must be finite"):
+        batch_dependence(model, broken, key=KEY)
+    with pytest.raises(ValueError, match="others must be finite"):
+        batch_dependence(model, draws(4, 2, 2, 1), key=KEY, others=broken)
+    with pytest.raises(ValueError, match="x must be images"):
+        batch_dependence(model, np.array(["a", "b"]), key=KEY)
 
 
 @pytest.mark.parametrize("offset", [0.0, 3000.0])
