@@ -11,14 +11,9 @@ from jax.typing import ArrayLike
 
 from steinnorm import _checks, _layer_inputs
 from steinnorm._numerics import promote_types, real
+from steinnorm._references import sums_about
 from steinnorm._sharding import placed_as_features, placed_on, select
-from steinnorm._sums import (
-    AxisName,
-    Plan,
-    Sums,
-    shift_and_variance,
-    sums_about,
-)
+from steinnorm._sums import AxisName, Plan, Sums, shift_and_variance
 
 __all__ = ["AxisName", "BatchStatistics", "Moments", "batch_statistics"]
 
@@ -75,8 +70,10 @@ def batch_statistics(
 
     The batch is read once, and several devices make one all-reduce. A second one follows in two
     cases. Where a mean lies more than two standard deviations from its ``reference``, the squares
-    are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves. On
-    GPUs, where such a decision would stop the host, the reference is sampled from the batch first.
+    are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves.
+    (Where the reference is also far beyond the mean, of which it then took the digits, two reads
+    more, each with an all-reduce, find the mean anew.) On GPUs, where such a decision would stop
+    the host, the reference is sampled from the batch first.
 
     Pixels of one image are correlated, so variance / N understates the noise of a channel's mean
     by far. With ``noise=True`` the sampling variances are estimated from the spread *between
@@ -97,8 +94,8 @@ def batch_statistics(
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
         intermediates, and a larger all-reduce. Devices send 2C numbers (with a mask one more, with
-        one that differs between channels 3C), with noise 5C (7C + 3, 10C). Where the squares are
-        summed again they send C, with noise 3C (4C with a mask).
+        one that differs between channels 3C), with noise 5C (7C + 3, 10C). In every read that
+        follows where a reference was far they send C, with noise 3C (4C with a mask).
       examples: also count the ``examples``; with ``noise`` they are counted in any case.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
       reference: a guess of the means, such as running means, in the shape of the features; zeros

@@ -1,0 +1,273 @@
+"""What a batch is summed about, so that no reference spoils the result.
+
+How the numbers are made:
+
+1. The reference is one that every device knows by itself: the running mean, or zero. The batch is
+   read once, and one all-reduce follows (``_sums.py``).
+2. Squares about a reference many standard deviations away have lost the digits that the variance
+   needs (Chan, Golub & LeVeque 1983). Where that is so, which all devices see in the same sums,
+   the squares are summed again about the mean, with a second all-reduce.
+3. About a reference that is also far beyond the mean, the values themselves have been rounded by
+   more than the mean can bear. There the mean is found anew before the squares are: about zero,
+   then about what that gave. Each of these reads has an all-reduce of as many numbers as the
+   squares.
+
+A decision while the program runs stops the host on a GPU, where XLA copies the condition back and
+waits. There the reference is sampled from the batch instead: the mean over the examples of their
+centre pixels lies among the values, and nothing has to be repeated. It costs an all-reduce of C
+numbers where there are several GPUs. (On a TPU it would cost a read of its own.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from steinnorm._compat import varying_axes, zeros_like
+from steinnorm._numerics import abs_squared, real
+from steinnorm._sharding import select, sharded_axes
+from steinnorm._sums import (
+    Plan,
+    Sums,
+    block_of,
+    completed,
+    products_of,
+    read,
+    reduced,
+    shift_and_variance,
+    values_in,
+)
+
+__all__ = ["sums_about"]
+
+# A reference at distance d costs the variance (d / deviation)^2 roundings: at most 5e-7 of it, or
+# 1e-3 of epsilon, are accepted before the squares are summed again.
+_FAR_IN_VARIANCES = 4.0
+_FAR_IN_EPSILONS = 1e4
+# And it costs the mean the roundings of d, which are accepted up to so many times those of the mean
+# and the deviation.
+_ASTRAY = 4.0
+# Reads of a repeat: the squares alone; or the mean twice before, where the reference was astray.
+# The second mean is right to its last digit, as a constant channel needs it.
+_SQUARES, _MEAN_AND_SQUARES = 1, 3
+# The repeat goes through the batch in at least so many parts: XLA sets memory aside, and counts
+# bytes, for one part, and does so where the repeat never runs too.
+_LEAST_PARTS = 10
+# Squares of what lies further out might overflow float32 when summed.
+_LARGEST_REFERENCE = 1e12
+
+
+def sums_about(
+    plan: Plan, x: jax.Array, valid: jax.Array | None, reference: jax.Array, epsilon: jax.Array
+) -> tuple[Sums, jax.Array]:
+    """Sums a batch about a reference that is close enough to its mean.
+
+    Args:
+      plan: how to reduce.
+      x: the batch.
+      valid: which values count, of the rank of ``x``, or None for all.
+      reference: a guess of the means, in the shape of the features; any value will do.
+      epsilon: what will be added to the variances; an error small beside it does no harm.
+
+    Returns:
+      The sums over all devices (see :func:`~steinnorm._sums.read`), and the reference they are
+      about.
+    """
+    near = jnp.abs(reference) < _LARGEST_REFERENCE  # False for NaN
+    reference = select(near, reference).astype(plan.dtype)
+    find = _mean if plan.two_passes else _sampled_reference
+
+    def on_gpu(x: jax.Array, valid: jax.Array | None, guess: jax.Array) -> tuple[Sums, jax.Array]:
+        by_example = dataclasses.replace(plan, in_two_steps=True)
+        about = find(by_example, x, valid, guess)
+        return reduced(by_example, x, valid, about)[0], about
+
+    def elsewhere(
+        x: jax.Array, valid: jax.Array | None, guess: jax.Array
+    ) -> tuple[Sums, jax.Array]:
+        about = find(plan, x, valid, guess) if plan.two_passes else guess
+        sums, block = reduced(plan, x, valid, about)
+        if plan.two_passes:
+            return sums, about
+        return _repeat_if_far(plan, x, valid, about, epsilon, sums=sums, block=block)
+
+    return lax.platform_dependent(x, valid, reference, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
+
+
+def _repeat_if_far(
+    plan: Plan,
+    x: jax.Array,
+    valid: jax.Array | None,
+    reference: jax.Array,
+    epsilon: jax.Array,
+    *,
+    sums: Sums,
+    block: tuple[jax.Array, ...],
+) -> tuple[Sums, jax.Array]:
+    """Sums the squares again, about the mean, if any channel's reference was too far from it."""
+    shift, variance = shift_and_variance(sums)
+    mean = reference + shift
+    tolerated = _FAR_IN_VARIANCES * variance + _FAR_IN_EPSILONS * epsilon
+    far = (abs_squared(shift) > tolerated) & (sums["count"] > 0)
+    # The variance may be off here, but by no more than some 1e-3 of the distance, squared.
+    own_size = jnp.abs(mean) + jnp.sqrt(variance + epsilon)
+    astray = far & (jnp.abs(shift) > _ASTRAY * own_size)
+    reads = jnp.where(jnp.any(astray), _MEAN_AND_SQUARES, jnp.where(jnp.any(far), _SQUARES, 0))
+    reads = _agreed(plan, reads)
+    # About the mean the values sum to zero, and what is multiplied by the shift does not matter.
+    again_too = ("sum", "tw", "nt") if plan.movable else ()
+    names = [n for n in ("squares", "tt", "ww", "nw", *again_too) if n in sums]
+
+    def again() -> tuple[Sums, jax.Array]:
+        start = select(~astray, mean)
+        found, about = _again(plan, x, valid, start, reads, sums=sums, block=block, names=names)
+        # A constant channel's squares are those of the roundings of its mean, and nothing else.
+        # Where they do not matter beside epsilon they are none.
+        largest = jnp.maximum(select(~astray, jnp.abs(reference)), jnp.abs(about))
+        roundings = jnp.square(8 * float(jnp.finfo(variance.dtype).eps) * largest)
+        nothing = found["squares"] <= sums["count"] * jnp.minimum(roundings, 1e-3 * epsilon)
+        found["squares"] = select(~nothing, found["squares"])
+        if valid is None:
+            found = completed(plan, x, {"sum": 0 * shift} | found)
+        return {n: found[n] for n in names}, about
+
+    as_they_are = {n: sums[n] for n in names}
+    repeated, about = lax.cond(reads > 0, again, lambda: (as_they_are, reference))
+    rest = [n for n in ("sum", "tw", "nt") if n in sums and n not in names]
+    zero = {n: select(reads == 0, sums[n]) for n in rest}
+    return sums | zero | repeated, about
+
+
+def _again(
+    plan: Plan,
+    x: jax.Array,
+    valid: jax.Array | None,
+    start: jax.Array,
+    reads: jax.Array,
+    *,
+    sums: Sums,
+    block: tuple[jax.Array, ...],
+    names: list[str],
+) -> tuple[Sums, jax.Array]:
+    """Reads the batch so many times about its mean; all reads but the last improve the mean.
+
+    What they send takes the place of the squares, so that no read sends more than those need.
+
+    Returns:
+      The sums of the last read, by name as far as it makes them, and what they are about.
+    """
+    masked = valid is not None
+    count = jnp.maximum(sums["count"], 1).astype(sums["sum"].dtype)
+
+    def once(i: jax.Array, state: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
+        about, last = state[1], i == reads - 1
+        parts = _block_by_parts(plan, x, valid, about, like=block, last=last, repeat=reads > 0)
+        known = block[: len(block) - len(parts)]
+        products = products_of(plan, (*known, *parts), masked=masked)
+        products = plan.everywhere({n: products[n] for n in made})
+        moved = about + products["squares"] / count
+        return products, select(last, about, moved)
+
+    made = names if masked or not plan.by_example else [n for n in names if n not in ("nw", "nt")]
+    # The sum's place, as it may be complex.
+    zeros = {n: zeros_like(sums["sum" if n == "squares" else n]) for n in made}
+    found, about = lax.fori_loop(0, reads, once, (zeros, start))
+    return found | {"squares": real(found["squares"])}, about
+
+
+def _block_by_parts(
+    plan: Plan,
+    x: jax.Array,
+    valid: jax.Array | None,
+    mean: jax.Array,
+    *,
+    like: tuple[jax.Array, ...],
+    last: jax.Array,
+    repeat: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """Does what :func:`~steinnorm._sums.block_of` does part by part; gives zeros unless ``repeat``.
+
+    The squares are values before the ``last`` read. They alone are returned, or by example the
+    sums as well.
+    """
+    axes = _axes_to_cut(plan, x)
+    sizes = [x.shape[a] for a in axes]
+
+    # A part keeps no axis of size 1: a TPU may lay it out last, where it is padded to 128.
+    kept = [a for a in range(x.ndim) if a not in axes]
+    part_plan = dataclasses.replace(plan, axes=tuple(kept.index(a) for a in plan.axes if a in kept))
+
+    def part(array: jax.Array, place: tuple[jax.Array, ...]) -> jax.Array:
+        for axis, index in zip(axes, place, strict=True):
+            if array.shape[axis] != 1:  # an axis of a mask that broadcasts
+                array = lax.dynamic_slice_in_dim(array, index, 1, axis)
+        return lax.squeeze(array, axes)
+
+    def add(i: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        place = (i,) if len(axes) == 1 else jnp.unravel_index(i, sizes) if axes else ()
+        cut, cut_valid = part(x, place), None if valid is None else part(valid, place)
+        found = block_of(part_plan, cut, cut_valid, mean, last)[-len(so_far) :]
+        return tuple(a + b for a, b in zip(so_far, found, strict=True))
+
+    times = jnp.where(repeat, math.prod(sizes), 0)
+    # In the dtype of the sum, as sums of values may be complex.
+    zeros = tuple(map(zeros_like, like[1:] if plan.by_example else like[1:2]))
+    return lax.fori_loop(0, times, add, zeros)
+
+
+def _axes_to_cut(plan: Plan, x: jax.Array) -> list[int]:
+    """Chooses axes along which the repeat goes through the batch.
+
+    Not examples, nor what is known to lie on several devices: each is to have some of a part. The
+    last axis only if the others are short: a TPU keeps it in tiles, out of which it cannot cut.
+    """
+    axes: list[int] = []
+    for axis in (*plan.axes[-2:0:-1], *plan.axes[1:][-1:]):
+        size = x.shape[axis]
+        # Not a symbol of jax.export, and not nothing.
+        if isinstance(size, int) and size > 0 and axis not in sharded_axes(x):
+            axes.append(axis)
+        if math.prod(x.shape[a] for a in axes) >= _LEAST_PARTS:
+            break
+    return axes
+
+
+def _sampled_reference(
+    plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array
+) -> jax.Array:
+    """Returns the mean over all examples of their centre pixels."""
+    several_devices = sharded_axes(x)
+
+    def centre(array: jax.Array) -> jax.Array:
+        for axis in plan.axes[1:]:
+            if axis not in several_devices and array.shape[axis] != 0:
+                middle = array.shape[axis] // 2
+                array = lax.slice_in_dim(array, middle, middle + 1, axis=axis)
+        return array
+
+    return _mean(plan, centre(x), None if valid is None else centre(valid), otherwise)
+
+
+def _mean(plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array) -> jax.Array:
+    """Returns the mean over all devices, by an all-reduce of its own; ``otherwise`` of nothing."""
+    plan = dataclasses.replace(plan, by_example=False, counts_examples=False)
+    local, _ = read(plan, x, valid, jnp.zeros_like(otherwise))
+    del local["squares"]
+    sums = plan.everywhere(local)
+    count = sums["count"] if valid is not None else values_in(plan, x, jnp.float32)
+    mean = sums["sum"] / jnp.maximum(count, 1).astype(plan.dtype)
+    return select(count > 0, mean, otherwise)
+
+
+def _agreed(plan: Plan, reads: jax.Array) -> jax.Array:
+    """Makes devices that do not share their sums read as often, since all must reduce again."""
+    if plan.axis_name is None:
+        return reads
+    apart = varying_axes(reads)
+    if plan.groups is not None:
+        apart += (plan.axis_name,) if isinstance(plan.axis_name, str) else plan.axis_name
+    return lax.pmax(reads, apart) if apart else reads
