@@ -45,9 +45,9 @@ from steinnorm._sums import (
 __all__ = ["sums_about"]
 
 # A reference at distance d costs the variance (d / deviation)^2 roundings: at most 5e-7 of it, or
-# 1e-3 of epsilon, are accepted before the squares are summed again.
+# 1e-5 of epsilon, are accepted before the squares are summed again.
 _FAR_IN_VARIANCES = 4.0
-_FAR_IN_EPSILONS = 1e4
+_FAR_IN_EPSILONS = 1e2
 # And it costs the mean the roundings of d, which are accepted up to so many times those of the mean
 # and the deviation.
 _ASTRAY = 4.0

@@ -127,6 +127,16 @@ class TestLayer:
             for got, value in zip(result.running, recorded, strict=True):
                 np.testing.assert_allclose(got, value, rtol=3e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("deviation", [1e-6, 1e-4, 1e-3, 1e-2, 1.0])
+    def test_channels_beside_epsilon(self, deviation):
+        """What is not summed again must not matter beside an epsilon of 1e-5."""
+        x = draw(deviation, shape=(64, 5))
+        run = jax.jit(functools.partial(stein_batch_norm, shrinkage="none"))
+        want = reference.normalise(x, *reference.batch_statistics(x)[:2])
+        for far in (0.01, 0.03, 0.1, 0.3, 1.9 * deviation):
+            y = run(x, running=RunningStatistics(jnp.full(5, far), jnp.ones(5))).y
+            np.testing.assert_allclose(y, want, rtol=1e-5, atol=1e-5)
+
     def test_after_one_bad_batch(self):
         """A thousand steps after a spike of 1e9 the running mean is still 4e2."""
         layer = stein_nnx.SteinBatchNorm(5, shrinkage="none", rngs=nnx.Rngs(0))
