@@ -44,6 +44,15 @@ def largest_magnitude(x: jax.Array) -> jax.Array:
     return jnp.where(magnitude >= jnp.finfo(x.dtype).tiny, magnitude, 1)
 
 
+def log_of_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns log(x / scale) of positive values, also where the ratio is too small for a float.
+
+    There the difference of the logarithms, which is as large as they are, has lost no digits.
+    """
+    near = x >= 1e-4 * scale
+    return jnp.where(near, jnp.log(jnp.where(near, x / scale, 1)), jnp.log(x) - jnp.log(scale))
+
+
 @jax.custom_jvp
 def geometric_mean(x: jax.Array) -> jax.Array:
     """Geometric mean of non-negative ``x``, shape (C,), through logarithms.
