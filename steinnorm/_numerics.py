@@ -32,6 +32,16 @@ def real(x: jax.Array) -> jax.Array:
     return x.real if jnp.iscomplexobj(x) else x
 
 
+def power_of_two_near(x: jax.Array) -> jax.Array:
+    """Returns the power of two next to ``x``, a unit in which values of that size square safely.
+
+    1 for zero. Constant under differentiation; to divide by it rounds nothing.
+    """
+    _, exponent = jnp.frexp(lax.stop_gradient(jnp.abs(x)))
+    one = jnp.ones((), x.dtype)
+    return jnp.where(jnp.isfinite(x), jnp.ldexp(one, jnp.clip(exponent, -60, 60)), one)
+
+
 def largest_magnitude(x: jax.Array) -> jax.Array:
     """Largest magnitude in ``x``, or 1 where ``x`` is all zeros; constant under differentiation.
 

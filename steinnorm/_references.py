@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from steinnorm._compat import varying_axes, zeros_like
-from steinnorm._numerics import abs_squared, real
+from steinnorm._numerics import abs_squared, power_of_two_near, real
 from steinnorm._sharding import select, sharded_axes
 from steinnorm._sums import (
     Plan,
@@ -54,6 +54,8 @@ _ASTRAY = 4.0
 # Reads of a repeat: the squares alone; or the mean twice before, where the reference was astray.
 # The second mean is right to its last digit, as a constant channel needs it.
 _SQUARES, _MEAN_AND_SQUARES = 1, 3
+# Squares of what lies between are floats with all their digits, with up to 1e6 examples.
+_LEAST_SQUARES, _MOST_SQUARES = 1e-15, 1e18
 # The repeat goes through the batch in at least so many parts: XLA sets memory aside, and counts
 # bytes, for one part, and does so where the repeat never runs too.
 _LEAST_PARTS = 10
@@ -84,16 +86,18 @@ def sums_about(
     def on_gpu(x: jax.Array, valid: jax.Array | None, guess: jax.Array) -> tuple[Sums, jax.Array]:
         by_example = dataclasses.replace(plan, in_two_steps=True)
         about = find(by_example, x, valid, guess)
-        return reduced(by_example, x, valid, about)[0], about
+        unit = _unit_known_before(plan, about)
+        return reduced(by_example, x, valid, about, unit)[0] | _named(plan, unit), about
 
     def elsewhere(
         x: jax.Array, valid: jax.Array | None, guess: jax.Array
     ) -> tuple[Sums, jax.Array]:
-        about = find(plan, x, valid, guess) if plan.two_passes else guess
-        sums, block = reduced(plan, x, valid, about)
         if plan.two_passes:
-            return sums, about
-        return _repeat_if_far(plan, x, valid, about, epsilon, sums=sums, block=block)
+            about = find(plan, x, valid, guess)
+            unit = _unit_known_before(plan, about)
+            return reduced(plan, x, valid, about, unit)[0] | _named(plan, unit), about
+        sums, block = reduced(plan, x, valid, guess)
+        return _repeat_if_far(plan, x, valid, guess, epsilon, sums=sums, block=block)
 
     return lax.platform_dependent(x, valid, reference, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
@@ -116,6 +120,12 @@ def _repeat_if_far(
     # The variance may be off here, but by no more than some 1e-3 of the distance, squared.
     own_size = jnp.abs(mean) + jnp.sqrt(variance + epsilon)
     astray = far & (jnp.abs(shift) > _ASTRAY * own_size)
+    # No better than the first sums know it, which the range of floats leaves room for.
+    unit = None
+    if plan.has_unit:
+        rounding = float(jnp.finfo(variance.dtype).eps) * abs_squared(shift)
+        unit = power_of_two_near(jnp.sqrt(jnp.maximum(variance, rounding)))
+        far |= _out_of_range(sums["squares"], variance, epsilon)
     reads = jnp.where(jnp.any(astray), _MEAN_AND_SQUARES, jnp.where(jnp.any(far), _SQUARES, 0))
     reads = _agreed(plan, reads)
     # About the mean the values sum to zero, and what is multiplied by the shift does not matter.
@@ -124,7 +134,9 @@ def _repeat_if_far(
 
     def again() -> tuple[Sums, jax.Array]:
         start = select(~astray, mean)
-        found, about = _again(plan, x, valid, start, reads, sums=sums, block=block, names=names)
+        found, about = _again(
+            plan, x, valid, start, reads, sums=sums, block=block, names=names, unit=unit
+        )
         # A constant channel's squares are those of the roundings of its mean, and nothing else.
         # Where they do not matter beside epsilon they are none.
         largest = jnp.maximum(select(~astray, jnp.abs(reference)), jnp.abs(about))
@@ -132,14 +144,36 @@ def _repeat_if_far(
         nothing = found["squares"] <= sums["count"] * jnp.minimum(roundings, 1e-3 * epsilon)
         found["squares"] = select(~nothing, found["squares"])
         if valid is None:
-            found = completed(plan, x, {"sum": 0 * shift} | found)
-        return {n: found[n] for n in names}, about
+            found = completed(plan, x, {"sum": zeros_like(shift)} | found, unit)
+        return {n: found[n] for n in names} | _named(plan, unit), about
 
-    as_they_are = {n: sums[n] for n in names}
+    as_they_are = {n: sums[n] for n in names} | _named(plan, zeros_like(variance) + 1)
     repeated, about = lax.cond(reads > 0, again, lambda: (as_they_are, reference))
     rest = [n for n in ("sum", "tw", "nt") if n in sums and n not in names]
     zero = {n: select(reads == 0, sums[n]) for n in rest}
     return sums | zero | repeated, about
+
+
+def _named(plan: Plan, unit: jax.Array | None) -> Sums:
+    """Returns the unit as one of the sums, where they have one."""
+    return {"unit": unit} if plan.has_unit and unit is not None else {}
+
+
+def _unit_known_before(plan: Plan, about: jax.Array) -> jax.Array | None:
+    """Returns a unit for values about a mean of them: any within 1e9 of their deviation will do.
+
+    It is 1 or more, as a small mean may be one of large values.
+    """
+    return jnp.maximum(power_of_two_near(about), 1) if plan.has_unit else None
+
+
+def _out_of_range(squares: jax.Array, variance: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """Whether squares of the examples' sums of squares leave the range of floats, in units of 1.
+
+    Below it that matters only where epsilon is no larger.
+    """
+    below = (squares < _LEAST_SQUARES) & (variance > 1e-3 * epsilon)
+    return (squares > _MOST_SQUARES) | below
 
 
 def _again(
@@ -152,6 +186,7 @@ def _again(
     sums: Sums,
     block: tuple[jax.Array, ...],
     names: list[str],
+    unit: jax.Array | None,
 ) -> tuple[Sums, jax.Array]:
     """Reads the batch so many times about its mean; all reads but the last improve the mean.
 
@@ -167,7 +202,7 @@ def _again(
         about, last = state[1], i == reads - 1
         parts = _block_by_parts(plan, x, valid, about, like=block, last=last, repeat=reads > 0)
         known = block[: len(block) - len(parts)]
-        products = products_of(plan, (*known, *parts), masked=masked)
+        products = products_of(plan, (*known, *parts), masked=masked, unit=unit)
         products = plan.everywhere({n: products[n] for n in made})
         moved = about + products["squares"] / count
         return products, select(last, about, moved)

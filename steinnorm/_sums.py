@@ -87,6 +87,11 @@ class Plan:
         return total
 
     @property
+    def has_unit(self) -> bool:
+        """Whether the products of the examples' own sums are in a unit, that of their size."""
+        return self.by_example and not self.movable
+
+    @property
     def example_axis(self) -> int:
         """Where the example axis is once the other axes have been summed over."""
         return sum(a not in self.axes for a in range(self.axes[0]))
@@ -100,13 +105,17 @@ class Plan:
 
 
 def reduced(
-    plan: Plan, x: jax.Array, valid: jax.Array | None, about: jax.Array
+    plan: Plan,
+    x: jax.Array,
+    valid: jax.Array | None,
+    about: jax.Array,
+    unit: jax.Array | None = None,
 ) -> tuple[Sums, tuple[jax.Array, ...]]:
     """Sums over all devices, in one read and one all-reduce; see :func:`read`."""
-    local, block = read(plan, x, valid, about)
+    local, block = read(plan, x, valid, about, unit)
     if plan.counts_examples and valid is not None and not plan.by_example:
         local |= _counts(plan, x, valid, local["squares"].dtype)
-    return completed(plan, x, plan.everywhere(local)), block
+    return completed(plan, x, plan.everywhere(local), unit), block
 
 
 def shift_and_variance(sums: Sums) -> tuple[jax.Array, jax.Array]:
@@ -124,18 +133,23 @@ def shift_and_variance(sums: Sums) -> tuple[jax.Array, jax.Array]:
 
 
 def read(
-    plan: Plan, x: jax.Array, valid: jax.Array | None, about: jax.Array
+    plan: Plan,
+    x: jax.Array,
+    valid: jax.Array | None,
+    about: jax.Array,
+    unit: jax.Array | None = None,
 ) -> tuple[Sums, tuple[jax.Array, ...]]:
     """Sums the local batch about ``about`` in one read.
 
     Returns:
       What to add over devices: ``sum`` and ``squares`` of the values less ``about``; with a mask
       their ``count``. By example also sums over the examples of the products of (n, t, w), the
-      number, sum and squares of an example's values. And those sums before they were added up
-      over examples, as :func:`block_of` gives them.
+      number, sum and squares of an example's values; in units of ``unit`` where there is one, as
+      squares of w span twice the range of floats. And those sums before they were added up over
+      examples, as :func:`block_of` gives them.
     """
     block = block_of(plan, x, valid, about)
-    return products_of(plan, block, masked=valid is not None), block
+    return products_of(plan, block, masked=valid is not None, unit=unit), block
 
 
 def block_of(
@@ -199,14 +213,18 @@ def _summed(plan: Plan, *values: jax.Array) -> tuple[jax.Array, ...]:
     return sums if plan.by_example else tuple(jnp.sum(a, plan.example_axis) for a in sums)
 
 
-def products_of(plan: Plan, block: tuple[jax.Array, ...], *, masked: bool) -> Sums:
+def products_of(
+    plan: Plan, block: tuple[jax.Array, ...], *, masked: bool, unit: jax.Array | None = None
+) -> Sums:
     """Adds up over the examples what :func:`block_of` returns."""
     n, t, w = block
     if not plan.by_example:
         return {"sum": t, "squares": w} | ({"count": n} if masked else {})
-    products = {
-        "sum": t,
-        "squares": w,
+    products = {"sum": t, "squares": w}
+    if unit is not None:
+        wide = lax.expand_dims(unit, [plan.example_axis])
+        t, w = t / wide, w / wide / wide
+    products |= {
         "tt": jnp.square(t),
         "tw": t * w,
         "ww": jnp.square(w),
@@ -222,7 +240,7 @@ def products_of(plan: Plan, block: tuple[jax.Array, ...], *, masked: bool) -> Su
     return {name: jnp.sum(a, plan.example_axis) for name, a in products.items()}
 
 
-def completed(plan: Plan, x: jax.Array, sums: Sums) -> Sums:
+def completed(plan: Plan, x: jax.Array, sums: Sums, unit: jax.Array | None = None) -> Sums:
     """Adds what needs no all-reduce without a mask, because all examples have as many values."""
     if "count" in sums:
         return sums
@@ -233,7 +251,10 @@ def completed(plan: Plan, x: jax.Array, sums: Sums) -> Sums:
     if plan.by_example:
         n = jnp.asarray(math.prod(x.shape[a] for a in plan.axes[1:]), dtype)
         sums |= {"nn": n * n * sums["examples"]}
-        sums |= {"nt": n * sums["sum"], "nw": n * sums["squares"]}
+        t, w = sums["sum"], sums["squares"]
+        if unit is not None:
+            t, w = t / unit, w / unit / unit
+        sums |= {"nt": n * t, "nw": n * w}
     return sums
 
 

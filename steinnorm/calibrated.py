@@ -160,7 +160,7 @@ def _unseen_shares(
     """
     assert batch.examples is not None
     assert batch.mean_noise is not None
-    assert batch.variance_noise is not None
+    assert batch.relative_variance_noise is not None
     examples, variance = batch.examples, select(varies, batch.variance, 1)
 
     def share(noise: jax.Array, natural: jax.Array) -> jax.Array:
@@ -170,5 +170,5 @@ def _unseen_shares(
 
     return (
         share(batch.mean_noise / variance, calibration.mean_spread),
-        share(batch.variance_noise / jnp.square(variance), calibration.variance_spread),
+        share(batch.relative_variance_noise, calibration.variance_spread),
     )
