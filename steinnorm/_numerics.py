@@ -37,9 +37,12 @@ def power_of_two_near(x: jax.Array) -> jax.Array:
 
     1 for zero. Constant under differentiation; to divide by it rounds nothing.
     """
-    _, exponent = jnp.frexp(lax.stop_gradient(jnp.abs(x)))
-    one = jnp.ones((), x.dtype)
-    return jnp.where(jnp.isfinite(x), jnp.ldexp(one, jnp.clip(exponent, -60, 60)), one)
+    kind = jnp.finfo(x.dtype)
+    # The bits of the exponent alone: frexp and ldexp are some 100 instructions on a TPU.
+    exponent = (1 << kind.nexp) - 1 << kind.nmant
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), f"int{kind.bits}")
+    size = lax.bitcast_convert_type(bits & exponent, x.dtype)
+    return jnp.where(size > 0, jnp.clip(size, 2.0**-60, 2.0**60), 1)
 
 
 def largest_magnitude(x: jax.Array) -> jax.Array:

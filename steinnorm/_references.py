@@ -44,6 +44,8 @@ from steinnorm._sums import (
 
 __all__ = ["sums_about"]
 
+Block = tuple[jax.Array, ...]
+
 # A reference at distance d costs the variance (d / deviation)^2 roundings: at most 5e-7 of it, or
 # 1e-5 of epsilon, are accepted before the squares are summed again.
 _FAR_IN_VARIANCES = 4.0
@@ -197,61 +199,63 @@ def _again(
     """
     masked = valid is not None
     count = jnp.maximum(sums["count"], 1).astype(sums["sum"].dtype)
-
-    def once(i: jax.Array, state: tuple[Sums, jax.Array]) -> tuple[Sums, jax.Array]:
-        about, last = state[1], i == reads - 1
-        parts = _block_by_parts(plan, x, valid, about, like=block, last=last, repeat=reads > 0)
-        known = block[: len(block) - len(parts)]
-        products = products_of(plan, (*known, *parts), masked=masked, unit=unit)
-        products = plan.everywhere({n: products[n] for n in made})
-        moved = about + products["squares"] / count
-        return products, select(last, about, moved)
-
+    parts = math.prod(x.shape[a] for a in _axes_to_cut(plan, x))
     made = names if masked or not plan.by_example else [n for n in names if n not in ("nw", "nt")]
-    # The sum's place, as it may be complex.
+
+    # One loop over the parts of all reads: a TPU would copy the batch for a loop within a loop.
+    def once(i: jax.Array, state: tuple[Sums, jax.Array, Block]) -> tuple[Sums, jax.Array, Block]:
+        found, about, so_far = state
+        last = i >= (reads - 1) * parts
+        so_far = _add_part(plan, x, valid, about, so_far, part=i % parts, last=last)
+
+        def end_of_read() -> tuple[Sums, jax.Array, Block]:
+            whole = (*block[: len(block) - len(so_far)], *so_far)
+            products = products_of(plan, whole, masked=masked, unit=unit)
+            products = plan.everywhere({n: products[n] for n in made})
+            moved = about + products["squares"] / count
+            return products, select(last, about, moved), tuple(map(zeros_like, so_far))
+
+        if parts == 1:
+            return end_of_read()
+        return lax.cond((i + 1) % parts == 0, end_of_read, lambda: (found, about, so_far))
+
+    # The place of the squares is in the dtype of the sum, as sums of values may be complex.
     zeros = {n: zeros_like(sums["sum" if n == "squares" else n]) for n in made}
-    found, about = lax.fori_loop(0, reads, once, (zeros, start))
+    nothing = tuple(map(zeros_like, block[1:] if plan.by_example else block[1:2]))
+    found, about, _ = lax.fori_loop(0, reads * parts, once, (zeros, start, nothing))
     return found | {"squares": real(found["squares"])}, about
 
 
-def _block_by_parts(
+def _add_part(
     plan: Plan,
     x: jax.Array,
     valid: jax.Array | None,
     mean: jax.Array,
+    so_far: Block,
     *,
-    like: tuple[jax.Array, ...],
+    part: jax.Array,
     last: jax.Array,
-    repeat: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """Does what :func:`~steinnorm._sums.block_of` does part by part; gives zeros unless ``repeat``.
+) -> Block:
+    """Adds to the squares of :func:`~steinnorm._sums.block_of`, and by example to the sums, a part.
 
-    The squares are values before the ``last`` read. They alone are returned, or by example the
-    sums as well.
+    The squares are values before the ``last`` read.
     """
     axes = _axes_to_cut(plan, x)
     sizes = [x.shape[a] for a in axes]
+    place = (part,) if len(axes) == 1 else jnp.unravel_index(part, sizes) if axes else ()
 
     # A part keeps no axis of size 1: a TPU may lay it out last, where it is padded to 128.
     kept = [a for a in range(x.ndim) if a not in axes]
     part_plan = dataclasses.replace(plan, axes=tuple(kept.index(a) for a in plan.axes if a in kept))
 
-    def part(array: jax.Array, place: tuple[jax.Array, ...]) -> jax.Array:
+    def cut(array: jax.Array) -> jax.Array:
         for axis, index in zip(axes, place, strict=True):
             if array.shape[axis] != 1:  # an axis of a mask that broadcasts
                 array = lax.dynamic_slice_in_dim(array, index, 1, axis)
         return lax.squeeze(array, axes)
 
-    def add(i: jax.Array, so_far: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        place = (i,) if len(axes) == 1 else jnp.unravel_index(i, sizes) if axes else ()
-        cut, cut_valid = part(x, place), None if valid is None else part(valid, place)
-        found = block_of(part_plan, cut, cut_valid, mean, last)[-len(so_far) :]
-        return tuple(a + b for a, b in zip(so_far, found, strict=True))
-
-    times = jnp.where(repeat, math.prod(sizes), 0)
-    # In the dtype of the sum, as sums of values may be complex.
-    zeros = tuple(map(zeros_like, like[1:] if plan.by_example else like[1:2]))
-    return lax.fori_loop(0, times, add, zeros)
+    found = block_of(part_plan, cut(x), None if valid is None else cut(valid), mean, last)
+    return tuple(a + b for a, b in zip(so_far, found[-len(so_far) :], strict=True))
 
 
 def _axes_to_cut(plan: Plan, x: jax.Array) -> list[int]:
