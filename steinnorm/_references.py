@@ -14,8 +14,10 @@ How the numbers are made:
 
 A decision while the program runs stops the host on a GPU, where XLA copies the condition back and
 waits. There the reference is sampled from the batch instead: the mean over the examples of their
-centre pixels lies among the values, and nothing has to be repeated. It costs an all-reduce of C
-numbers where there are several GPUs. (On a TPU it would cost a read of its own.)
+centre pixels, with a mask of what is valid of five pixels each, lies among the values, and nothing
+has to be repeated. It costs an all-reduce of C numbers where there are several GPUs. (On a TPU it
+would cost a read of its own.) Nothing is noticed where the sample is unlike the rest: where the
+mask lets none of it through, or where one of a few examples has its centre 1e3 deviations away.
 """
 
 from __future__ import annotations
@@ -58,6 +60,8 @@ _ASTRAY = 4.0
 _SQUARES, _MEAN_AND_SQUARES = 1, 3
 # Squares of what lies between are floats with all their digits, with up to 1e6 examples.
 _LEAST_SQUARES, _MOST_SQUARES = 1e-15, 1e18
+# Where a masked example is sampled on a GPU, along its diagonal.
+_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
 # The repeat goes through the batch in at least so many parts: XLA sets memory aside, and counts
 # bytes, for one part, and does so where the repeat never runs too.
 _LEAST_PARTS = 10
@@ -278,17 +282,22 @@ def _axes_to_cut(plan: Plan, x: jax.Array) -> list[int]:
 def _sampled_reference(
     plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array
 ) -> jax.Array:
-    """Returns the mean over all examples of their centre pixels."""
-    several_devices = sharded_axes(x)
+    """Returns the mean over all examples of their centre pixels, or of what is valid of a few."""
+    axes = [a for a in plan.axes[1:] if a not in sharded_axes(x) and x.shape[a] != 0]
 
-    def centre(array: jax.Array) -> jax.Array:
-        for axis in plan.axes[1:]:
-            if axis not in several_devices and array.shape[axis] != 0:
-                middle = array.shape[axis] // 2
-                array = lax.slice_in_dim(array, middle, middle + 1, axis=axis)
+    def at(place: float, array: jax.Array) -> jax.Array:
+        for axis in axes:
+            index = min(int(place * array.shape[axis]), array.shape[axis] - 1)
+            array = lax.slice_in_dim(array, index, index + 1, axis=axis)
         return array
 
-    return _mean(plan, centre(x), None if valid is None else centre(valid), otherwise)
+    if valid is None or not axes:
+        return _mean(plan, at(0.5, x), None if valid is None else at(0.5, valid), otherwise)
+    # Of padded examples the centre may be padding: one end or the other is none.
+    several, their_valid = (
+        jnp.concatenate([at(place, array) for place in _PLACES], axes[0]) for array in (x, valid)
+    )
+    return _mean(plan, several, their_valid, otherwise)
 
 
 def _mean(plan: Plan, x: jax.Array, valid: jax.Array | None, otherwise: jax.Array) -> jax.Array:
