@@ -70,11 +70,19 @@ class TestAsElsewhere:
         relative = want.variance_noise / want.variance**2
         np.testing.assert_allclose(got.relative_variance_noise, relative, rtol=1e-4)
 
-    def test_one_volume_whose_centre_is_far_from_the_rest_needs_the_mean_first(self):
-        """What docs/layer.md says of a GPU."""
-        x = np.random.default_rng(0).normal(size=(1, 32, 32, 16, 1)).astype(np.float32)
-        x[:, 16, 16, 8] = 1e4
-        want = reference.batch_statistics(x).variance
-        got = batch_statistics(x, use_fast_variance=False).variance
-        np.testing.assert_allclose(got, want, rtol=1e-4)
-        assert batch_statistics(x).variance == 0  # to be taken out of the page once it is mended
+    @pytest.mark.parametrize("place", [(32, 32, 16), (16, 16, 8)])
+    @pytest.mark.parametrize("shape", [(64, 64, 32), (256, 512, 1), (16, 32, 1)])
+    def test_one_volume_in_which_a_pixel_that_is_sampled_is_an_outlier(self, shape, place):
+        """One centre at 1e4 made the variance 0."""
+        x = np.random.default_rng(0).normal(size=(1, *shape, 1)).astype(np.float32)
+        x[(0, *(s * p // q for s, p, q in zip(shape, place, (64, 64, 32), strict=True)))] = 1e4
+        want = reference.batch_statistics(x)
+        for fast in (True, False):
+            got = batch_statistics(x, use_fast_variance=fast)
+            np.testing.assert_allclose(got.variance, want.variance, rtol=1e-4)
+
+    def test_an_outlier_at_the_centre_of_a_small_image(self):
+        x = np.random.default_rng(0).normal(size=(1, 15, 17, 1)).astype(np.float32)
+        x[:, 7, 8] = 1e6
+        want = reference.batch_statistics(x)
+        np.testing.assert_allclose(batch_statistics(x).variance, want.variance, rtol=1e-3)
