@@ -63,8 +63,8 @@ _LEAST_SQUARES, _MOST_SQUARES = 1e-15, 1e18
 # Where a masked example is sampled on a GPU, along its diagonal; and one of many pixels, of which
 # the middle value is taken. An outlier of P pixels is at most P^(1/2) deviations away and costs P
 # roundings of sums: some 1e-4 of the variance below this many.
-_PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_INNER_PLACES = (0.25, 0.5, 0.75)
+_QUARTERS = (0, 1, 2, 3, 4)
+_INNER_QUARTERS = (1, 2, 3)
 _MANY = 256
 # The repeat goes through the batch in at least so many parts: XLA sets memory aside, and counts
 # bytes, for one part, and does so where the repeat never runs too.
@@ -289,21 +289,24 @@ def _sampled_reference(
     """Returns the mean over all examples of a pixel of each, or of what is valid of a few."""
     axes = [a for a in plan.axes[1:] if a not in sharded_axes(x) and x.shape[a] != 0]
 
-    def at(place: float, array: jax.Array) -> jax.Array:
+    def at(quarters: int, array: jax.Array) -> jax.Array:
         for axis in axes:
-            index = min(int(place * array.shape[axis]), array.shape[axis] - 1)
+            size = array.shape[axis]  # or a symbol of jax.export
+            index = size - 1 if quarters == 4 else size * quarters // 4
             array = lax.slice_in_dim(array, index, index + 1, axis=axis)
         return array
 
-    if valid is None and math.prod(x.shape[a] for a in axes) >= _MANY and not jnp.iscomplexobj(x):
-        a, b, c = (at(place, x) for place in _INNER_PLACES)
+    pixels = math.prod(x.shape[a] for a in axes)
+    few = (isinstance(pixels, int) and pixels < _MANY) or jnp.iscomplexobj(x)
+    if valid is None and not few:
+        a, b, c = (at(place, x) for place in _INNER_QUARTERS)
         middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
         return _mean(plan, middle, None, otherwise)
     if valid is None or not axes:
-        return _mean(plan, at(0.5, x), None if valid is None else at(0.5, valid), otherwise)
+        return _mean(plan, at(2, x), None if valid is None else at(2, valid), otherwise)
     # Of padded examples the centre may be padding: one end or the other is none.
     several, their_valid = (
-        jnp.concatenate([at(place, array) for place in _PLACES], axes[0]) for array in (x, valid)
+        jnp.concatenate([at(place, array) for place in _QUARTERS], axes[0]) for array in (x, valid)
     )
     return _mean(plan, several, their_valid, otherwise)
 
