@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from steinnorm._numerics import promote_types
+from steinnorm._numerics import promote_types, safe_divide
 from steinnorm.statistics import Moments
 
 __all__ = ["coefficients", "scaled_and_shifted"]
@@ -34,7 +34,8 @@ def coefficients(
         # x_hat = (x - own mean) / own deviation, then r x_hat + s with r and s held constant:
         # the value is (x - used mean) / used deviation, the gradient that of batch norm.
         inverse = lax.rsqrt(own.variance + epsilon)
-        r = lax.stop_gradient(used_inverse / inverse)
+        # Of a variance too large for a float both are 0.
+        r = lax.stop_gradient(safe_divide(used_inverse, inverse, otherwise=1.0))
         s = lax.stop_gradient((own.mean - used.mean) * used_inverse)
         a, d = inverse * r, s - own.mean * inverse * r
     else:

@@ -20,8 +20,9 @@ import numpy as np
 from jax import lax
 
 from steinnorm import _checks
+from steinnorm._references import sums_about
 from steinnorm._sharding import select
-from steinnorm._sums import AxisName, shift_and_variance, sums_about
+from steinnorm._sums import AxisName, shift_and_variance
 from steinnorm.calibrated import Calibration
 from steinnorm.statistics import planned
 

@@ -32,6 +32,19 @@ def real(x: jax.Array) -> jax.Array:
     return x.real if jnp.iscomplexobj(x) else x
 
 
+def power_of_two_near(x: jax.Array) -> jax.Array:
+    """Returns the power of two next to ``x``, a unit in which values of that size square safely.
+
+    1 for zero. Constant under differentiation; to divide by it rounds nothing.
+    """
+    kind = jnp.finfo(x.dtype)
+    # The bits of the exponent alone: frexp and ldexp are some 100 instructions on a TPU.
+    exponent = (1 << kind.nexp) - 1 << kind.nmant
+    bits = lax.bitcast_convert_type(lax.stop_gradient(x), f"int{kind.bits}")
+    size = lax.bitcast_convert_type(bits & exponent, x.dtype)
+    return jnp.where(size > 0, jnp.clip(size, 2.0**-60, 2.0**60), 1)
+
+
 def largest_magnitude(x: jax.Array) -> jax.Array:
     """Largest magnitude in ``x``, or 1 where ``x`` is all zeros; constant under differentiation.
 
@@ -42,6 +55,15 @@ def largest_magnitude(x: jax.Array) -> jax.Array:
     # Above this the reciprocal, by which XLA may replace the division, would be subnormal.
     magnitude = jnp.minimum(magnitude, jnp.finfo(x.dtype).max / 16)
     return jnp.where(magnitude >= jnp.finfo(x.dtype).tiny, magnitude, 1)
+
+
+def log_of_ratio(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns log(x / scale) of positive values, also where the ratio is too small for a float.
+
+    There the difference of the logarithms, which is as large as they are, has lost no digits.
+    """
+    near = x >= 1e-4 * scale
+    return jnp.where(near, jnp.log(jnp.where(near, x / scale, 1)), jnp.log(x) - jnp.log(scale))
 
 
 @jax.custom_jvp

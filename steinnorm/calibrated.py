@@ -116,20 +116,26 @@ def calibrated(
     shift = select(judged, batch.mean - m0)
     change = select(varies, jnp.log(v + epsilon) - jnp.log(select(varies, v0, 1) + epsilon))
     z_squared = jnp.square(shift) / (v + epsilon)
-    a = _kept(z_squared, factor * calibration.mean_spread * of_mean, judged)
-    b = _kept(jnp.square(change), factor * calibration.variance_spread * of_variance, varies)
+    of_m0 = _share_of_noise(z_squared, factor * calibration.mean_spread * of_mean, judged)
+    of_v0 = _share_of_noise(
+        jnp.square(change), factor * calibration.variance_spread * of_variance, varies
+    )
+    a, b = 1 - of_m0, 1 - of_v0
 
     scale = jnp.exp(0.5 * b * change)  # sqrt(v^ / v0)
-    # x' - mu = (x - m^) / scale + m0 - mu = (x - (m^ - scale (m0 - mu))) / scale
-    mean = m0 + a * shift + scale * (running.mean - m0)
+    # x' - mu = (x - m^) / scale + m0 - mu = (x - (m^ - scale (m0 - mu))) / scale, where m^ is a
+    # weighted average: added to an m0 that is far off, the batch's mean lost its digits.
+    mean = a * batch.mean + of_m0 * m0 + scale * (running.mean - m0)
     squared = jnp.square(scale)
     variance = squared * running.variance + (squared - 1) * epsilon
     used = Moments(select(judged, mean, running.mean), select(judged, variance, running.variance))
     return Calibrated(used, a, b)
 
 
-def _kept(squares: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
-    """Returns the positive-part James-Stein factor over the known channels; 0 where nothing moved.
+def _share_of_noise(squares: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
+    """Returns 1 less the positive-part James-Stein factor over the known channels.
+
+    1 where nothing moved.
 
     Args:
       squares: of the distances from the calibration, (C,); 0 where not known.
@@ -141,7 +147,7 @@ def _kept(squares: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
     total_noise = jnp.maximum(channels - 2, 1) * average
     # The positive part, in a form whose gradient is finite where next to nothing moved.
     largest = jnp.maximum(jnp.sum(squares), total_noise)
-    return 1 - safe_divide(total_noise, largest, otherwise=1.0)
+    return safe_divide(total_noise, largest, otherwise=1.0)
 
 
 def _unseen_shares(
@@ -154,7 +160,7 @@ def _unseen_shares(
     """
     assert batch.examples is not None
     assert batch.mean_noise is not None
-    assert batch.variance_noise is not None
+    assert batch.relative_variance_noise is not None
     examples, variance = batch.examples, select(varies, batch.variance, 1)
 
     def share(noise: jax.Array, natural: jax.Array) -> jax.Array:
@@ -164,5 +170,5 @@ def _unseen_shares(
 
     return (
         share(batch.mean_noise / variance, calibration.mean_spread),
-        share(batch.variance_noise / jnp.square(variance), calibration.variance_spread),
+        share(batch.relative_variance_noise, calibration.variance_spread),
     )

@@ -3,7 +3,7 @@
 Every function takes arrays of shape (C,) (jnp or NumPy, a real floating dtype) and returns an
 array of shape (C,) in float32, or in float64 where the input is float64. All of them work under
 ``jit``, ``vmap``, ``grad`` and forward mode; value and gradient are finite for every finite
-input, zero means and zero variances included.
+input, zero means and zero variances included, as far as floats can hold the true ones.
 
 Stein's phenomenon needs at least three channels: with C <= 2 every Stein rule here returns its
 input unchanged.
@@ -25,6 +25,7 @@ from steinnorm import _checks
 from steinnorm._numerics import (
     geometric_mean,
     largest_magnitude,
+    log_of_ratio,
     safe_divide,
     shrunk_by_spread,
     trigamma_inverse,
@@ -380,7 +381,7 @@ def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> ja
     # Logarithms relative to a common scale: those of 1e8 would lose two digits in float32.
     scale = largest_magnitude(variance)
     half = jnp.broadcast_to(jnp.where(d > 0, d / 2, 1), variance.shape)
-    log_ratio = jnp.log(jnp.where(valid, variance / scale, 1))
+    log_ratio = log_of_ratio(jnp.where(valid, variance, scale), scale)
     e = jnp.where(valid, log_ratio - digamma(half) + jnp.log(half), 0)
     e_mean = jnp.sum(e) / n_valid
     sampling = jnp.sum(jnp.where(valid, polygamma(1, half), 0)) / n_valid
@@ -388,7 +389,8 @@ def moderated_variance(variance: ArrayLike, degrees_of_freedom: ArrayLike) -> ja
     has_prior_spread = excess > 0
     half_prior = trigamma_inverse(jnp.where(has_prior_spread, excess, 1))
     offset = jnp.where(has_prior_spread, digamma(half_prior) - jnp.log(half_prior), 0)
-    prior = scale * jnp.exp(e_mean + offset)
+    root = jnp.exp((e_mean + offset) / 2)  # its square may be too small for a float
+    prior = scale * root * root
     weight = jnp.where(has_prior_spread, half_prior / (half_prior + half), 1)
     moderated = weight * prior + (1 - weight) * variance
     return jnp.where((jnp.sum(valid) >= 3) & (d > 0), moderated, variance)

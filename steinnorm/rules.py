@@ -161,12 +161,13 @@ class TowardRunningMean:
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
         """Returns the estimate, shape (C,)."""
-        known = _has_noise(batch)
+        known = _has_noise(batch, batch.mean_noise)
         variance = jnp.where(known, batch.variance, 1)
         noise = jnp.where(known, _asked_for(batch.mean_noise), 0) / variance
         distance = (batch.mean - running.mean) / jnp.sqrt(variance)
-        kept = _kept(distance, noise, known)
-        shrunk = running.mean + kept * (batch.mean - running.mean)
+        share = _share(distance, noise, known)
+        # A weighted average: added to a target that is far off, the batch's mean lost its digits.
+        shrunk = (1 - share) * batch.mean + share * running.mean
         unknown = {"batch": batch.mean, "running": running.mean}[self.single_example]
         return _unless_empty(batch.mean, jnp.where(known, shrunk, unknown), running)
 
@@ -183,12 +184,16 @@ class TowardRunningVariance:
 
     def __call__(self, batch: BatchStatistics, running: Moments) -> jax.Array:
         """Returns the estimate, shape (C,)."""
-        known = _has_noise(batch)
+        noise = batch.relative_variance_noise
+        if noise is None:  # of a caller who made the statistics
+            own = jnp.where(batch.variance > 0, batch.variance, 1)
+            noise = _asked_for(batch.variance_noise) / own / own
+        known = _has_noise(batch, noise)
         own = jnp.where(known, batch.variance, 1)
-        noise = jnp.where(known, _asked_for(batch.variance_noise), 0) / jnp.square(own)
-        target = jnp.maximum(running.variance, jnp.finfo(own.dtype).tiny)
-        distance = jnp.log(own) - jnp.log(target)
-        shrunk = target * jnp.exp(_kept(distance, noise, known) * distance)
+        target = jnp.log(jnp.maximum(running.variance, jnp.finfo(own.dtype).tiny))
+        share = _share(jnp.log(own) - target, jnp.where(known, noise, 0), known)
+        # Not target * exp(kept * distance): of variances far apart that exponential is infinite.
+        shrunk = jnp.exp((1 - share) * jnp.log(own) + share * target)
         unknown = {"batch": batch.variance, "running": running.variance}[self.single_example]
         return _unless_empty(batch.variance, jnp.where(known, shrunk, unknown), running)
 
@@ -206,16 +211,18 @@ def _unless_empty(own: jax.Array, shrunk: jax.Array, running: Moments) -> jax.Ar
     return jnp.where(empty, own, shrunk)
 
 
-def _has_noise(batch: BatchStatistics) -> jax.Array:
+def _has_noise(batch: BatchStatistics, noise: jax.Array | None) -> jax.Array:
     """Channels whose sampling noise is known: two examples or more, and not constant.
 
-    A constant channel has no scale to measure a distance in.
+    A constant channel has no scale to measure a distance in. Nothing is known either of one whose
+    variance or noise is too large for a float.
     """
-    return (batch.variance > 0) & (_asked_for(batch.examples) > 1)
+    varies = (batch.variance > 0) & jnp.isfinite(batch.variance) & jnp.isfinite(_asked_for(noise))
+    return varies & (_asked_for(batch.examples) > 1)
 
 
-def _kept(distance: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
-    """The positive-part James-Stein factor over the channels whose noise is known.
+def _share(distance: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
+    """The weight of the target: 1 less the positive-part James-Stein factor, over known channels.
 
     That of :func:`~steinnorm.james_stein`, but a channel that cannot be judged takes no part:
     neither a dead unit nor an empty channel may decide for the others.
@@ -223,8 +230,8 @@ def _kept(distance: jax.Array, noise: jax.Array, known: jax.Array) -> jax.Array:
     channels = jnp.sum(known, dtype=distance.dtype)
     total = jnp.sum(jnp.where(known, jnp.square(distance), 0))
     average = jnp.sum(jnp.where(known, noise, 0)) / jnp.maximum(channels, 1)
-    share = safe_divide(jnp.maximum(channels - 2, 0) * average, total, otherwise=0.0)
-    return jnp.maximum(1 - share, 0)
+    needed = jnp.maximum(channels - 2, 0) * average
+    return safe_divide(needed, jnp.maximum(total, needed), otherwise=0.0)
 
 
 def _asked_for(noise: jax.Array | None) -> jax.Array:

@@ -7,18 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from steinnorm import _checks, _layer_inputs
-from steinnorm._numerics import promote_types, real
+from steinnorm._numerics import power_of_two_near, promote_types, real
+from steinnorm._references import sums_about
 from steinnorm._sharding import placed_as_features, placed_on, select
-from steinnorm._sums import (
-    AxisName,
-    Plan,
-    Sums,
-    shift_and_variance,
-    sums_about,
-)
+from steinnorm._sums import AxisName, Plan, Sums, shift_and_variance
 
 __all__ = ["AxisName", "BatchStatistics", "Moments", "batch_statistics"]
 
@@ -47,6 +43,8 @@ class BatchStatistics(NamedTuple):
         0 where it cannot be told, with fewer than two ``examples``.
       variance_noise: sampling variance of ``variance``, likewise.
       examples: number of examples with at least one valid value, shape () or (C,), or None.
+      relative_variance_noise: ``variance_noise`` over the square of ``variance``, likewise. It
+        holds where they leave the range of floats, at deviations above 4e9.
     """
 
     mean: jax.Array
@@ -55,6 +53,7 @@ class BatchStatistics(NamedTuple):
     mean_noise: jax.Array | None = None
     variance_noise: jax.Array | None = None
     examples: jax.Array | None = None
+    relative_variance_noise: jax.Array | None = None
 
 
 def batch_statistics(
@@ -75,8 +74,10 @@ def batch_statistics(
 
     The batch is read once, and several devices make one all-reduce. A second one follows in two
     cases. Where a mean lies more than two standard deviations from its ``reference``, the squares
-    are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves. On
-    GPUs, where such a decision would stop the host, the reference is sampled from the batch first.
+    are summed again about the mean: on CPUs and TPUs only then, decided by the sums themselves.
+    (Where the reference is also far beyond the mean, of which it then took the digits, two reads
+    more, each with an all-reduce, find the mean anew.) On GPUs, where such a decision would stop
+    the host, the reference is sampled from the batch first.
 
     Pixels of one image are correlated, so variance / N understates the noise of a channel's mean
     by far. With ``noise=True`` the sampling variances are estimated from the spread *between
@@ -97,8 +98,9 @@ def batch_statistics(
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
         intermediates, and a larger all-reduce. Devices send 2C numbers (with a mask one more, with
-        one that differs between channels 3C), with noise 5C (7C + 3, 10C). Where the squares are
-        summed again they send C, with noise 3C (4C with a mask).
+        one that differs between channels 3C), with noise 5C (7C + 3, 10C). In every read that
+        follows where a reference was far they send C, with noise 3C (4C with a mask). One follows
+        with noise also where fourth powers of the deviations leave the range of floats.
       examples: also count the ``examples``; with ``noise`` they are counted in any case.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
       reference: a guess of the means, such as running means, in the shape of the features; zeros
@@ -202,13 +204,32 @@ def _statistics(
         result = result._replace(examples=_shared(sums["examples"], variance))
     if not plan.by_example:
         return result
-    squares = _squares_of_examples(sums, shift, variance)
+    unit = sums["unit"]
+    variance_in_units = variance / unit / unit
+    squares = _squares_of_examples(sums, shift / unit, variance_in_units)
     examples = sums["examples"]
     correction = examples / jnp.maximum(examples - 1, 1) / jnp.square(count)
-    mean_noise, variance_noise = (
-        select(examples > 1, correction * jnp.maximum(a, 0)) for a in squares
+    noises = (select(examples > 1, correction * jnp.maximum(a, 0)) for a in squares)
+    return _with_noises(result, *noises, unit=unit, variance=variance_in_units)
+
+
+def _with_noises(
+    result: BatchStatistics,
+    of_mean: jax.Array,
+    of_variance: jax.Array,
+    *,
+    unit: jax.Array,
+    variance: jax.Array,
+) -> BatchStatistics:
+    """Puts the noises in, which like the variance are given in units of a power of two."""
+    divisor = jnp.square(variance)
+    some = divisor >= jnp.finfo(divisor.dtype).tiny
+    unit_squared = jnp.square(unit)
+    return result._replace(
+        mean_noise=of_mean * unit_squared,
+        variance_noise=of_variance * unit_squared * unit_squared,
+        relative_variance_noise=select(some, of_variance / select(some, divisor, 1)),
     )
-    return result._replace(mean_noise=mean_noise, variance_noise=variance_noise)
 
 
 def _squares_of_examples(
@@ -267,7 +288,8 @@ def _slopes(
         noise = functools.partial(_noise_about, plan, valid=valid, counts=result)
         along = (dx, slopes["mean"], slopes["variance"])
         _, noises = jax.jvp(noise, (x, result.mean, result.variance), along)
-        tangent = tangent._replace(mean_noise=noises[0], variance_noise=noises[1])
+        names = ("mean_noise", "variance_noise", "relative_variance_noise")
+        tangent = tangent._replace(**{n: getattr(noises, n) for n in names})
     return tangent
 
 
@@ -279,9 +301,11 @@ def _noise_about(
     *,
     valid: jax.Array | None,
     counts: BatchStatistics,
-) -> tuple[jax.Array, jax.Array]:
-    """The two noises as defined, given mean and variance: what is differentiated."""
-    centred = x.astype(plan.dtype) - plan.wide(mean)
+) -> BatchStatistics:
+    """The noises as defined, given mean and variance: what is differentiated."""
+    unit = power_of_two_near(jnp.sqrt(lax.stop_gradient(variance)))
+    variance = variance / unit / unit
+    centred = (x.astype(plan.dtype) - plan.wide(mean)) / plan.wide(unit)
     excess = jnp.square(centred) - plan.wide(variance)
     if valid is not None:
         centred, excess = select(valid, centred), select(valid, excess)
@@ -295,4 +319,5 @@ def _noise_about(
     assert examples is not None
     correction = examples / jnp.maximum(examples - 1, 1) / jnp.square(jnp.maximum(counts.count, 1))
     known = jnp.where(examples > 1, correction, 0)
-    return known * sums["mean"], known * sums["variance"]
+    noises = (known * sums[name] for name in ("mean", "variance"))
+    return _with_noises(counts, *noises, unit=unit, variance=variance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from steinnorm import estimators
 from tests import reference
@@ -32,3 +33,30 @@ def test_moderated_variance_without_degrees_of_freedom_is_finite() -> None:
     np.testing.assert_allclose(got[1:], estimators.moderated_variance(variance[1:], 5), rtol=1e-5)
     gradient = jax.grad(lambda v: estimators.moderated_variance(v, degrees).sum())(variance)
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("degrees", [1, 4, 1e4])
+@pytest.mark.parametrize(
+    "variance",
+    [
+        [1e-36, 100, 200, 300],
+        [1e-36, 1e-3, 1.0, 1e3],
+        [1.2e-38, 1, 1e30, 3e38],
+        [1e30, 1e-30, 1e30, 1e-8],
+        [1e-36, 1e-36, 3e38],
+    ],
+)
+def test_moderated_variance_of_variances_whose_ratios_are_no_floats(variance, degrees) -> None:
+    """The logarithm of the ratio was taken: minus infinity, and so zeros."""
+    variance = np.array(variance, np.float32)
+    got = estimators.moderated_variance(variance, degrees)
+    want = reference.moderated_variance(variance, degrees)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_moderated_variance_has_gradients_where_ratios_are_no_floats(x64) -> None:
+    variance = np.array([1e-36, 100, 200, 300])
+    slopes = jax.jacobian(lambda v: estimators.moderated_variance(v, 4))
+    want = slopes(variance)  # in float64, whose range is not left
+    for derivative in (slopes, jax.jacfwd(lambda v: estimators.moderated_variance(v, 4))):
+        np.testing.assert_allclose(derivative(variance.astype(np.float32)), want, rtol=1e-3)
