@@ -83,7 +83,11 @@ def shrink(
     some = batch.variance > 0
     ratio = jnp.where(some, used.variance, 1) / jnp.where(some, batch.variance, 1)
     noise = None if batch.variance_noise is None else batch.variance_noise * jnp.square(ratio)
-    estimated = batch._replace(**used._asdict(), variance_noise=noise)
+    estimated = batch._replace(
+        **used._asdict(),
+        variance_noise=noise,
+        relative_variance_noise=batch.relative_variance_noise,
+    )
     last = _estimate(then, estimated, running, epsilon)
     return last, (
         least_squares_factor(last.mean, used.mean, running.mean),

@@ -31,7 +31,17 @@ class Moments(NamedTuple):
     variance: jax.Array
 
 
-class BatchStatistics(NamedTuple):
+class _Fields(NamedTuple):
+    mean: jax.Array
+    variance: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a tuple's method of that name is not used
+    mean_noise: jax.Array | None = None
+    variance_noise: jax.Array | None = None
+    examples: jax.Array | None = None
+    relative_variance_noise: jax.Array | None = None
+
+
+class BatchStatistics(_Fields):
     """Statistics of a batch; features have the shape of the feature axes, usually (C,).
 
     Attributes:
@@ -47,13 +57,16 @@ class BatchStatistics(NamedTuple):
         holds where they leave the range of floats, at deviations above 4e9.
     """
 
-    mean: jax.Array
-    variance: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # a tuple's method of that name is not used
-    mean_noise: jax.Array | None = None
-    variance_noise: jax.Array | None = None
-    examples: jax.Array | None = None
-    relative_variance_noise: jax.Array | None = None
+    __slots__ = ()
+
+    def _replace(self, **changes: Any) -> BatchStatistics:
+        """Returns the statistics with other values for some.
+
+        With another variance or noise the old relative noise is not theirs, and is left out.
+        """
+        if not changes.keys().isdisjoint(("variance", "variance_noise")):
+            changes.setdefault("relative_variance_noise", None)
+        return super()._replace(**changes)
 
 
 def batch_statistics(

@@ -188,6 +188,21 @@ def test_a_channel_whose_noise_is_no_float_takes_no_part():
     assert np.all((variance[:3] > 1) & (variance[:3] < 2))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"variance_noise": np.full(4, 3.0)}, {"variance": np.full(4, 5.0)}], ids=list
+)
+def test_what_a_caller_replaces_counts(changes):
+    batch = batch_statistics(draw(1.0), noise=True)
+    held = Moments(jnp.zeros(4), jnp.full(4, 20.0))
+    given = batch._asdict() | {"relative_variance_noise": None} | changes
+    want = TowardRunningVariance()(BatchStatistics(**given), held)
+    replaced = batch._replace(**changes)
+    assert type(replaced) is BatchStatistics
+    np.testing.assert_array_equal(TowardRunningVariance()(replaced, held), want)
+    stale = replaced._replace(relative_variance_noise=batch.relative_variance_noise)
+    assert not np.allclose(TowardRunningVariance()(stale, held), want, rtol=1e-3)
+
+
 def test_variances_further_apart_than_the_range_of_an_exponential():
     batch = BatchStatistics(
         mean=jnp.zeros(4),
