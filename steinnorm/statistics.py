@@ -62,9 +62,9 @@ class BatchStatistics(_Fields):
     def _replace(self, **changes: Any) -> BatchStatistics:
         """Returns the statistics with other values for some.
 
-        With another variance or noise the old relative noise is not theirs, and is left out.
+        Another ``variance_noise`` counts: the relative one, which is not its own, is left out.
         """
-        if not changes.keys().isdisjoint(("variance", "variance_noise")):
+        if "variance_noise" in changes:
             changes.setdefault("relative_variance_noise", None)
         return super()._replace(**changes)
 
