@@ -77,8 +77,8 @@ class TestAsElsewhere:
         x = np.random.default_rng(0).normal(size=(1, *shape, 1)).astype(np.float32)
         x[(0, *(s * p // q for s, p, q in zip(shape, place, (64, 64, 32), strict=True)))] = 1e4
         want = reference.batch_statistics(x)
-        # Squares of 1 are added to one of 1e8: the XLA of JAX 0.8 adds them one by one, and is up to
-        # 2e-4 off in two passes too.
+        # Squares of 1 are added to one of 1e8: the XLA of JAX 0.8 adds them one by one, and is up
+        # to 2e-4 off in two passes too.
         for fast in (True, False):
             got = batch_statistics(x, use_fast_variance=fast)
             np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
