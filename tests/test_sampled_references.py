@@ -79,9 +79,10 @@ class TestAsElsewhere:
         want = reference.batch_statistics(x)
         # Squares of 1 are added to one of 1e8: the XLA of JAX 0.8 adds them one by one, and is up
         # to 2e-4 off in two passes too.
+        tolerance = 1e-4 if jax.__version_info__ >= (0, 9) else 1e-3
         for fast in (True, False):
             got = batch_statistics(x, use_fast_variance=fast)
-            np.testing.assert_allclose(got.variance, want.variance, rtol=1e-3)
+            np.testing.assert_allclose(got.variance, want.variance, rtol=tolerance)
 
     def test_an_outlier_at_the_centre_of_a_small_image(self):
         x = np.random.default_rng(0).normal(size=(1, 15, 17, 1)).astype(np.float32)

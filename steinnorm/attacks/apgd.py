@@ -45,12 +45,9 @@ from steinnorm.attacks._survivors import (
     take_rows,
     where,
 )
-from steinnorm.attacks.losses import check_loss, needs_reference
+from steinnorm.attacks.losses import TOWARDS_CLASSES, check_loss, needs_reference
 from steinnorm.attacks.result import AttackResult
 from steinnorm.attacks.threat import Threat
-
-TARGETED_LOSSES = {"targeted_dlr": "dlr", "targeted_margin": "margin"}
-"""Losses whose runs aim for the likeliest wrong classes -> that of one class."""
 
 _RHO = 0.75  # the step size is halved if fewer than this share of the steps increase the loss
 _INERTIA = 0.75  # weight of the new step; the last movement has the rest
@@ -359,8 +356,8 @@ def _check_loss(problem: Problem, loss: str) -> None:
     Raises:
       ValueError: the message says what to use instead.
     """
-    towards, targeted = loss in TARGETED_LOSSES, problem.criterion.target is not None
-    name = TARGETED_LOSSES.get(loss, loss)
+    towards, targeted = loss in TOWARDS_CLASSES, problem.criterion.target is not None
+    name = loss.removeprefix("targeted_")
     check_loss(name, problem.classes, problem.label_axes, targeted=towards or targeted)
     if towards and problem.label_axes:
         raise ValueError(f"{loss} is for one label per example; got a label per pixel")
@@ -372,7 +369,7 @@ def _loss_criteria(
     problem: Problem, loss: str, target_classes: int, joint: bool
 ) -> list[Criterion]:
     """Returns the criterion of the loss for each run."""
-    if loss not in TARGETED_LOSSES:
+    if loss not in TOWARDS_CLASSES:
         return [problem.criterion_for(loss, joint=joint)]
     targets = problem.likeliest_wrong_classes(target_classes)
     columns = [place_like(column, problem.x) for column in targets.T]

@@ -21,7 +21,6 @@ _PER_EXAMPLE = ("fab", "autoattack")
 _WITH_LOSS = ("fgsm", "pgd", "apgd")
 _WITH_PROGRESS = ("apgd", "fab", "square", "autoattack", "sea")  # those that report progress
 _TARGETED = "targeted_"
-_TARGETED_LOSSES = ("targeted_dlr", "targeted_margin")
 _WITH_RANDOM_START = ("pgd", "segpgd")  # those for which a random start is optional
 _USUAL_STEPS = {"pgd": 20, "apgd": 100, "fab": 100, "autoattack": 100, "segpgd": 20, "sea": 300}
 _FOR_MAPS = "pgd, apgd, segpgd, sea, square and fgsm"
@@ -75,8 +74,8 @@ class AttackSettings:
             raise ValueError(
                 f"unknown kind of attack {self.kind!r}; expected one of {', '.join(KINDS)}"
             )
-        if self.loss not in (*losses.LOSSES, *_TARGETED_LOSSES):
-            known = ", ".join((*losses.LOSSES, *_TARGETED_LOSSES))
+        if self.loss not in (*losses.LOSSES, *losses.TOWARDS_CLASSES):
+            known = ", ".join((*losses.LOSSES, *losses.TOWARDS_CLASSES))
             raise ValueError(f"{self.name}: loss must be one of {known}; got {self.loss!r}")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)

@@ -130,7 +130,7 @@ def batch_dependence(
     if count < 2:
         raise ValueError(f"a batch of {count} has no companions; pass at least two images")
     images = np.asarray(x)
-    others = None if others is None else np.asarray(others)
+    others = None if others is None else np.asarray(as_array("others", others, "images"))
     if others is not None and (others.shape[1:] != x.shape[1:] or not others.size):
         expected = f"(n, {', '.join(map(str, x.shape[1:]))})"
         raise ValueError(f"others must be images {expected}, n >= 1; got shape {others.shape}")
