@@ -6,8 +6,9 @@ WORKDIR ?= runs/demo
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
-  results-small-batches results-cifar10 results-sources results-autoattack results-adversarial \
-  results-hippocampus results-hippocampus-autoattack results-camvid results-camvid-sea
+  results-small-batches results-cifar10 results-sources results-autoattack results-joint \
+  results-adversarial results-hippocampus results-hippocampus-autoattack results-camvid \
+  results-camvid-sea
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 33
@@ -131,6 +132,17 @@ results-autoattack: $(EXPERIMENTS)  ## Eight norms on CIFAR-10 under AutoAttack;
 	$(has_data)
 	$(COMPARE) $(AUTOATTACK) --statistics running --attacks autoattack --check-examples 0
 	$(COMPARE) $(AUTOATTACK) $(EVERY_SOURCE) --attacks pgd,pgd-margin
+
+# The networks of results-sources, where the attacker owns the whole batch.
+JOINT := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+  --norms batch stein $(wordlist 2,9,$(OTHER_RULES)) \
+  --workdir $(RESULTS)/cifar10-joint --attacks apgd,apgd-t --epsilon 2/255 \
+  --independent-batch-size 1000 --check-examples 0
+
+results-joint: $(EXPERIMENTS)  ## Seven norms on CIFAR-10 under APGD on whole batches; a day on 2 cores.
+	$(has_data)
+	$(COMPARE) $(JOINT) --statistics calibrated
+	$(COMPARE) $(JOINT) --statistics batch
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
 ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \
