@@ -24,6 +24,8 @@ class Criterion(NamedTuple):
       step_fraction: completed steps / all steps, a scalar in [0, 1), for losses that change during
         a run.
       temperature: divisor of the logits in saturating losses, a scalar or (B,); None for 1.
+      ceiling: value beyond which losses that do not saturate hardly grow, a scalar or (B,); None
+        for no such value.
     """
 
     y: jax.Array
@@ -31,6 +33,7 @@ class Criterion(NamedTuple):
     reference: jax.Array | None = None
     step_fraction: jax.Array | float = 0.0
     temperature: jax.Array | None = None
+    ceiling: jax.Array | None = None
 
 
 def has_label(y: jax.Array) -> jax.Array:

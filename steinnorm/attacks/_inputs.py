@@ -20,6 +20,7 @@ from steinnorm.attacks._arguments import (
     refuse_traced,
 )
 from steinnorm.attacks._criterion import VOID, Criterion
+from steinnorm.attacks._many_labels import needs_scales
 from steinnorm.attacks._model import (
     LogitsFn,
     as_partial,
@@ -33,7 +34,7 @@ from steinnorm.attacks._model import (
 from steinnorm.attacks._survivors import place_like, take_rows
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
-from steinnorm.attacks.losses import needs_reference, saturates
+from steinnorm.attacks.losses import needs_reference
 from steinnorm.attacks.result import AttackResult, Stage
 from steinnorm.attacks.threat import Threat, check_threat, radius_text
 
@@ -141,7 +142,7 @@ class Problem:
         return len(self.shape) - 2
 
     def criterion_for(self, loss: str, *, joint: bool) -> Criterion:
-        """Returns the criterion, with the clean logits and the temperature if a loss needs them.
+        """Returns the criterion, with what else a loss needs: the clean logits, their scales.
 
         Args:
           loss: name of the loss.
@@ -150,9 +151,9 @@ class Problem:
         criterion = self.criterion
         if needs_reference(loss):
             criterion = criterion._replace(reference=self.logits)
-        if saturates(loss) and (joint or self.label_axes):
-            temperature = measurements.temperature(self.logits, criterion.y, joint=joint)
-            criterion = criterion._replace(temperature=temperature)
+        if needs_scales(loss, self.label_axes, joint=joint):
+            scales = measurements.scales(loss, self.logits, criterion.y, joint=joint)
+            criterion = criterion._replace(temperature=scales[0], ceiling=scales[1])
         return criterion
 
     def take(self, index: np.ndarray) -> Problem:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from steinnorm.attacks import _criterion
 from steinnorm.attacks import _geometry as geometry
 from steinnorm.attacks._criterion import Criterion, has_label, mean_if_joint, succeeded
-from steinnorm.attacks.losses import per_example, temperature_of
+from steinnorm.attacks._many_labels import scales_of
+from steinnorm.attacks.losses import per_example
 from steinnorm.attacks.threat import Threat
 
-temperature = jax.jit(temperature_of, static_argnames="joint")
+scales = jax.jit(scales_of, static_argnames=("name", "joint"))
 
 
 @functools.partial(jax.jit, static_argnames="joint")

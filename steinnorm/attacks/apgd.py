@@ -369,11 +369,12 @@ def _loss_criteria(
     problem: Problem, loss: str, target_classes: int, joint: bool
 ) -> list[Criterion]:
     """Returns the criterion of the loss for each run."""
+    criterion = problem.criterion_for(loss, joint=joint)
     if loss not in TOWARDS_CLASSES:
-        return [problem.criterion_for(loss, joint=joint)]
+        return [criterion]
     targets = problem.likeliest_wrong_classes(target_classes)
     columns = [place_like(column, problem.x) for column in targets.T]
-    return [problem.criterion._replace(target=column) for column in columns]
+    return [criterion._replace(target=column) for column in columns]
 
 
 def _start(key: jax.Array | None, run: tuple[int, int], problem: Problem, start: Any) -> jax.Array:

@@ -11,10 +11,7 @@ labels that the gradient sums over: those of one example, or of the whole batch 
 logits depend on the others. The result is the gradient of the loss up to one positive factor,
 which no attack here uses, and rounding never makes it vanish.
 
-If a gradient sums over many labels, their relative weights matter, and those of a confident model
-are useless: with weights such as exp(-1000) and exp(-100) only the least confident label counts. In
-this case the logits are divided by a temperature (after Carlini & Wagner 2016), which is computed
-once from the clean logits so that the median label's lead is 1 nat; it is at least 1.
+If a gradient sums over many labels, their relative weights matter: ``_many_labels``.
 
 Values saturate as well: for a confident model all losses round to 0 and cannot be compared.
 Therefore attacks compare logarithms of mean losses, which stay distinguishable.
@@ -35,11 +32,11 @@ from steinnorm.attacks._criterion import (
     mean_if_joint,
     mean_over_labels,
 )
-from steinnorm.attacks._explicit_meshes import explicit_sharding, full_like
+from steinnorm.attacks._explicit_meshes import full_like
 
 _TINY = 1e-12
 _LOG_2 = 0.6931471805599453
-_LEAD = 1.0  # largest lead of the median label, in nats, for which the temperature is 1
+_BEYOND = 0.01  # slope beyond the ceiling; not 0, so that no gradient vanishes
 _LOWEST = -1e30  # logarithm of a loss of zero; finite, because infinities indicate a broken model
 
 
@@ -67,10 +64,10 @@ Loss = Callable[[jax.Array, Criterion], jax.Array | SaturatingLoss]
 def cross_entropy(logits: jax.Array, criterion: Criterion) -> SaturatingLoss:
     """Returns the cross-entropy in nats; with a target, minus the cross-entropy of the target."""
     if criterion.target is None:
-        lead, direction = _lead_of_others(logits, index_labels(criterion.y))
+        lead, direction = lead_of_others(logits, index_labels(criterion.y))
         value, log_value = jax.nn.softplus(lead), _log_softplus(lead)
         return SaturatingLoss(value, direction, jax.nn.log_sigmoid(lead), log_value)
-    lead, direction = _lead_of_others(logits, criterion.target)
+    lead, direction = lead_of_others(logits, criterion.target)
     return SaturatingLoss(-jax.nn.softplus(lead), -direction, jax.nn.log_sigmoid(lead))
 
 
@@ -120,7 +117,7 @@ def kl(logits: jax.Array, criterion: Criterion) -> SaturatingLoss:
     assert criterion.reference is not None  # guaranteed by ``criterion_for``
     likeliest = jnp.argmax(criterion.reference, axis=-1)
     is_likeliest = _is_label(logits, likeliest)
-    lead_p, lead_q = (_lead_of_others(z, likeliest)[0] for z in (logits, criterion.reference))
+    lead_p, lead_q = (lead_of_others(z, likeliest)[0] for z in (logits, criterion.reference))
     log_p, log_q = jax.nn.log_softmax(logits), jax.nn.log_softmax(criterion.reference)
     scale = jnp.minimum(jnp.maximum(lead_p, lead_q), 0)  # 1 - p and 1 - q are at most exp(scale)
     p, q = (jnp.where(is_likeliest, 0, jnp.exp(log - scale[..., None])) for log in (log_p, log_q))
@@ -178,7 +175,7 @@ def js(logits: jax.Array, criterion: Criterion) -> SaturatingLoss:
     It is at most log 2, so that a pixel's gradient fades as it becomes wrong, without a mask. It
     depends only on the true label's probability p: log 2 + (p log p - (1 + p) log(1 + p)) / 2.
     """
-    lead, direction = _lead_of_others(logits, index_labels(criterion.y))
+    lead, direction = lead_of_others(logits, index_labels(criterion.y))
     log_p, log_rest = -jax.nn.softplus(lead), jax.nn.log_sigmoid(lead)
     p, rest = jnp.exp(log_p), jnp.exp(log_rest)
     far = 0.5 * (p * log_p - (1 + p) * jnp.log1p(p)) + _LOG_2
@@ -228,7 +225,7 @@ def per_label(
     logits, criterion = _divided_by_temperature(name, logits, criterion)
     loss = _ALL[name](logits, criterion)
     if not isinstance(loss, SaturatingLoss):
-        return loss
+        return _below_ceiling(loss, criterion)
     return _with_gradient_of(loss.value, _surrogate(loss, logits, criterion, joint))
 
 
@@ -249,7 +246,7 @@ def per_example(
     logits, criterion = _divided_by_temperature(name, logits, criterion)
     loss, y = _ALL[name](logits, criterion), criterion.y
     if not isinstance(loss, SaturatingLoss):
-        return mean_if_joint(mean_over_labels(loss, y), joint)
+        return mean_if_joint(mean_over_labels(_below_ceiling(loss, criterion), y), joint)
     surrogate = mean_over_labels(_surrogate(loss, logits, criterion, joint), y)
     if loss.log_value is None:
         value = mean_if_joint(mean_over_labels(loss.value, y), joint)
@@ -258,23 +255,9 @@ def per_example(
     return _with_gradient_of(value, surrogate)
 
 
-def temperature_of(logits: jax.Array, y: jax.Array, *, joint: bool) -> jax.Array:
-    """Returns the temperature of each example, or of the batch, at least 1.
-
-    Args:
-      logits: logits of the clean inputs, (B, *S, K).
-      y: true labels, (B, *S).
-      joint: whether the whole batch gets one temperature, because its examples depend on each
-        other.
-    """
-    lead, _ = _lead_of_others(logits, index_labels(y))
-    size = jnp.where(has_label(y), jnp.abs(lead), jnp.nan)
-    placed = explicit_sharding(size)
-    if placed is not None:  # JAX cannot sort along a sharded axis of an explicit mesh
-        size = jax.sharding.reshard(size, placed.update(spec=(None,) * size.ndim))
-    axes = None if joint else tuple(range(1, y.ndim))
-    median = jnp.nanmedian(size, axis=axes)
-    return jnp.maximum(jnp.where(jnp.isfinite(median), median, 0) / _LEAD, 1)
+def grows_without_end(name: str) -> bool:
+    """Returns whether the loss of a label goes on growing once the label is wrong."""
+    return name.removeprefix("targeted_") in ("margin", "dlr")
 
 
 def saturates(name: str) -> bool:
@@ -326,6 +309,15 @@ def _divided_by_temperature(
     return logits / divisor, criterion._replace(reference=reference)
 
 
+def _below_ceiling(loss: jax.Array, criterion: Criterion) -> jax.Array:
+    """Returns losses (B, *S) that hardly grow beyond the ceiling, if there is one."""
+    if criterion.ceiling is None:
+        return loss
+    ceiling = criterion.ceiling.astype(loss.dtype)
+    ceiling = ceiling.reshape(ceiling.shape + (1,) * (loss.ndim - ceiling.ndim))
+    return jnp.minimum(loss, ceiling) + _BEYOND * jnp.maximum(loss - ceiling, 0)
+
+
 def _surrogate(
     loss: SaturatingLoss, logits: jax.Array, criterion: Criterion, joint: bool
 ) -> jax.Array:
@@ -357,7 +349,7 @@ def _log_softplus(lead: jax.Array) -> jax.Array:
     return jnp.where(small, lead, jnp.log(jax.nn.softplus(jnp.where(small, 0, lead))))
 
 
-def _lead_of_others(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def lead_of_others(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the log-sum-exp of all other logits minus the label's logit, and its derivative.
 
     With this lead, 1 - p = sigmoid(lead) without cancellation.

@@ -22,6 +22,7 @@ from steinnorm.attacks._arguments import (
     check_size,
 )
 from steinnorm.attacks._criterion import Criterion
+from steinnorm.attacks._many_labels import needs_scales, scales_of
 from steinnorm.attacks._model import (
     LogitsFn,
     as_partial,
@@ -30,13 +31,7 @@ from steinnorm.attacks._model import (
     explained_errors,
     traced_logits,
 )
-from steinnorm.attacks.losses import (
-    check_loss,
-    needs_reference,
-    per_example,
-    saturates,
-    temperature_of,
-)
+from steinnorm.attacks.losses import check_loss, needs_reference, per_example
 from steinnorm.attacks.threat import Threat, check_threat, warn_of_short_reach
 
 
@@ -99,13 +94,13 @@ def pgd_scan(
     x, labels, classes = _checked(model, x, y, threat)
     check_loss(loss, classes, labels.ndim - 1, targeted=False)
     size = _step_size(step_size, steps, x, threat)
-    temperature = None
-    if saturates(loss) and (batch_dependent or labels.ndim > 1):
-        temperature = temperature_of(traced_logits(model, x), labels, joint=batch_dependent)
+    scales: tuple[jax.Array | None, jax.Array | None] = None, None
+    if needs_scales(loss, labels.ndim - 1, joint=batch_dependent):
+        scales = scales_of(loss, traced_logits(model, x), labels, joint=batch_dependent)
     start = x if key is None else threat.random_start(jax.random.fold_in(key, 0), x)
 
     def step(x_adv: jax.Array, step_fraction: jax.Array) -> tuple[jax.Array, None]:
-        criterion = Criterion(labels, step_fraction=step_fraction, temperature=temperature)
+        criterion = Criterion(labels, None, None, step_fraction, *scales)
 
         def total(images: jax.Array) -> jax.Array:
             logits = traced_logits(model, images)
