@@ -11,6 +11,7 @@ three times, each time in a batch of the same shape, so that nothing is compiled
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from steinnorm.attacks._survivors import place_like
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.dependence import ROUNDING
 from steinnorm.attacks.errors import BatchDependenceWarning
+from steinnorm.attacks.random_models import one_draw_for_batches
 
 
 class _Allowed(NamedTuple):
@@ -79,6 +81,10 @@ _answers: OrderedDict[Any, _Remembered] = OrderedDict()
 def resolve_batch_dependence(problem: Problem, given: bool | None, *, quiet: bool = False) -> bool:
     """Returns ``given``, or what ``depends_on_batch`` finds where that is None.
 
+    Raises:
+      ValueError: the model is a mean over randomness in which each example is alone, and its
+        logits depend on companions; ``given`` is None.
+
     Warns:
       BatchDependenceWarning: the logits depend on the batch, and ``given`` is None.
     """
@@ -108,6 +114,7 @@ def _remembered_or_tested(problem: Problem) -> bool:
     remembered = _answers.get(key)
     if remembered is not None and remembered.holds_for(leaves):
         return remembered.answer
+    _refuse_lonely_examples(problem)
     found = _exchange_companions(problem)
     if not (found.dependent or found.telling):
         return False
@@ -131,7 +138,21 @@ def depends_on_batch(problem: Problem) -> bool:
     return _exchange_companions(problem).dependent
 
 
-def _exchange_companions(problem: Problem) -> _Findings:
+def _refuse_lonely_examples(problem: Problem) -> None:
+    """Refuses a mean by example of a random model that needs whole batches."""
+    whole = one_draw_for_batches(problem.model)
+    if whole is None:
+        return
+    # In their places, because the draws differ from place to place.
+    if _exchange_companions(dataclasses.replace(problem, model=whole), move=False).dependent:
+        raise ValueError(
+            "expected_over_randomness gives logits_fn each example alone, but its logits change "
+            "with the other examples of a batch, so that this would be another model: pass "
+            "by_example=False, or switch the model to evaluation"
+        )
+
+
+def _exchange_companions(problem: Problem, *, move: bool = True) -> _Findings:
     if len(problem.x) == 1:
         return _with_a_companion(problem)
     examples, clean = np.asarray(problem.x), np.asarray(problem.logits)
@@ -142,7 +163,7 @@ def _exchange_companions(problem: Problem) -> _Findings:
     for order, exchanged, allowed in (
         (places, second_half, _IN_PLACE),
         (places, ~second_half, _IN_PLACE),
-        (moved, _irregular(len(places)), _ELSEWHERE),
+        (moved if move else places, _irregular(len(places)), _ELSEWHERE if move else _IN_PLACE),
     ):
         batch, kept = examples[order], ~exchanged
         batch[exchanged] = others[order][exchanged]

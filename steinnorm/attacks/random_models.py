@@ -33,7 +33,8 @@ def expected_over_randomness(
       by_example: whether ``logits_fn`` sees every example as a batch of its own, (1, ...), by
         ``vmap``: draws of the shape of its input are then the same for each. False gives it whole
         batches, for models whose logits depend on the companions as well; draws that differ from
-        place to place make the attacks keep the batch whole.
+        place to place make the attacks keep the batch whole. Attacks that test whether logits
+        depend on the batch refuse True for such models.
 
     Returns:
       A function from (B, ...) to logits (B, ..., K), K >= 2: the logarithm of the mean of the
@@ -58,6 +59,21 @@ def expected_over_randomness(
     model = logits_fn if partial else jax.tree_util.Partial(logits_fn)
     mean = _mean_by_example if by_example else _mean_prediction
     return jax.tree_util.Partial(mean, model, jax.random.split(key, samples))
+
+
+def one_draw_for_batches(model: jax.tree_util.Partial) -> jax.tree_util.Partial | None:
+    """Returns the first draw of a mean by example, as a function of whole batches.
+
+    Args:
+      model: any function from inputs to logits.
+
+    Returns:
+      A function from (B, ...) to logits; None if the model is no such mean.
+    """
+    if model.func is not _mean_by_example:
+        return None
+    logits_fn, keys = model.args
+    return jax.tree_util.Partial(_mean_prediction, logits_fn, keys[:1])
 
 
 def _mean_by_example(model: jax.tree_util.Partial, keys: jax.Array, x: jax.Array) -> jax.Array:

@@ -92,6 +92,28 @@ def test_draws_of_whole_batches_keep_the_batch_whole():
         fab(model, X, Y, threat=THREAT, steps=1)
 
 
+def _centred(key, x):
+    return MODEL(key, x - x.mean(axis=0, keepdims=True))
+
+
+def _centred_in_groups(key, x):
+    groups = x.reshape(-1, min(len(x), 4), 16)
+    return MODEL(key, (groups - groups.mean(axis=1, keepdims=True)).reshape(x.shape))
+
+
+@pytest.mark.parametrize("centred", [_centred, _centred_in_groups])
+def test_a_model_that_needs_its_batch_is_not_given_single_examples(centred):
+    """It would be another model: alone, every example is its own mean."""
+    alone, whole = (
+        expected_over_randomness(centred, jax.random.key(1), samples=2, by_example=by_example)
+        for by_example in (True, False)
+    )
+    with pytest.raises(ValueError, match="pass by_example=False"):
+        pgd(alone, X, Y, threat=THREAT, steps=1)
+    pgd(alone, X, Y, threat=THREAT, steps=1, batch_dependent=False)
+    pgd(whole, X, Y, threat=THREAT, steps=1, batch_dependent=True)
+
+
 @pytest.mark.parametrize("attack", [pgd, apgd])
 def test_the_mean_is_attacked_more_strongly_than_one_draw(attack):
     left = {}
