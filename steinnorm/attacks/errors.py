@@ -10,7 +10,7 @@ class RadiusWarning(UserWarning):
 
 
 class BatchDependenceWarning(UserWarning):
-    """An example's logits change with the other examples of its batch."""
+    """An example's logits change with the other examples of its batch, or with its place."""
 
 
 class ProbabilitiesWarning(UserWarning):

@@ -117,7 +117,7 @@ def fab(
     if resolve_batch_dependence(problem, batch_dependent, quiet=True):
         raise ValueError(
             "fab minimises the distance of each example separately, which has no meaning if its "
-            "logits depend on its companions: use apgd or square"
+            "logits depend on its companions or its place in the batch: use apgd or square"
         )
     x_adv, zero_gradients = run_fab(
         problem,

@@ -253,3 +253,121 @@ def test_a_large_batch_hides_no_dependence():
     x = jnp.asarray(generator.uniform(size=(256, 16, 16, 3)), jnp.float32)
     problem = Problem.of(model, x, np.zeros(256, np.int32), THREAT)
     assert depends_on_batch(problem)
+
+
+def _from_groups(x, size):
+    groups = x.reshape(-1, size, x.shape[-1])
+    return groups, lambda companions: (groups - companions).reshape(x.shape)
+
+
+def _group_norm(x, size=3):
+    groups, minus = _from_groups(x, size)
+    return minus(groups.mean(axis=1, keepdims=True))
+
+
+def _first_of_group(x):
+    groups, minus = _from_groups(x, 3)
+    return minus(groups[:, :1])
+
+
+def _last_of_group(x):
+    groups, minus = _from_groups(x, 3)
+    return minus(groups[:, -1:])
+
+
+def _by_place(x):
+    return x + 0.3 * jax.random.normal(jax.random.key(7), x.shape)
+
+
+PARTS_OF_THE_BATCH = {
+    "running mean": lambda x: x - jnp.cumsum(x, 0) / jnp.arange(1.0, 1 + len(x))[:, None],
+    "first": lambda x: x - x[:1],
+    "last": lambda x: x - x[-1:],
+    "previous": lambda x: x - jnp.roll(x, 1, axis=0).at[0].set(0.5),
+    "next": lambda x: x - jnp.roll(x, -1, axis=0).at[-1].set(0.5),
+    "mixed with its mirror": lambda x: x + x[::-1] / 2,
+    "groups": _group_norm,
+    "pairs": lambda x: _group_norm(x, 2),
+    "strided groups": lambda x: x - jnp.tile(x.reshape(-1, 4, 9).mean(axis=0), (len(x) // 4, 1)),
+    "first of the group": _first_of_group,
+    "last of the group": _last_of_group,
+    "noise by place": _by_place,
+    "factor by place": lambda x: x * (1 + jnp.arange(len(x))[:, None] / len(x)),
+}
+HEAD = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)), jnp.float32)
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("name", PARTS_OF_THE_BATCH)
+def test_dependence_on_a_part_of_the_batch_is_found(name, repeated):
+    x = draws(12, 9)
+    x = jnp.repeat(x[:1], 12, axis=0) if repeated else x
+
+    def model(x):
+        return PARTS_OF_THE_BATCH[name](x) @ HEAD
+
+    assert depends_on_batch(Problem.of(model, x, np.zeros(12, np.int32), THREAT))
+
+
+def test_standardised_images_hide_no_dependence():
+    """Another brightness or contrast of a companion does not reach such a model."""
+
+    def model(x):
+        x = (x - x.mean(axis=1, keepdims=True)) / x.std(axis=1, keepdims=True)
+        return (x - x.mean(axis=0, keepdims=True)) @ HEAD
+
+    x = jnp.repeat(draws(1, 9), 8, axis=0)
+    assert depends_on_batch(Problem.of(model, x, np.zeros(8, np.int32), THREAT))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("count", [2, 3, 33, 64])
+def test_no_model_of_single_examples_is_taken_for_dependent(count, dtype):
+    generator = np.random.default_rng(3)
+    sizes = [(64, 256), (256, 256), (256, 10)]
+    weights = [jnp.asarray(generator.normal(size=s) / s[0] ** 0.5, dtype) for s in sizes]
+
+    def model(x):
+        x = x.astype(dtype)
+        for w in weights[:-1]:
+            x = jax.nn.relu(x @ w)
+        return x @ weights[-1] + 3
+
+    x = draws(count, 64)
+    assert not depends_on_batch(Problem.of(model, x, np.zeros(count, np.int32), THREAT))
+
+
+def _gated(p, x):
+    """The logits of black images are zero, whatever their companions are."""
+    return x.mean(axis=1, keepdims=True) * ((x - x.mean(axis=0, keepdims=True)) @ p["w"])
+
+
+@pytest.mark.parametrize("model", [_standardised, _gated])
+@pytest.mark.parametrize("first", [0.0, 0.25])
+def test_one_batch_that_hides_the_dependence_clears_no_other(model, first):
+    x = draws(12, 9)
+    p = {"w": HEAD, "offset": jnp.zeros((1, 4))}
+    model = jax.tree_util.Partial(model, p)
+
+    def found(x):
+        problem = Problem.of(model, x, np.zeros(12, np.int32), THREAT)
+        return resolve_batch_dependence(problem, None, quiet=True)
+
+    found(jnp.full_like(x, first))
+    assert found(x)
+
+
+def test_an_answer_is_remembered_where_the_examples_tell():
+    calls = []
+
+    def model(p, x):
+        jax.debug.callback(lambda: calls.append(1))
+        return x @ p
+
+    model = jax.tree_util.Partial(model, HEAD)
+    for images in (draws(12, 9), 1 - draws(12, 9)):
+        problem = Problem.of(model, images, np.zeros(12, np.int32), THREAT)
+        assert problem.logits.shape == (12, 4)
+        assert not resolve_batch_dependence(problem, None)
+        jax.effects_barrier()
+    assert len(calls) == 2 + 3  # the clean logits of both, and the exchanges of the first

@@ -1,13 +1,24 @@
 """Random models: the attack on the mean prediction, judged by draws that it has not seen."""
 
 import itertools
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steinnorm.attacks import RandomLogitsWarning, Threat, apgd, expected_over_randomness, pgd
+from steinnorm.attacks import (
+    BatchDependenceWarning,
+    RandomLogitsWarning,
+    Threat,
+    apgd,
+    autoattack,
+    expected_over_randomness,
+    fab,
+    pgd,
+    predict,
+)
 from tests.attacks.problems import draws
 
 WEIGHTS = draws(16, 4) - 0.5
@@ -40,12 +51,67 @@ def mean_accuracy(x, seed):
 
 def test_the_mean_is_that_of_the_draws():
     key = jax.random.key(1)
-    model = expected_over_randomness(MODEL, key, samples=5)
+    model = expected_over_randomness(MODEL, key, samples=5, by_example=False)
     each = [jax.nn.softmax(MODEL(k, X)) for k in jax.random.split(key, 5)]
     np.testing.assert_allclose(jnp.exp(model(X)), np.mean(each, axis=0), rtol=1e-5)
     np.testing.assert_array_equal(model(X), model(X))
+    model = expected_over_randomness(MODEL, key, samples=5)
+    alone = [
+        jnp.concatenate([jax.nn.softmax(MODEL(k, X[i : i + 1])) for i in (0, 1, 39)])
+        for k in jax.random.split(key, 5)
+    ]
+    got = jnp.exp(model(X))[jnp.array([0, 1, 39])]
+    np.testing.assert_allclose(got, np.mean(alone, axis=0), rtol=1e-5)
     single = expected_over_randomness(lambda key, x: MODEL(key, x)[:, :1], key, samples=2)
     assert single(X).shape == (40, 2)
+
+
+def test_draws_stay_with_the_example_wherever_it_is():
+    model = expected_over_randomness(MODEL, jax.random.key(1), samples=2)
+    there = predict(model, X)
+    for some in (np.array([7, 3, 39]), np.array([5])):
+        np.testing.assert_allclose(predict(model, X[some]), there[some], rtol=1e-5, atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(model, X, Y, threat=THREAT, steps=1)
+
+
+def test_the_stages_of_autoattack_follow_the_function_that_judges_them():
+    """Where survivors saw other draws, stages claimed successes that the judgement took back."""
+    model = expected_over_randomness(MODEL, jax.random.key(1), samples=2)
+    y = jnp.argmax(predict(model, X), axis=1)
+    found = autoattack(model, X, y, threat=THREAT, steps=10, queries=20)
+    assert sum(stage.broken for stage in found.stages) == int(found.success.sum()) > 10
+
+
+def test_draws_of_whole_batches_keep_the_batch_whole():
+    model = expected_over_randomness(MODEL, jax.random.key(1), samples=2, by_example=False)
+    with pytest.warns(BatchDependenceWarning, match="its place in the batch"):
+        pgd(model, X, Y, threat=THREAT, steps=1)
+    with pytest.raises(ValueError, match="fab minimises the distance of each example"):
+        fab(model, X, Y, threat=THREAT, steps=1)
+
+
+def _centred(key, x):
+    return MODEL(key, x - x.mean(axis=0, keepdims=True))
+
+
+def _centred_in_groups(key, x):
+    groups = x.reshape(-1, min(len(x), 4), 16)
+    return MODEL(key, (groups - groups.mean(axis=1, keepdims=True)).reshape(x.shape))
+
+
+@pytest.mark.parametrize("centred", [_centred, _centred_in_groups])
+def test_a_model_that_needs_its_batch_is_not_given_single_examples(centred):
+    """It would be another model: alone, every example is its own mean."""
+    alone, whole = (
+        expected_over_randomness(centred, jax.random.key(1), samples=2, by_example=by_example)
+        for by_example in (True, False)
+    )
+    with pytest.raises(ValueError, match="pass by_example=False"):
+        pgd(alone, X, Y, threat=THREAT, steps=1)
+    pgd(alone, X, Y, threat=THREAT, steps=1, batch_dependent=False)
+    pgd(whole, X, Y, threat=THREAT, steps=1, batch_dependent=True)
 
 
 @pytest.mark.parametrize("attack", [pgd, apgd])
