@@ -66,11 +66,12 @@ def evaluate_robustness(
     ``table.csv``, ``table.md``, ``accuracy.png``, ``pictures/`` (clean, attacked and difference of
     the first few examples if they are images) and ``per_example/`` (a file for each attack and
     radius, rewritten after every batch). An interrupted evaluation continues if the call is
-    repeated with the same model, data and settings. Models are identified by their arrays, if these
-    are accessible, and by their logits and gradients on the first batch. Results of another model,
-    of other data or settings, or of another version of this code are replaced or removed. Attacks
-    that are functions are identified by their code and the globals that they read; if these cannot
-    be described, the attack is measured again.
+    repeated with the same model, data and settings. Models are identified by what they compute, as
+    JAX traces it, by their arrays, and by their logits and gradients on the first batch. Results of
+    another model, of other data or settings, or of another version of this code are replaced or
+    removed. Attacks that are functions, and callbacks of models, are identified by their code and
+    the globals that they read; if these cannot be described, everything that depends on them is
+    measured again.
 
     Args:
       logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), in evaluation mode
