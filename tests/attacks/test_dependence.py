@@ -253,3 +253,20 @@ def test_a_large_batch_hides_no_dependence():
     x = jnp.asarray(generator.uniform(size=(256, 16, 16, 3)), jnp.float32)
     problem = Problem.of(model, x, np.zeros(256, np.int32), THREAT)
     assert depends_on_batch(problem)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_black_box_is_judged_by_its_logits(share):
+    model, weights = of(share)
+
+    def black_box(x):
+        shape = jax.ShapeDtypeStruct((len(x), weights.shape[1]), jnp.float32)
+        return jax.pure_callback(lambda images: np.asarray(model(jnp.asarray(images))), shape, x)
+
+    x = draws(6, 2, 2, 1)
+    report = batch_dependence(black_box, x, key=KEY)
+    assert report.gradient_shares == ()
+    assert report.found == bool(share)
+    of_model = batch_dependence(model, x, key=KEY)
+    for ours, theirs in zip(report[1:4], of_model[1:4], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from steinnorm.attacks import AttackSettings
 from steinnorm.attacks._model import as_partial
 from steinnorm.attacks.checks import Checks
 from steinnorm.attacks.robustness.checks import CheckRequest, make_checks
@@ -159,3 +160,13 @@ def test_checks_with_another_twin_are_made_again(tmp_path, monkeypatch):
             path=tmp_path / "checks.json",
         )
     assert seen == [*PAIRS["partial"], None]
+
+
+def test_a_black_box_is_evaluated_in_a_folder_and_goes_on_there(tmp_path):
+    y = np.asarray(jnp.argmax(scaled(1.0, X), axis=1))
+    square = AttackSettings("square", "square", queries=20)
+    found = measure(tmp_path, black_box, X, y, attacks=square)
+    assert found.rows == measure(None, black_box, X, y, attacks=square).rows
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "per_example").iterdir()}
+    measure(tmp_path, black_box, X, y, attacks=square)
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "per_example").iterdir()} == before
