@@ -83,10 +83,12 @@ def evaluate_robustness(
         an iterable of batches.
       norm: norm of the balls, ``linf`` or ``l2``.
       epsilons: radii of the balls, in the units of the inputs; for noises the root mean square.
+        They
+        differ in their first nine digits.
       attacks: names in ``steinnorm.attacks.catalogue``, ``AttackSettings`` with another budget, or
         functions with the signature of an attack; ``()`` measures the clean accuracy only.
       batch_size: examples per batch if ``x`` is an array; batches of an iterable are used as given.
-      seed: seed of all randomness.
+      seed: seed of all randomness, an integer of 64 bits.
       out: folder for files; None for none.
       bounds: smallest and largest valid value of an input; None if every value is valid.
       batch_dependent: whether an example's logits depend on the rest of the batch, as with

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from steinnorm.attacks._model import LogitsFn, as_partial
@@ -131,7 +130,7 @@ def _run(
         jnp.asarray(batch.x),
         jnp.asarray(batch.y),
         threat=threat,
-        key=jax.random.key(evaluator.seed),
+        key=evaluator.key,
         settings=settings,
         twin=twin,
         batch_dependent=evaluator.batch_dependent,
