@@ -82,11 +82,7 @@ def run(
       FloatingPointError: loss or weights are not finite.
       CheckpointError: a checkpoint cannot be written or read.
     """
-    if norm not in NORMS:
-        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
-    check_seed(seed)
-    if loader_threads is not None and loader_threads < 1:
-        raise ConfigError(f"--loader-threads must be at least 1; got {loader_threads}")
+    _check(norm, seed, loader_threads)
     if tensorboard:
         check_tensorboard()  # at once: reading the data may take minutes
     first = devices.is_first()
@@ -143,6 +139,14 @@ def run(
         for line in _ends(trained, places.workdir, task.score, seconds):
             display.say(line)
     return trained
+
+
+def _check(norm: str, seed: int, loader_threads: int | None) -> None:
+    if norm not in NORMS:
+        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    check_seed(seed)
+    if loader_threads is not None and loader_threads < 1:
+        raise ConfigError(f"--loader-threads must be at least 1; got {loader_threads}")
 
 
 def _loop(settings: RunSettings, dataset: data.Dataset, task: Task, **more: Any) -> Loop:

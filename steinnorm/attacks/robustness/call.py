@@ -83,8 +83,7 @@ def evaluate_robustness(
         an iterable of batches.
       norm: norm of the balls, ``linf`` or ``l2``.
       epsilons: radii of the balls, in the units of the inputs; for noises the root mean square.
-        They
-        differ in their first nine digits.
+        They differ in their first nine digits.
       attacks: names in ``steinnorm.attacks.catalogue``, ``AttackSettings`` with another budget, or
         functions with the signature of an attack; ``()`` measures the clean accuracy only.
       batch_size: examples per batch if ``x`` is an array; batches of an iterable are used as given.
