@@ -162,9 +162,9 @@ class LoggedStep:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a ``metrics.jsonl``, without a last one that was cut short."""
+    """Returns the lines of a ``metrics.jsonl`` up to one that was cut short or damaged."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,6 +1,7 @@
 """What the command ``evaluate`` is asked for: its flags, and the plans that they make."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.errors import ConfigError
 from experiments.evaluation.attack_batch import DEPENDENT, ThreatModel
 from experiments.evaluation.plan import Plan, batch_size_of
 from experiments.models.norms import sources
+from steinnorm.attacks import Threat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +143,28 @@ def _attacks(known: Sequence[AttackConfig], request: Request) -> list[AttackConf
         found.append(
             dataclasses.replace(attack, epsilons=radii or attack.epsilons, **changed)  # type: ignore[arg-type]
         )
+    for attack in found:
+        _check_radii(attack)
     return found
 
 
-def _epsilon(text: str) -> float:
+def _check_radii(attack: AttackConfig) -> None:
     try:
-        value = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError) as error:
+        for epsilon in attack.epsilons:
+            Threat(attack.norm, epsilon)
+    except ValueError as error:  # float32 has no such radius
+        raise ConfigError(f"{attack.name}: {error}") from error
+
+
+def _epsilon(text: str) -> float:
+    number, _, divisor = text.partition("/")
+    try:
+        # Not as one fraction: that of 1e9999999 would fill the memory.
+        value = float(Fraction(int(number), int(divisor)) if divisor else float(text))
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"a strength is a number such as 0.03 or 8/255; got {text!r}") from error
+    if not math.isfinite(value):
+        raise ConfigError(f"a strength must be finite; got {text!r}")
     if value < 0:
         raise ConfigError(f"a strength must not be negative; got {text!r}")
     return value

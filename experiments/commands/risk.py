@@ -15,8 +15,8 @@ from flax import nnx
 
 from experiments import data, tasks
 from experiments.commands.console import Bar, Display, make_folder
+from experiments.commands.seeds import check_seed
 from experiments.configs import presets
-from experiments.errors import ConfigError
 from experiments.evaluation.risk import parts as measured
 from experiments.evaluation.risk.monte_carlo import Row
 from experiments.evaluation.risk.networks import Networks
@@ -48,10 +48,9 @@ def run(
       Part -> its rows, as ``out/parts/PART.json`` has them.
 
     Raises:
-      ConfigError: a negative seed, a part that does not exist, or a folder that cannot be used.
+      ConfigError: a seed that is none, a part that does not exist, or a folder that cannot be used.
     """
-    if seed < 0:
-        raise ConfigError(f"seed must be at least 0; got {seed}")
+    check_seed(seed)
     names = measured.chosen(parts)
     make_folder(out)
     request = measured.Request.of(seed, smoke)

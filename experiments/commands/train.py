@@ -11,6 +11,7 @@ import jax
 
 from experiments import data, tasks
 from experiments.commands.console import Display, make_console
+from experiments.commands.seeds import check_seed
 from experiments.commands.training_display import (
     TrainingDisplay,
     check_tensorboard,
@@ -68,7 +69,7 @@ def run(
       config: the experiment.
       places: folders.
       norm: one of ``NORMS``.
-      seed: of the weights and of the order of the examples.
+      seed: of the weights and of the order of the examples; from 0 to 2^32 - 1.
       checkpoint_every: steps between checkpoints besides those at the ends of epochs.
       checkpoint_at_epochs: write one at the end of every epoch, not only of the last.
       log_every: steps between two lines of the log.
@@ -81,10 +82,7 @@ def run(
       FloatingPointError: loss or weights are not finite.
       CheckpointError: a checkpoint cannot be written or read.
     """
-    if norm not in NORMS:
-        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
-    if loader_threads is not None and loader_threads < 1:
-        raise ConfigError(f"--loader-threads must be at least 1; got {loader_threads}")
+    _check(norm, seed, loader_threads)
     if tensorboard:
         check_tensorboard()  # at once: reading the data may take minutes
     first = devices.is_first()
@@ -141,6 +139,14 @@ def run(
         for line in _ends(trained, places.workdir, task.score, seconds):
             display.say(line)
     return trained
+
+
+def _check(norm: str, seed: int, loader_threads: int | None) -> None:
+    if norm not in NORMS:
+        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+    check_seed(seed)
+    if loader_threads is not None and loader_threads < 1:
+        raise ConfigError(f"--loader-threads must be at least 1; got {loader_threads}")
 
 
 def _loop(settings: RunSettings, dataset: data.Dataset, task: Task, **more: Any) -> Loop:

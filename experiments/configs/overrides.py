@@ -104,7 +104,7 @@ def read_value(text: str) -> Any:
         return _WORDS[text]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also of thousands of digits or brackets
         return text
 
 

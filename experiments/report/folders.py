@@ -168,11 +168,18 @@ def _place(folder: _Folder) -> tuple[int, int]:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(), parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError as error:
         raise ConfigError(f"{path.parent} has no {path.name}: is it a work folder?") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _finite(text: str) -> float:
+    """Returns a number of a JSON file; Python's reader also takes NaN and infinity for numbers."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
 
 
 def _validated(adapter: pydantic.TypeAdapter[Any], path: Path) -> Any:

@@ -29,7 +29,7 @@ from experiments.configs.overrides import check, differences, explained, unknown
 from experiments.configs.schema import ExperimentConfig
 from experiments.errors import ConfigError
 from experiments.results import read_log
-from steinnorm.attacks.files import write_json, write_text
+from steinnorm.attacks.files import naming, write_bytes, write_json, write_text
 
 _DATA_DIR = "data_dir.txt"
 _PACKAGES = ("steinnorm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -108,7 +108,8 @@ class RunFolder:
     def log(self, line: dict[str, Any]) -> None:
         """Adds a line to ``metrics.jsonl``."""
         if self._writes:
-            with (self.root / "metrics.jsonl").open("a") as file:
+            path = self.root / "metrics.jsonl"
+            with naming(path), path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -145,9 +146,9 @@ class RunFolder:
         elif path.exists():
             content = json.loads(path.read_text())  # versions and commit of its beginning
         write_json(path, content)
-        # Apart from the settings, which may be published.
-        place = self._data_dir.absolute() if self._data_dir else ""
-        write_text(self.root / _DATA_DIR, f"{place}\n")
+        # Apart from the settings, which may be published. A path may be no UTF-8.
+        place = os.fsencode(self._data_dir.absolute()) if self._data_dir else b""
+        write_bytes(self.root / _DATA_DIR, place + b"\n")
 
     def _check_settings(self) -> None:
         if not (self.root / "config.json").exists():
@@ -216,10 +217,16 @@ def read_settings(root: Path) -> RunSettings:
 
 
 def data_dir_of(root: Path) -> Path | None:
-    """Returns the folder that the training in a work folder read its data from, or None."""
+    """Returns the folder that the training in a work folder read its data from, or None.
+
+    Raises:
+      ConfigError: what is noted there is no path.
+    """
     path = root / _DATA_DIR
     if path.exists():
-        found = path.read_text().strip()
+        found = os.fsdecode(path.read_bytes().strip())
+        if "\0" in found:
+            raise ConfigError(f"{path} is damaged: it holds no path; name the data by --data-dir")
     else:  # of an earlier version, or copied without it
         found = json.loads((root / "config.json").read_text()).get("data_dir")
     return Path(found) if found else None

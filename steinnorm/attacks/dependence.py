@@ -18,6 +18,7 @@ from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._measurements import check_finite_inputs
 from steinnorm.attacks._model import LogitsFn, as_partial, predict, traced_logits
 from steinnorm.attacks._survivors import place_like
+from steinnorm.attacks._without_gradient import why_no_gradient
 from steinnorm.attacks.losses import per_example
 
 ROUNDING = 1e-2
@@ -51,7 +52,8 @@ class Dependence(NamedTuple):
       companions: changes if half of the batch is replaced by other images; then the other half.
       gradient_shares: for some images i, the Euclidean norm of the gradient of the margin of i with
         respect to the other images / its norm with respect to all images; it shows how much an
-        attacker gains by changing the whole batch. 0 if the gradient is zero.
+        attacker gains by changing the whole batch. 0 if the gradient is zero; none of a model that
+        has no gradient.
     """
 
     images: int
@@ -102,7 +104,8 @@ def batch_dependence(
       x: the images (B, ...), B >= 2.
       key: random key of the order and of the companions.
       others: images (n, ...) to draw other companions from; None draws from the kept half of ``x``.
-      gradients: number of images for which the gradient is computed, one backward pass each.
+      gradients: number of images for which the gradient is computed, one backward pass each; none
+        of a model without one, such as a ``jax.pure_callback``.
 
     Returns:
       Numbers of changed predictions, sizes of the changes, and shares of gradients.
@@ -200,7 +203,9 @@ def _change(before: np.ndarray, after: np.ndarray) -> Change:
 def _gradient_shares(
     logits_fn: LogitsFn, x: jax.Array, labels: jax.Array, count: int
 ) -> tuple[float, ...]:
-    shares = []
+    shares: list[float] = []
+    if count and why_no_gradient(logits_fn, x):
+        return ()
     for i in range(count):
         norms = np.asarray(
             _gradient_norms(as_partial(logits_fn), x, labels, jnp.asarray(i, jnp.int32))

@@ -371,3 +371,20 @@ def test_an_answer_is_remembered_where_the_examples_tell():
         assert not resolve_batch_dependence(problem, None)
         jax.effects_barrier()
     assert len(calls) == 2 + 3  # the clean logits of both, and the exchanges of the first
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_black_box_is_judged_by_its_logits(share):
+    model, weights = of(share)
+
+    def black_box(x):
+        shape = jax.ShapeDtypeStruct((len(x), weights.shape[1]), jnp.float32)
+        return jax.pure_callback(lambda images: np.asarray(model(jnp.asarray(images))), shape, x)
+
+    x = draws(6, 2, 2, 1)
+    report = batch_dependence(black_box, x, key=KEY)
+    assert report.gradient_shares == ()
+    assert report.found == bool(share)
+    of_model = batch_dependence(model, x, key=KEY)
+    for ours, theirs in zip(report[1:4], of_model[1:4], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)

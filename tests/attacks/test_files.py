@@ -1,5 +1,6 @@
 """Files are written whole or not at all."""
 
+import errno
 import math
 import os
 
@@ -20,6 +21,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
         files.write_text(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_text(path, "new")
+    assert caught.value.filename == str(path)
 
 
 def test_json_without_nan(tmp_path):

@@ -1,11 +1,13 @@
 """Arguments of the one call: the bad are refused before anything is measured, others taken."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from steinnorm.attacks import AttackSettings, catalogue, evaluate_robustness
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.robustness.evaluator import BatchEvaluator
 from tests.attacks.one_call import QUIET, measure
 from tests.attacks.three_wrong import WEIGHTS, X, Y, linear
 
@@ -74,6 +76,7 @@ def test_bad_arguments_are_refused_before_anything_is_measured(changes, message)
     [
         ({"seed": 2**70}, r"seed must lie in \[-2\*\*63, 2\*\*63\)"),
         ({"seed": 1.0}, "seed must be an integer"),
+        ({"epsilons": (0.1, 0.10000000001)}, r"first nine digits.*; 0\.1 is there more than once"),
         ({"attacks": 3}, "attacks must be a name, AttackSettings, a function or .*; got 3"),
         ({"attacks": None}, "attacks must be a name"),
         ({"out": 3}, "out must be the path of a folder, or None; got 3"),
@@ -141,3 +144,14 @@ def test_numbers_of_numpy(tmp_path):
 def test_radii_as_arrays(epsilon):
     found = measure(epsilons=epsilon)
     assert [row.epsilon for row in found.rows] == pytest.approx([0, 0.05, 0.05])
+
+
+def test_every_bit_of_a_seed_counts():
+    def key(seed):
+        evaluator = BatchEvaluator(linear, "linf", (0, 1), seed, False, lambda _: None)
+        return tuple(jax.random.key_data(evaluator.key).tolist())
+
+    seeds = (0, 1, -1, 2**32 - 1, 2**32, 2**33, 2**63 - 1, -(2**63))
+    assert len({key(seed) for seed in seeds}) == len(seeds)
+    for seed in (0, 1, 2**32 - 1):
+        assert key(seed) == tuple(jax.random.key_data(jax.random.key(seed)).tolist())

@@ -272,7 +272,7 @@ def test_damaged_files_are_measured_anew(tmp_path):
     model, cell = (tmp_path / "per_example" / n for n in ("model.npz", "fgsm-0.05.npz"))
     with np.load(model) as file:
         kept = {n: file[n] for n in file.files}
-    fingerprint = identity.Fingerprint(str(kept["arrays"]), kept["logits"], kept["gradient"])
+    fingerprint = identity.Fingerprint(str(kept["program"]), kept["logits"], kept["gradient"])
     whole = model.read_bytes()
     for damage in _damages(model):
         model.write_bytes(damage)

@@ -143,6 +143,8 @@ def transfer_not_stronger(runs: AttackRuns) -> Finding:
     name = "transfer_not_stronger"
     if runs.twin.logits_fn is None:
         return not_applicable(name, runs.twin.reason)
+    if runs.why_no_gradient and runs.settings.square_queries < 1:
+        return not_applicable(name, "the model has no gradient, and no queries are configured")
     attacked = runs.transferred(runs.twin.logits_fn)
     steps = runs.settings.steps
     text = f"PGD-{steps} on the twin leaves the attacked model {percent(attacked.accuracy)}"
@@ -154,20 +156,25 @@ def _adds_nothing(
 ) -> Finding:
     """Checks that an attack breaks nothing beyond the attacks with the attacked model's gradient.
 
+    For a model without a gradient it is compared with Square.
+
     Each example is compared with the best gradient attack on it, because a gradient may be masked
     for a few examples only, which the other examples must not compensate. If the batch is attacked
     as a whole, it is compared with the best gradient attack on the batch.
     """
-    gradient_attacks = runs.white_box()
-    best = min(outcome.accuracy for outcome in gradient_attacks)
-    text = f"{text}, the best attack with gradients {percent(best)}"
+    own_attacks = runs.white_box()
+    best = min(outcome.accuracy for outcome in own_attacks)
+    compared = (
+        "Square, without gradients," if runs.why_no_gradient else "the best attack with gradients"
+    )
+    text = f"{text}, {compared} {percent(best)}"
     if runs.joint:
-        strongest = next(outcome for outcome in gradient_attacks if outcome.accuracy == best)
+        strongest = next(outcome for outcome in own_attacks if outcome.accuracy == best)
         gained = attacked.broken - strongest.broken
         return _not_ahead(
             name, runs, [gained], f"{text}, both of the whole batch: {attack_name} is "
         )
-    best_per_example = np.max([outcome.broken for outcome in gradient_attacks], axis=0)
+    best_per_example = np.max([outcome.broken for outcome in own_attacks], axis=0)
     gained = np.maximum(attacked.broken - best_per_example, 0)
     alone = int(np.sum(gained > 0))
     broken = "of which more is broken" if runs.problem.label_axes else "broken"
@@ -191,7 +198,7 @@ def _not_ahead(
     if runs.labelled_examples < 2:
         return not_applicable(name, "a single example gives no interval of a difference")
     limit = runs.settings.tolerance
-    known = runs.fgsm().known
+    known = runs.known_labels
     confidence = 1 - (1 - CONFIDENCE) / len(gained)
     leads = [
         lead(each, known, limit=limit, confidence=confidence, nested=nested) for each in gained

@@ -21,10 +21,16 @@ def independent_of_the_batch(runs: AttackRuns) -> Finding:
     }
     counts = ", ".join(f"{change.images} {condition}" for condition, change in changes.items())
     moved = max(change.logit for change in changes.values())
+    shares = dependence.gradient_shares
+    to_companions = (
+        f"gradients go to the companions by a share of up to {max(shares):.2g}"
+        if shares
+        else "the model has no gradient that could go to the companions"
+    )
     detail = (
         f"examples with a changed prediction, of {dependence.images}: {counts}; logits change by "
-        f"up to {moved:.2g} of their spread, gradients go to the companions by a share of up to "
-        f"{max(dependence.gradient_shares):.2g}; at most {ROUNDING:g} allowed for rounding"
+        f"up to {moved:.2g} of their spread, {to_companions}; at most {ROUNDING:g} allowed for "
+        "rounding"
     )
     most = max(change.images for change in changes.values())
     return finding_of(name, not dependence.found, most, detail)

@@ -21,7 +21,7 @@ from steinnorm.attacks.checks.attack_strength import (
     twice_the_steps,
 )
 from steinnorm.attacks.checks.batches import independent_of_the_batch
-from steinnorm.attacks.checks.findings import FAIL, NOT_APPLICABLE, PASS, Finding
+from steinnorm.attacks.checks.findings import FAIL, NOT_APPLICABLE, PASS, Finding, not_applicable
 from steinnorm.attacks.checks.gradients import gradient_matches_finite_differences, zero_gradients
 from steinnorm.attacks.checks.runs import NO_TWIN, AttackRuns, Twin
 from steinnorm.attacks.checks.settings import CheckSettings
@@ -43,6 +43,8 @@ _CHECKS: dict[str, Callable[[AttackRuns], Finding]] = {
     "batch_dependence": independent_of_the_batch,
 }
 
+_WITHOUT_GRADIENT = ("transfer_not_stronger", "batch_dependence")
+
 NAMES = tuple(_CHECKS)
 """The names of all checks, in the order of their execution."""
 
@@ -57,7 +59,7 @@ class Checks:
     Attributes:
       findings: one finding for each of ``NAMES``, in that order.
       curve: accuracy by the number of PGD's steps, in increasing order; each point is a separate
-        run, with a step size of 2.5 * epsilon / steps.
+        run, with a step size of 2.5 * epsilon / steps. Empty for a model without a gradient.
       errors: with ``raise_errors=False``, the names of the checks that raised an error, each with
         its error.
     """
@@ -109,7 +111,9 @@ def run_checks(
         the error, and the others are made; wrong arguments raise all the same.
 
     Returns:
-      A finding for every check, including those that are not applicable, and the curve.
+      A finding for every check, including those that are not applicable, and the curve. Of a model
+      without a gradient (``jax.pure_callback``) only the dependence on the batch and the transfer
+      from a twin are checked.
 
     Raises:
       ValueError: an argument is of the wrong kind, or the batch is empty, does not fit the model or
@@ -156,18 +160,25 @@ def run_checks(
             return error
 
     for number, (name, check) in enumerate(_CHECKS.items(), start=1):
-        made = attempt(name, functools.partial(check, runs))
+        applies = name in _WITHOUT_GRADIENT or not runs.why_no_gradient
+        made = attempt(name, functools.partial(check if applies else _no_gradient(name), runs))
         if isinstance(made, Exception):
             made = Finding(name, FAIL, None, f"raised {type(made).__name__}: {made}")
         findings.append(made)
         if on_progress is not None:
             on_progress(name, number, total)
-    curve = attempt(
-        CURVE, lambda: {steps: runs.pgd(steps).accuracy for steps in curve_steps(settings.steps)}
-    )
+    steps = [] if runs.why_no_gradient else curve_steps(settings.steps)
+    curve = attempt(CURVE, lambda: {count: runs.pgd(count).accuracy for count in steps})
     if on_progress is not None:
         on_progress(CURVE, total, total)
     return Checks(findings, {} if isinstance(curve, Exception) else curve, tuple(errors))
+
+
+def _no_gradient(name: str) -> Callable[[AttackRuns], Finding]:
+    """Returns the check in its place for a model without a gradient."""
+    return lambda runs: not_applicable(
+        name, f"the model has no gradient, which this check needs: {runs.why_no_gradient}"
+    )
 
 
 def curve_steps(steps: int) -> list[int]:

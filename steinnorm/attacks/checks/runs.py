@@ -13,6 +13,7 @@ import numpy as np
 from steinnorm.attacks._criterion import VOID
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
+from steinnorm.attacks._without_gradient import why_no_gradient
 from steinnorm.attacks.checks.box import whole_box_factor
 from steinnorm.attacks.checks.paired import BrokenLabels
 from steinnorm.attacks.checks.precision import full_precision_products
@@ -91,6 +92,11 @@ class AttackRuns:
         with full_precision_products():
             return batch_dependence(self.problem.model, self.problem.x, key=self.key)
 
+    @functools.cached_property
+    def why_no_gradient(self) -> str:
+        """Why the model has no gradient, such as a callback; empty if it has one."""
+        return why_no_gradient(self.problem.model, self.problem.x)
+
     @property
     def size(self) -> str:
         """The number of examples of the checks, as text."""
@@ -102,7 +108,12 @@ class AttackRuns:
     @property
     def labelled_examples(self) -> int:
         """The number of examples with a label."""
-        return int(np.sum(_per_example(self.known) > 0))
+        return int(np.sum(self.known_labels > 0))
+
+    @property
+    def known_labels(self) -> np.ndarray:
+        """The number of each example's labels, without void pixels, (B,)."""
+        return _per_example(self.known)
 
     @property
     def clean_right(self) -> np.ndarray:
@@ -202,8 +213,13 @@ class AttackRuns:
         return self._broken((predictions != self.y) & self.known)
 
     def white_box(self) -> list[BrokenLabels]:
-        """Returns the labels that each gradient attack at the whole radius breaks."""
+        """Returns the labels that each gradient attack at the whole radius breaks.
+
+        Of a model without a gradient it is Square, if it has queries.
+        """
         steps = self.settings.steps
+        if self.why_no_gradient:
+            return [self.square()] if self.settings.square_queries else []
         return [
             self.fgsm(),
             self.pgd(steps),
@@ -225,7 +241,7 @@ class AttackRuns:
         return self._results[name]
 
     def _broken(self, wrong: np.ndarray) -> BrokenLabels:
-        return BrokenLabels(_per_example(wrong & self.known), _per_example(self.known))
+        return BrokenLabels(_per_example(wrong & self.known), self.known_labels)
 
 
 def _per_example(labels: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from steinnorm.attacks._arguments import as_integer
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks.checks import CheckSettings
 from steinnorm.attacks.robustness.evaluator import Attack, attack_name
+from steinnorm.attacks.robustness.names import radius_name
 from steinnorm.attacks.robustness.rows import NONE, WORST
 from steinnorm.attacks.threat import Threat
 
@@ -176,7 +177,7 @@ def parse_radii(given: Any, norm: str, bounds: Any) -> list[float]:
       bounds: bounds of the box.
 
     Raises:
-      ValueError: one of them is not a valid radius, or there is none.
+      ValueError: one of them is not a valid radius, there is none, or two are as good as equal.
     """
     single = isinstance(given, int | float) or getattr(given, "ndim", None) == 0
     if not single and (isinstance(given, str) or not isinstance(given, Iterable)):
@@ -188,4 +189,12 @@ def parse_radii(given: Any, norm: str, bounds: Any) -> list[float]:
         if np.ndim(epsilon):
             raise ValueError(f"epsilons must be numbers; got one of shape {np.shape(epsilon)}")
         Threat(norm, epsilon, bounds)  # raises an error if radius, norm or bounds are invalid
-    return list(dict.fromkeys(float(epsilon) for epsilon in requested))
+    radii = list(dict.fromkeys(float(epsilon) for epsilon in requested))
+    texts = [radius_name(radius) for radius in radii]
+    alike = sorted({text for text in texts if texts.count(text) > 1})
+    if alike:
+        raise ValueError(
+            f"epsilons must differ in their first nine digits, which name the files; {alike[0]} "
+            "is there more than once"
+        )
+    return radii

@@ -66,11 +66,12 @@ def evaluate_robustness(
     ``table.csv``, ``table.md``, ``accuracy.png``, ``pictures/`` (clean, attacked and difference of
     the first few examples if they are images) and ``per_example/`` (a file for each attack and
     radius, rewritten after every batch). An interrupted evaluation continues if the call is
-    repeated with the same model, data and settings. Models are identified by their arrays, if these
-    are accessible, and by their logits and gradients on the first batch. Results of another model,
-    of other data or settings, or of another version of this code are replaced or removed. Attacks
-    that are functions are identified by their code and the globals that they read; if these cannot
-    be described, the attack is measured again.
+    repeated with the same model, data and settings. Models are identified by what they compute, as
+    JAX traces it, by their arrays, and by their logits and gradients on the first batch. Results of
+    another model, of other data or settings, or of another version of this code are replaced or
+    removed. Attacks that are functions, and callbacks of models, are identified by their code and
+    the globals that they read; if these cannot be described, everything that depends on them is
+    measured again.
 
     Args:
       logits_fn: maps a batch (B, ...) to logits (B, K), (B, 1) or (B, H, W, K), in evaluation mode
@@ -82,10 +83,11 @@ def evaluate_robustness(
         an iterable of batches.
       norm: norm of the balls, ``linf`` or ``l2``.
       epsilons: radii of the balls, in the units of the inputs; for noises the root mean square.
+        They differ in their first nine digits.
       attacks: names in ``steinnorm.attacks.catalogue``, ``AttackSettings`` with another budget, or
         functions with the signature of an attack; ``()`` measures the clean accuracy only.
       batch_size: examples per batch if ``x`` is an array; batches of an iterable are used as given.
-      seed: seed of all randomness.
+      seed: seed of all randomness, an integer of 64 bits.
       out: folder for files; None for none.
       bounds: smallest and largest valid value of an input; None if every value is valid.
       batch_dependent: whether an example's logits depend on the rest of the batch, as with

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from steinnorm.attacks._model import LogitsFn, as_partial
@@ -13,8 +12,8 @@ from steinnorm.attacks.checks import FAIL, NOT_APPLICABLE, CheckSettings, Findin
 from steinnorm.attacks.files import write_json
 from steinnorm.attacks.robustness.arguments import CheckRequest
 from steinnorm.attacks.robustness.data import Batch
-from steinnorm.attacks.robustness.describe import arrays_digest
 from steinnorm.attacks.robustness.evaluator import BatchEvaluator
+from steinnorm.attacks.robustness.program import model_digest
 from steinnorm.attacks.robustness.tables import CHECKS_MADE
 from steinnorm.attacks.threat import Threat
 
@@ -88,7 +87,7 @@ def _load_or_run(  # noqa: PLR0917
 ) -> CheckResults:
     settings, twin = check_request.settings, check_request.twin
     assert settings is not None
-    twin_digest = None if twin is None else arrays_digest(as_partial(twin))
+    twin_digest = None if twin is None or path is None else _digest_of(twin, batch)
     depends_on = {
         **identity,
         "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
@@ -96,13 +95,21 @@ def _load_or_run(  # noqa: PLR0917
         "examples": len(batch.x),
         "twin": twin_digest,
     }
-    # A twin that is a plain function cannot be identified.
+    # A twin whose code cannot be described may be another one.
     results = _read(path, depends_on) if path is not None and twin_digest != "" else None
     if results is None:
         results = _run(evaluator, batch, epsilon, settings, twin)
         if path is not None:
             _write(path, results, depends_on)
     return results
+
+
+def _digest_of(twin: LogitsFn, batch: Batch) -> str:
+    """Returns what identifies a twin; empty if nothing does."""
+    try:
+        return model_digest(as_partial(twin), jnp.asarray(batch.x)) or ""
+    except Exception:  # the check of transfer will say what is wrong with it
+        return ""
 
 
 def _run(
@@ -123,7 +130,7 @@ def _run(
         jnp.asarray(batch.x),
         jnp.asarray(batch.y),
         threat=threat,
-        key=jax.random.key(evaluator.seed),
+        key=evaluator.key,
         settings=settings,
         twin=twin,
         batch_dependent=evaluator.batch_dependent,

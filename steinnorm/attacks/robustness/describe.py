@@ -49,12 +49,12 @@ def describe(value: Any) -> str | None:
 
 
 def arrays_digest(model: Any) -> str:
-    """Returns a hash of the arrays of a pytree and of their paths; empty if there are none."""
+    """Returns a hash of the arrays and numbers of a pytree, with their paths; empty without any."""
     digest, has_arrays = hashlib.sha256(), False
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)  # noqa: PLW2901
-        if isinstance(leaf, jax.Array | np.ndarray):
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
             values, has_arrays = np.asarray(leaf), True
             digest.update(f"{jax.tree_util.keystr(path)} {values.shape} {values.dtype}".encode())
             digest.update(values.tobytes())

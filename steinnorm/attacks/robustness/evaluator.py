@@ -79,6 +79,14 @@ class BatchEvaluator:
     batch_dependent: bool = False
     given_warnings: GivenWarnings = dataclasses.field(default_factory=set)
 
+    @property
+    def key(self) -> jax.Array:
+        """The random key of the seed."""
+        # Keys are made of 32 bits unless JAX is told to use 64: the others would be lost.
+        low, high = self.seed % 2**32, (self.seed >> 32) % 2**32
+        key = jax.random.key(np.uint32(low))
+        return jax.random.fold_in(key, np.uint32(high)) if high else key
+
     def prepare(self, batch: Batch, size: int) -> PreparedBatch:
         """Checks a batch and places it on the device.
 
@@ -125,9 +133,7 @@ class BatchEvaluator:
         """
         x = prepared.problem.x
         # From the name, so that an attack's result does not depend on the other attacks.
-        key = jax.random.fold_in(
-            jax.random.key(self.seed), zlib.crc32(attack_name(attack).encode())
-        )
+        key = jax.random.fold_in(self.key, zlib.crc32(attack_name(attack).encode()))
         key = jax.random.fold_in(key, prepared.batch.number)
         if not has_ball(attack):
             noisy = NOISES[attack.kind](key, x, epsilon, self.bounds)  # type: ignore[union-attr]

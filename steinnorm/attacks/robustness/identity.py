@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +16,13 @@ from steinnorm.attacks._competing import without_unreachable
 from steinnorm.attacks._criterion import Criterion
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import traced_logits
+from steinnorm.attacks._without_gradient import why_no_gradient
 from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.code_digest import code_digest
 from steinnorm.attacks.files import write_bytes
 from steinnorm.attacks.losses import per_example
-from steinnorm.attacks.robustness.describe import arrays_digest, describe
+from steinnorm.attacks.robustness.describe import describe
+from steinnorm.attacks.robustness.program import model_digest
 
 _MOST_VALUES = 2**20  # largest number of logits, and of gradient values, that are kept
 
@@ -28,40 +31,52 @@ _MOST_VALUES = 2**20  # largest number of logits, and of gradient values, that a
 # differs by more, results are measured again.
 _LOGITS, _GRADIENT = 1e-5, 1e-4
 
+_UNKNOWN = "unknown "
+
 
 class Fingerprint(NamedTuple):
-    """Identifies a model by its answers, because a plain function has no accessible weights.
+    """Identifies a model by what it computes and by its answers.
 
     Attributes:
-      arrays: hash of the model's arrays; empty if it is not a pytree with arrays.
+      program: hash of the model's code, attributes and arrays; if its code cannot be described, a
+        random text, so that it is no other model.
       logits: logits of the first batch, of classes that compete, flattened, at most 2^20 evenly
-        spaced values.
-      gradient: gradient of the summed margin with respect to that batch, likewise. Two models may
-        have the same logits but different gradients, if one of them masks its gradients.
+        spaced values. They also depend on what callbacks read from elsewhere.
+      gradient: gradient of the summed margin with respect to that batch, likewise; empty for a
+        model without one.
     """
 
-    arrays: str
+    program: str
     logits: np.ndarray
     gradient: np.ndarray
 
     @classmethod
     def of(cls, problem: Problem) -> "Fingerprint":
         """Returns the fingerprint of a problem's model on its batch."""
-        gradient = _gradient(problem.model, problem.x, problem.criterion.y)
+        model, x = problem.model, problem.x
+        program = model_digest(model, x) or _UNKNOWN + secrets.token_hex()
+        gradient = np.zeros(0)
+        if not why_no_gradient(model, x):
+            gradient = np.asarray(_gradient(model, x, problem.criterion.y))
         logits = without_unreachable(np.asarray(problem.logits))
-        return cls(arrays_digest(problem.model), _subsample(logits), _subsample(gradient))
+        return cls(program, _subsample(logits), _subsample(gradient))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the model's code can be described."""
+        return not self.program.startswith(_UNKNOWN)
 
     def is_like(self, other: "Fingerprint") -> bool:
         """Returns whether both belong to the same model, up to rounding."""
         return (
-            self.arrays == other.arrays
+            self.program == other.program
             and _differ(self.logits, other.logits) <= _LOGITS
             and _differ(self.gradient, other.gradient) <= _GRADIENT
         )
 
     def digest(self) -> str:
         """Returns a name for the model."""
-        digest = hashlib.sha256(self.arrays.encode())
+        digest = hashlib.sha256(self.program.encode())
         digest.update(self.logits.tobytes() + self.gradient.tobytes())
         return digest.hexdigest()
 
@@ -77,7 +92,7 @@ def recognise_model(fingerprint: Fingerprint, path: Path) -> tuple[str, bool]:
     try:
         # From memory, because np.load leaves the handle of a damaged file open.
         with np.load(io.BytesIO(path.read_bytes())) as file:
-            stored = Fingerprint(str(file["arrays"]), file["logits"], file["gradient"])
+            stored = Fingerprint(str(file["program"]), file["logits"], file["gradient"])
             stored_name = str(file["name"])
     except Exception:  # damaged files raise many errors, zlib.error among them
         stored = None

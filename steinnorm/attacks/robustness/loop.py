@@ -23,6 +23,11 @@ from steinnorm.attacks.robustness.store import Store
 from steinnorm.attacks.robustness.warn_once import warn_once
 from steinnorm.attacks.threat import Threat, radius_text
 
+_UNKNOWN_MODEL = (
+    ": a callback of the model runs code that cannot be described, so that every call counts as "
+    "one of another model"
+)
+
 
 class _DataMismatchError(Exception):
     """Results in the folder were measured on other data, which was noticed after the first batch.
@@ -140,12 +145,12 @@ class EvaluationLoop:
             "batch_dependent": dependent,
         }
         if self.store.has_folder:
-            name, is_other = self.store.model(Fingerprint.of(prepared.problem))
-            self.identity["model"] = name
+            fingerprint = Fingerprint.of(prepared.problem)
+            self.identity["model"], is_other = self.store.model(fingerprint)
             if is_other:
                 warn(
                     "the results in this folder are of another model or of other data, and are "
-                    "replaced"
+                    "replaced" + ("" if fingerprint.is_known else _UNKNOWN_MODEL)
                 )
         for measurement in self._measurements():
             stored = self.store.load(self._describe(*measurement))

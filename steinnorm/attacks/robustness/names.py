@@ -1,4 +1,4 @@
-"""Names of the files of an evaluation, which differ for all attacks and radii."""
+"""Names of the files of an evaluation, which differ for all its attacks and radii."""
 
 import hashlib
 import re
@@ -29,4 +29,13 @@ def file_stem(attack: str, epsilon: float) -> str:
     name = re.sub(r"[^\w.+-]", "_", attack)
     if name != attack:
         name += "-" + hashlib.sha256(attack.encode()).hexdigest()[:8]
-    return f"{name}-{epsilon:.9g}"
+    return f"{name}-{radius_name(epsilon)}"
+
+
+def radius_name(epsilon: float) -> str:
+    """Returns a radius in file names: nine digits, as many as float32 has.
+
+    Args:
+      epsilon: the radius.
+    """
+    return f"{epsilon:.9g}"

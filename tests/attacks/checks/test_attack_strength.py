@@ -163,6 +163,7 @@ def with_broken(**broken):
         settings, size = SMALL, "100 examples"
         labelled_examples, joint = broken.pop("labelled_examples", 100), broken.pop("joint", False)
         problem = SimpleNamespace(label_axes=0, threat=THREAT)
+        known_labels, why_no_gradient = np.ones(100, int), ""
 
         def _of(self, name):
             wrong = np.zeros(100, int)

@@ -191,3 +191,24 @@ def test_attacks_repeat_no_warnings():
     with pytest.warns(ProbabilitiesWarning) as told:
         run_checks(model, x, y, threat=THREAT, settings=SMOKE)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize("queries", [0, 30])
+def test_a_black_box_is_checked_where_no_gradient_is_needed(queries):
+    model, x, y = linear_problem(EXAMPLES)
+
+    def black_box(x):
+        shape = jax.ShapeDtypeStruct(jax.eval_shape(model, x).shape, jnp.float32)
+        return jax.pure_callback(lambda images: np.asarray(model(images)), shape, x)
+
+    settings = dataclasses.replace(SMOKE, square_queries=queries)
+    checks = run_checks(black_box, x, y, threat=THREAT, settings=settings, twin=model)
+    found = by_name(checks)
+    made = {"batch_dependence", "transfer_not_stronger"} if queries else {"batch_dependence"}
+    assert {name for name in ORDER if found[name].verdict != NOT_APPLICABLE} == made
+    assert found["batch_dependence"].verdict == PASS
+    assert "the model has no gradient that could" in found["batch_dependence"].detail
+    assert "which this check needs: Pure callbacks" in found["zero_gradients"].detail
+    transfer = found["transfer_not_stronger"].detail
+    assert ("Square, without gradients, " if queries else "no queries are configured") in transfer
+    assert checks.curve == {}

@@ -50,6 +50,9 @@ def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
         (["--attacks", "fgsm", "--epsilon", "8/0"], ["8/255", "'8/0'"]),
         (["--attacks", "fgsm", "--epsilon", "big"], ["8/255", "'big'"]),
         (["--attacks", "fgsm", "--epsilon", "-0.1"], ["must not be negative"]),
+        (["--attacks", "fgsm", "--epsilon", "1e400"], ["must be finite", "'1e400'"]),
+        (["--attacks", "fgsm", "--epsilon", f"{10**400}/3"], ["8/255"]),
+        (["--attacks", "fgsm", "--epsilon", "1e39"], ["fgsm", "at most 3.4e+38"]),
     ],
 )
 def test_mistakes_in_evaluation_are_one_line(more, messages, trained, capsys):

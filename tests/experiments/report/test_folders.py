@@ -234,6 +234,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     (tmp_path / "bad" / "results.json").write_text('[{"config": 3}]')
     with pytest.raises(ConfigError, match="cannot be read"):
         report.read([good, tmp_path / "bad"])
+    for number in ("NaN", "-Infinity", "1e400"):
+        (tmp_path / "bad" / "results.json").write_text(f'[{{"value": {number}}}]')
+        with pytest.raises(ConfigError, match=f"bad/results.json .*{number} is no finite number"):
+            report.read([good, tmp_path / "bad"])
     (tmp_path / "bad" / "results.json").write_text("[{")
     with pytest.raises(ConfigError, match="cannot be read"):
         report.read([good, tmp_path / "bad"])

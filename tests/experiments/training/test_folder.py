@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,31 @@ def test_earlier_versions_kept_the_data_folder_with_the_settings(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "data_dir": "/there"}))
     assert data_dir_of(tmp_path) == Path("/there")
+
+
+def test_a_data_folder_whose_name_is_no_utf8_is_found_again(tmp_path):
+    place = Path(os.fsdecode(b"/data/\xff"))
+    with _begun(tmp_path, data_dir=place):
+        pass
+    assert data_dir_of(tmp_path) == place
+    (tmp_path / "data_dir.txt").write_bytes("/data".encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"data_dir\.txt is damaged.*--data-dir"):
+        data_dir_of(tmp_path)
+
+
+def test_a_log_that_is_no_text_ends_where_it_is_damaged(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
+    assert read_log(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_a_log_on_a_full_disk_names_the_file(tmp_path):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with (
+        RunFolder(tmp_path, SETTINGS, None) as folder,
+        pytest.raises(OSError, match="No space") as caught,
+    ):
+        folder.log({"step": 1})
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_going_on_keeps_the_beginnings_versions_and_notes_the_new_data_folder(tmp_path):
