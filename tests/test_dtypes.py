@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from steinnorm import RunningStatistics, Shrinkage, stein_batch_norm
+from steinnorm import RunningStatistics, Shrinkage, linen, stein_batch_norm
 from steinnorm import shrinkage as rules
+from steinnorm.nnx import SteinBatchNorm
 from tests.front_ends import COMPLEX, FEATURES, INFERENCE, MEAN, RUNNING, X, linen_layer, nnx_layer
 
 DTYPES = {
@@ -125,6 +126,27 @@ class TestRunningDtypes:
         _, updated = layer.apply(variables, X, mutable=["batch_stats"])
         assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
         assert updated["batch_stats"]["mean"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_inference_of_a_model_cast_to_low_precision_is_rounded_once(kind, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(64, 8)) + 30, dtype)
+    mean, var = jnp.full(8, 30.1, dtype), jnp.full(8, 1.3, dtype)
+    if kind == "linen":
+        affine = {"scale": jnp.ones(8, dtype), "bias": jnp.zeros(8, dtype)}
+        variables = {"params": affine, "batch_stats": {"mean": mean, "var": var}}
+        y = linen.SteinBatchNorm(use_running_average=True).apply(variables, x)
+    else:
+        layer = SteinBatchNorm(8, use_running_average=True, rngs=nnx.Rngs(0))
+        nnx.update(layer, jax.tree.map(lambda a: a.astype(dtype), nnx.state(layer)))
+        layer.mean[...], layer.var[...] = mean, var
+        y = layer(x)
+    assert y.dtype == dtype
+    want = (np.float64(x) - np.float64(mean)) / np.sqrt(np.float64(var) + 1e-5)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(y), want, rtol=0.51 * eps, atol=2e-5)
 
 
 def first():
