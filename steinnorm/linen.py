@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,9 +70,9 @@ class SteinBatchNorm(nn.BatchNorm):
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
-        training; nothing is recorded), or "shrunk" (the same shrunk towards the running
-        statistics), or "calibrated" or "calibrated_streams" (the test batch judged by what
-        :func:`calibrate` measured, in the collection ``calibration``).
+        training; nothing is recorded, and ``batch_stats`` may be missing), or "shrunk" (the same
+        shrunk towards the running statistics), or "calibrated" or "calibrated_streams" (the test
+        batch judged by what :func:`calibrate` measured, in the collection ``calibration``).
 
     Raises:
       TypeError: a shrinkage that is neither a name nor a ``Shrinkage``, a dtype of integers, a
@@ -136,9 +137,7 @@ class SteinBatchNorm(nn.BatchNorm):
         counting = counting and not initializing
         inference = inference or frozen or counting
         shape = tuple(jnp.shape(x)[a] for a in _checks.feature_axes(self.axis, jnp.ndim(x)))
-        running_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, running_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, running_dtype)
+        mean, var = self._running(shape, may_be_missing=inference and not counting)
         scale = (
             self.param("scale", self.scale_init, shape, self.param_dtype)
             if self.use_scale
@@ -179,6 +178,24 @@ class SteinBatchNorm(nn.BatchNorm):
             self.sow("intermediates", "mean_factor", factors.mean)
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y
+
+    def _running(self, shape: tuple[int, ...], *, may_be_missing: bool) -> Iterator[Any]:
+        """Yields the variables of the running mean and variance.
+
+        Where the layer can do without, and nobody has them, what holds those of a new layer.
+        """
+        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        untracked = (
+            may_be_missing
+            and self.test_statistics == "batch"
+            and not resolve(self.shrinkage).toward_running
+            and not self.is_mutable_collection("batch_stats")
+        )
+        for name, make in (("mean", jnp.zeros), ("var", jnp.ones)):
+            if untracked and not self.has_variable("batch_stats", name):
+                yield types.SimpleNamespace(value=make(shape, dtype))
+            else:
+                yield self.variable("batch_stats", name, make, shape, dtype)
 
     def _calibration(self) -> Calibration:
         """Returns what the layer was calibrated with."""
