@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-__all__ = ["map_modules"]
+__all__ = ["at_path", "map_modules"]
 
 
 def map_modules(
@@ -48,6 +48,14 @@ def map_modules(
     return value if all(a is b for a, (_, b) in zip(new, parts, strict=True)) else put_together(new)
 
 
+def at_path(value: Any, path: str) -> Any:
+    """Returns what is held at a path, as :func:`map_modules` makes them; None if nothing is."""
+    for name in filter(None, path.split("/")):
+        parts = vars(value).items() if isinstance(value, nnx.Pytree) else _taken_apart(value)[0]
+        value = next((held for key, held in parts if str(key) == name), None)
+    return value
+
+
 def _taken_apart(value: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]], Any]]:
     """Returns what something that is no module holds, by name, and what puts others in its place.
 
@@ -63,9 +71,8 @@ def _taken_apart(value: Any) -> tuple[list[tuple[Any, Any]], Callable[[list[Any]
         return list(value.items()), with_values
     if isinstance(value, tuple | list):
         kind: Any = type(value)
-        return list(
-            enumerate(value)
-        ), lambda new: kind(*new) if hasattr(value, "_fields") else kind(new)
+        put_together = (lambda new: kind(*new)) if hasattr(value, "_fields") else kind
+        return list(enumerate(value)), put_together
     parts, structure = jax.tree_util.tree_flatten_with_path(value, lambda v: v is not value)
     if isinstance(value, nnx.Variable | nnx.State) or jax.tree_util.treedef_is_leaf(structure):
         return [], lambda new: value
