@@ -67,9 +67,9 @@ class SteinBatchNorm(nn.BatchNorm):
       use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
         where a mean is far from its running value; False finds the mean first, in a read and an
         all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
-      force_float32_reductions: False rounds statistics to the input's dtype and makes running
-        values of ``param_dtype`` at first; like Flax's, they become float32 at the first step with
-        an input of float32.
+      force_float32_reductions: False rounds statistics to ``dtype``, or the input's, and makes
+        running values of ``param_dtype`` at first; like Flax's, they become float32 at the first
+        step with statistics of float32.
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 from steinnorm import RunningStatistics, Shrinkage, linen, stein_batch_norm
@@ -126,6 +127,18 @@ class TestRunningDtypes:
         _, updated = layer.apply(variables, X, mutable=["batch_stats"])
         assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
         assert updated["batch_stats"]["mean"].dtype == jnp.float32
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16", jnp.float32, None])
+    @pytest.mark.parametrize("of_input", [jnp.bfloat16, jnp.float32])
+    def test_of_low_precision_they_are_those_of_flax(self, dtype, of_input, mixed_dtypes):
+        options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False, "dtype": dtype}
+        x, found = jnp.asarray(X, of_input), []
+        for layer in (linen_layer(shrinkage="none", **options), nn.BatchNorm(False, **options)):
+            variables = layer.init(jax.random.key(0), x)
+            found.append(layer.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"])
+        for ours, flax in zip(*map(jax.tree.leaves, found), strict=True):
+            assert ours.dtype == flax.dtype
+            np.testing.assert_allclose(np.float64(ours), np.float64(flax), rtol=0.05, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
