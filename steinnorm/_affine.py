@@ -25,7 +25,11 @@ def coefficients(
     *,
     straight_through: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """The a and d of y = x a + d, per channel."""
+    """The a and d of y = x a + d, per channel, in float32 or wider.
+
+    Beside a mean of some deviations x a and d cancel: rounded to bfloat16 they would leave little.
+    """
+    used, own = (Moments(*map(_at_least_float32, moments)) for moments in (used, own))
     affine = [p for p in (scale, bias) if p is not None]
     dtype = promote_types(used.mean.dtype, *(p.dtype for p in affine))
     epsilon = jnp.asarray(epsilon, used.variance.dtype)
@@ -47,6 +51,10 @@ def coefficients(
     if bias is not None:
         d = d + bias.astype(dtype)
     return a, d
+
+
+def _at_least_float32(a: jax.Array) -> jax.Array:
+    return a.astype(promote_types(a.dtype, jnp.float32))
 
 
 def _wide(features: tuple[int, ...], per_channel: jax.Array, ndim: int) -> jax.Array:

@@ -262,6 +262,11 @@ class Paths:
             self._where = tuple(path.strip("/") for path in self._where)
         self._held: dict[str, bool] = {}  # whether it is meant, by path
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths that were given; none where all layers are meant, or a function says which."""
+        return self._where if isinstance(self._where, tuple) else ()
+
     def holds(self, path: str) -> bool:
         """Returns whether the layer at ``path`` is meant."""
         if self._where is None:
@@ -284,8 +289,7 @@ class Paths:
           ValueError: none was, or a path names none; the message lists those that there are.
         """
         held = dict(self._held)  # other threads may ask meanwhile
-        names = self._where if isinstance(self._where, tuple) else ()
-        missed = [name for name in names if not any(_is_under(path, name) for path in held)]
+        missed = [name for name in self.names if not any(_is_under(path, name) for path in held)]
         found = any(held.values())
         if self._where == () or (found and not missed):
             return

@@ -77,7 +77,10 @@ class SteinBatchNorm(nnx.BatchNorm):
       bias_init: initializer of the bias, by default zeros.
       scale_init: initializer of the scale, by default ones.
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
-        with sharded inputs, where statistics are global already).
+        with sharded inputs, where statistics are global already). It must split the examples:
+        with the rows of images on several devices, "toward_running", shrunk and calibrated test
+        statistics and ``calibrate`` would take the rows of each device for an example of its own.
+        Use jit there.
       axis_index_groups: groups of indices of that axis, in pmap, and in shard_map with
         check_vma=False.
       use_fast_variance: True reads the batch once, with one all-reduce, and a second time only

@@ -97,10 +97,14 @@ class Plan:
         return sum(a not in self.axes for a in range(self.axes[0]))
 
     @property
-    def devices(self) -> int:
+    def devices(self) -> Any:
         """Number of devices that :meth:`everywhere` adds over."""
         if self.axis_name is None:
             return 1
+        sizes = {index: len(group) for group in self.groups or () for index in group}
+        if len(set(sizes.values())) > 1:  # JAX's sum of a constant takes all for the first
+            of_each = jnp.asarray([float(sizes[index]) for index in sorted(sizes)])
+            return of_each[lax.axis_index(self.axis_name)]
         return lax.psum(1, self.axis_name, axis_index_groups=self.groups)
 
 

@@ -136,7 +136,7 @@ def stein_batch_norm(
         :func:`~steinnorm.batch_statistics`.
       axis_index_groups: groups within that axis, in pmap and in shard_map with check_vma=False.
       use_fast_variance: see :func:`~steinnorm.batch_statistics`.
-      force_float32_reductions: False rounds the statistics to the dtype of ``x`` (or ``dtype``).
+      force_float32_reductions: False rounds the statistics to ``dtype``, or that of ``x``.
 
     Returns:
       A :class:`Normalised`.
@@ -231,10 +231,10 @@ class _Settings:
     streams: bool = False
 
     def round(self, moments: Moments, dtype: Any) -> Moments:
-        """Rounds to the input's dtype where reductions are not forced to be float32."""
+        """Rounds to the layer's dtype, or the input's, where reductions need not be float32."""
         if not self.rounded:
             return moments
-        low = promote_types(self.dtype or dtype, dtype)
+        low = dtype if self.dtype is None else self.dtype
         return Moments(moments.mean.astype(low), moments.variance.astype(jnp.finfo(low).dtype))
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.scope import in_filter
 from flax.linen.module import merge_param
 
-from steinnorm import _checks, _freezing, _layer_inputs, functional
-from steinnorm._calibration import Recorder, Totals, leaves, merged, totals_of
+from steinnorm import _checks, _freezing, _layer_inputs, _linen_pass, functional
+from steinnorm._calibration import Totals, merged, totals_of
 from steinnorm._sharding import placed_like
 from steinnorm.calibrated import Calibration
 from steinnorm.functional import CALIBRATED
@@ -22,11 +23,6 @@ from steinnorm.shrinkage_factors import shrinkage_factors
 from steinnorm.statistics import Moments
 
 __all__ = ["BatchNorm", "SteinBatchNorm", "calibrate", "freeze"]
-
-# The collection of what `calibrate` measured, and, while it runs, of what layers count.
-_CALIBRATION = "calibration"
-# Its variables in the order of the fields of `Calibration`.
-_CALIBRATION_NAMES = ("mean", "var", "mean_spread", "var_spread")
 
 
 class SteinBatchNorm(nn.BatchNorm):
@@ -62,21 +58,24 @@ class SteinBatchNorm(nn.BatchNorm):
       bias_init: initializer of the bias, by default zeros.
       scale_init: initializer of the scale, by default ones.
       axis_name: mapped axis to combine statistics over, in pmap and shard_map (None under jit
-        with sharded inputs, where statistics are global already).
+        with sharded inputs, where statistics are global already). It must split the examples:
+        with the rows of images on several devices, "toward_running", shrunk and calibrated test
+        statistics and ``calibrate`` would take the rows of each device for an example of its own.
+        Use jit there.
       axis_index_groups: groups of indices of that axis, in pmap, and in shard_map with
         check_vma=False.
       use_fast_variance: True reads the batch once, with one all-reduce, and a second time only
         where a mean is far from its running value; False finds the mean first, in a read and an
         all-reduce of its own. Both are accurate, with a mean of 1e4 and a deviation of 1 too.
-      force_float32_reductions: False rounds statistics to the input's dtype and makes running
-        values of ``param_dtype`` at first; like Flax's, they become float32 at the first step with
-        an input of float32.
+      force_float32_reductions: False rounds statistics to ``dtype``, or the input's, and makes
+        running values of ``param_dtype`` at first; like Flax's, they become float32 at the first
+        step with statistics of float32.
       shrinkage: a name (none, stein, stein_mean_only, jsnorm, ridge, lasso, toward_running) or a
         :class:`~steinnorm.Shrinkage`.
       test_statistics: what inference uses: "running", or "batch" (the test batch, by the rule of
-        training; nothing is recorded), or "shrunk" (the same shrunk towards the running
-        statistics), or "calibrated" or "calibrated_streams" (the test batch judged by what
-        :func:`calibrate` measured, in the collection ``calibration``).
+        training; nothing is recorded, and ``batch_stats`` may be missing), or "shrunk" (the same
+        shrunk towards the running statistics), or "calibrated" or "calibrated_streams" (the test
+        batch judged by what :func:`calibrate` measured, in the collection ``calibration``).
 
     Raises:
       TypeError: a shrinkage that is neither a name nor a ``Shrinkage``, a dtype of integers, a
@@ -137,12 +136,11 @@ class SteinBatchNorm(nn.BatchNorm):
         _layer_inputs.array_or_number("x", x)
         frozen, affine_frozen = _freezing.freezes("/".join(self.path))
         initializing = self.is_initializing()
-        counting = self._is_named(_CALIBRATION) and not initializing
+        counting = _linen_pass.is_running() and self.is_mutable_collection(_linen_pass.COLLECTION)
+        counting = counting and not initializing
         inference = inference or frozen or counting
         shape = tuple(jnp.shape(x)[a] for a in _checks.feature_axes(self.axis, jnp.ndim(x)))
-        running_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, running_dtype)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, running_dtype)
+        mean, var = self._running(shape, may_be_missing=inference and not counting)
         scale = (
             self.param("scale", self.scale_init, shape, self.param_dtype)
             if self.use_scale
@@ -184,16 +182,35 @@ class SteinBatchNorm(nn.BatchNorm):
             self.sow("intermediates", "variance_factor", factors.variance)
         return result.y
 
+    def _running(self, shape: tuple[int, ...], *, may_be_missing: bool) -> Iterator[Any]:
+        """Yields the variables of the running mean and variance.
+
+        Where the layer can do without, and nobody has them, what holds those of a new layer.
+        """
+        dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        untracked = (
+            may_be_missing
+            and self.test_statistics == "batch"
+            and not resolve(self.shrinkage).toward_running
+            and not self.is_mutable_collection("batch_stats")
+        )
+        for name, make in (("mean", jnp.zeros), ("var", jnp.ones)):
+            if untracked and not self.has_variable("batch_stats", name):
+                yield types.SimpleNamespace(value=make(shape, dtype))
+            else:
+                yield self.variable("batch_stats", name, make, shape, dtype)
+
     def _calibration(self) -> Calibration:
         """Returns what the layer was calibrated with."""
-        names = [n for n in _CALIBRATION_NAMES if self.has_variable(_CALIBRATION, n)]
-        if len(names) < len(_CALIBRATION_NAMES):
+        names = [n for n in _linen_pass.NAMES if self.has_variable(_linen_pass.COLLECTION, n)]
+        if len(names) < len(_linen_pass.NAMES):
             raise ValueError(
                 f"test_statistics={self.test_statistics!r} needs a calibrated layer: variables = "
                 "steinnorm.linen.calibrate(net.apply, variables, batches of clean inputs), whose "
-                f"collection {_CALIBRATION!r} 'apply' must be given. {_IN_STACKS}"
+                f"collection {_linen_pass.COLLECTION!r} 'apply' must be given. "
+                f"{_linen_pass.IN_STACKS}"
             )
-        return Calibration(*(self.get_variable(_CALIBRATION, name) for name in names))
+        return Calibration(*(self.get_variable(_linen_pass.COLLECTION, name) for name in names))
 
     def _count(self, x: Any, mask: jax.Array | None, running: Moments) -> None:
         """Adds the input to what the layer has counted of this batch."""
@@ -210,7 +227,7 @@ class SteinBatchNorm(nn.BatchNorm):
         mean = running.mean
         totals = jax.tree.map(lambda a: placed_like(a, mean).astype(jnp.float32), totals)
         variables = {
-            name: self.variable(_CALIBRATION, name, jnp.zeros_like, mean, jnp.float32)
+            name: self.variable(_linen_pass.COLLECTION, name, jnp.zeros_like, mean, jnp.float32)
             for name in Totals._fields
         }
         before = Totals(**{name: v.value for name, v in variables.items()})
@@ -223,10 +240,16 @@ class SteinBatchNorm(nn.BatchNorm):
         Whoever makes everything mutable wants what the model has, not a state that grows: a step
         that returns it would compile again at each call.
         """
-        mutable = None if self.scope is None else self.scope.mutable
-        if isinstance(mutable, str):
-            return mutable == collection
-        return not isinstance(mutable, bool | nn.module.DenyList | None) and collection in mutable
+        if self.scope is None or not self.is_mutable_collection(collection):
+            return False
+        # Inside nn.scan and the like "everything" has become a list of what they name: what the
+        # caller said is known to the modules around, if there are any.
+        around = [m.scope for m in nn.module._context.module_stack if m is not None]
+        filters = [scope.root.mutable for scope in (self.scope, *filter(None, around))]
+        return not any(
+            isinstance(mutable, bool | nn.module.DenyList) and in_filter(mutable, collection)
+            for mutable in filters
+        )
 
 
 class BatchNorm(SteinBatchNorm):
@@ -285,16 +308,6 @@ def freeze(where: _checks.Where = None, *, affine: bool = False) -> Iterator[Non
         yield
 
 
-_ONE_ARGUMENT = (
-    "Pass lambda variables, batch, **options: net.apply(variables, batch[0], **options) in place "
-    "of net.apply, or with whatever it takes."
-)
-_IN_STACKS = (
-    f"Around nn.scan and nn.vmap name the collection in variable_axes, as batch_stats is: "
-    f"variable_axes={{'params': 0, 'batch_stats': 0, {_CALIBRATION!r}: 0}}."
-)
-
-
 def calibrate(
     apply_fn: Callable[..., Any] | nn.Module,
     variables: Mapping[str, Any],
@@ -313,8 +326,9 @@ def calibrate(
 
     Args:
       apply_fn: ``net.apply``, or the module ``net`` itself, or a function that is called as
-        ``apply_fn(variables, batch, mutable=["calibration"], **options)`` and returns what
-        ``net.apply`` does; for a batch of several arguments
+        ``apply_fn(variables, batch, mutable=["calibration"], **options)`` (with "batch_stats" too
+        where ``nn.scan`` carries the collection) and returns what ``net.apply`` does; for a batch
+        of several arguments
         ``lambda variables, batch, **options: net.apply(variables, *batch, **options)``.
       variables: of the trained module; left as they are.
       batches: clean inputs as at test time, not augmented; some thousand examples. An iterable:
@@ -332,8 +346,8 @@ def calibrate(
       TypeError: ``batches`` is one array; the module cannot take a batch, such as a loader's
         ``(x, y)``, as its one argument; or a layer has complex inputs.
       ValueError: no layer to calibrate, a layer that no batch reached (around ``nn.scan`` and
-        ``nn.vmap`` the collection has to be named in ``variable_axes``, as ``batch_stats`` is),
-        fewer than two examples, or values that are not finite.
+        ``nn.vmap`` the collection has to be named where ``batch_stats`` is, in ``variable_axes`` or
+        ``variable_carry``), fewer than two examples, or values that are not finite.
 
     Warns:
       UserWarning: below 100 examples, with how rough the calibration is.
@@ -347,49 +361,10 @@ def calibrate(
       >>> sorted(variables), net.apply(variables, x[:1]).shape
       (['batch_stats', 'calibration', 'params'], (1, 8, 4))
     """
-    apply = apply_fn.apply if isinstance(apply_fn, nn.Module) else apply_fn
-    known = {name: value for name, value in variables.items() if name != _CALIBRATION}
-
-    @jax.jit
-    def count(variables: dict[str, Any], batch: Any) -> Any:
-        _, counted = apply(variables, batch, mutable=[_CALIBRATION], **options)
-        return counted.get(_CALIBRATION, {})
-
-    recorder = Recorder(
-        f"apply_fn must evaluate all of the model. {_IN_STACKS} (A layer of another class with "
-        "'mean' and 'var' in batch_stats is named here too, unless it was seen to be called.)"
+    known = {name: value for name, value in variables.items() if name != _linen_pass.COLLECTION}
+    recorder, means = _linen_pass.measured(
+        apply_fn, known, batches, kind=SteinBatchNorm, on_batch=on_batch, options=options
     )
-    called: set[str] = set()
-
-    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if not isinstance(context.module, SteinBatchNorm):
-            called.add("/".join(context.module.path))
-        return call(*args, **kwargs)
-
-    bound = getattr(apply, "__self__", None)
-    for batch in _layer_inputs.batches(batches):
-        with nn.intercept_methods(note):
-            counted = _layer_inputs.called(
-                functools.partial(count, known, batch),
-                batch,
-                by_default=isinstance(bound, nn.Module) and apply == bound.apply,
-                remedy=_ONE_ARGUMENT,
-            )
-        recorder.add({path: Totals(**sums) for path, sums in leaves(counted, Totals._fields)})
-        if on_batch is not None:
-            on_batch(recorder.batches)
-    means = {
-        path: held["mean"]
-        for path, held in leaves(known.get("batch_stats", {}), ("mean", "var"))
-        # Where nothing was seen, a compiled apply_fn was not traced again.
-        if recorder.has(path) or (called and path not in called)
-    }
-    if not means and recorder.batches:
-        raise ValueError(f"apply_fn calls no SteinBatchNorm to calibrate. {_IN_STACKS}")
-    calibrated: dict[str, Any] = {}
-    for path, found in recorder.calibrations(means).items():
-        held = calibrated
-        for name in filter(None, path.split("/")):
-            held = held.setdefault(name, {})
-        held.update(zip(_CALIBRATION_NAMES, found, strict=True))
-    return {**known, _CALIBRATION: calibrated}
+    found = recorder.calibrations(means)
+    named = {p: dict(zip(_linen_pass.NAMES, held, strict=True)) for p, held in found.items()}
+    return {**known, _linen_pass.COLLECTION: _linen_pass.as_collection(named)}

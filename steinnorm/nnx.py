@@ -26,7 +26,7 @@ from steinnorm._nnx_layer import (
     ShrinkageFactor,
     SteinBatchNorm,
 )
-from steinnorm._nnx_modules import map_modules
+from steinnorm._nnx_modules import at_path, map_modules
 from steinnorm._rules_applied import may_change_a_large_batch
 from steinnorm.shrinkage import Shrinkage, resolve
 
@@ -154,7 +154,8 @@ def freeze(model: M, where: _checks.Where = None, *, affine: bool = False) -> M:
       model: any NNX module with :class:`SteinBatchNorm` layers (``convert(model, "none")`` makes
         them of Flax's); left as it is.
       where: which layers: all by default; a path such as ``"encoder/blocks/0"``, or several, for
-        all layers at and under them; or a function from a layer's path to a bool.
+        all layers at and under them; or a function from a layer's path to a bool. A layer that is
+        shared may be named at any of its places; a function is asked about one of them.
       affine: whether ``scale`` and ``bias`` of these layers get no gradient either. An optimiser
         with weight decay moves parameters without a gradient: leave them out with its mask.
 
@@ -173,15 +174,14 @@ def freeze(model: M, where: _checks.Where = None, *, affine: bool = False) -> M:
       >>> freeze(model).layers[0].frozen
       'statistics'
     """
-    chosen = _checks.Paths(where)
-
-    def visit(path: str, node: Any) -> Any:
-        if isinstance(node, SteinBatchNorm):
-            node.frozen = ("all" if affine else "statistics") if chosen.holds(path) else "no"
-        return node
-
     _check_module(model)
-    result = map_modules(visit, nnx.clone(model))
+    chosen, result = _checks.Paths(where), nnx.clone(model)
+    for path, layer in _stein_layers(result).items():
+        layer.frozen = ("all" if affine else "statistics") if chosen.holds(path) else "no"
+    for name in chosen.names:  # a layer in several places has been asked about at one alone
+        for path, layer in _stein_layers(at_path(result, name), name).items():
+            if chosen.holds(path):
+                layer.frozen = "all" if affine else "statistics"
     chosen.check("SteinBatchNorm", remedy='convert(model, "none") makes them of nnx.BatchNorm.')
     return result
 
@@ -285,8 +285,13 @@ def calibrate(
     return result
 
 
-def _stein_layers(model: nnx.Module) -> dict[str, SteinBatchNorm]:
-    """Returns the layers of a model, each once, by the path where it is found first."""
+def _stein_layers(model: Any, path: str = "") -> dict[str, SteinBatchNorm]:
+    """Returns the layers of a model, each once, by the path where it is found first.
+
+    Args:
+      model: what holds them.
+      path: where that is itself.
+    """
     found = {}
 
     def visit(path: str, node: Any) -> Any:
@@ -294,7 +299,7 @@ def _stein_layers(model: nnx.Module) -> dict[str, SteinBatchNorm]:
             found[path] = node
         return node
 
-    map_modules(visit, model)
+    map_modules(visit, model, path)
     return found
 
 

@@ -105,7 +105,8 @@ def batch_statistics(
       mask: which values count, broadcastable to ``x`` from the last axis on; of numbers, those that
         are not 0. Values outside may be anything, NaN too.
       axis_name: name of the mapped axis (pmap, shard_map, vmap) to combine over. Under ``jit``
-        with sharded inputs leave it None: the statistics are global already.
+        with sharded inputs leave it None: the statistics are global already. It must split the
+        examples where they count (``noise``, ``examples``): part of one is taken for one.
       axis_index_groups: groups of indices within that axis, as in ``jax.lax.psum``: in pmap, and in
         shard_map with check_vma=False. One all-reduce more, of a single number, goes with them.
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.

@@ -80,8 +80,8 @@ def from_torch(
       ``{"params": {"scale": (C,), "bias": (C,)}, "batch_stats": {"mean": (C,), "var": (C,)}}``,
       jax arrays that share no memory with the state dict. What PyTorch left out is left out: with
       affine=False "params", with bias=False "bias", with track_running_stats=False "batch_stats"
-      (a layer that then takes ``test_statistics="batch"``). bfloat16 becomes float32, which holds
-      its values exactly; float64 stays only under ``jax_enable_x64``.
+      (a layer with ``test_statistics="batch"`` does without in inference). bfloat16 becomes
+      float32, which holds its values exactly; float64 stays only under ``jax_enable_x64``.
 
     Raises:
       TypeError: a state dict that is no mapping, arrays that are not floating.

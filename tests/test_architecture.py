@@ -38,10 +38,10 @@ LAYERS = [
     ["_rules_applied"],
     ["functional"],
     ["shrinkage_factors", "_calibration", "_nnx_modules", "_freezing"],
-    ["_nnx_layer"],
+    ["_nnx_layer", "_linen_pass"],
     ["linen", "nnx"],
 ]
-FLAX_ALLOWED = {"_nnx_modules", "_nnx_layer", "linen", "nnx"}
+FLAX_ALLOWED = {"_linen_pass", "_nnx_modules", "_nnx_layer", "linen", "nnx"}
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60  # of code; about 40 is the aim
 

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 
-from steinnorm import linen
+from steinnorm import _linen_pass, linen
 from tests import reference
 from tests.calibrations import (
     HALVES,
@@ -155,11 +155,12 @@ def linen_stack(how, collections):
 
     class Block(nn.Module):
         statistics: str = "running"
+        train: bool = False
 
         @nn.compact
         def __call__(self, x, _=None):
             layer = linen.SteinBatchNorm(
-                use_running_average=True, test_statistics=self.statistics, name="norm"
+                use_running_average=not self.train, test_statistics=self.statistics, name="norm"
             )
             y = jnp.sin(layer(x)) * 2
             return (y, None) if how == "scan" else y
@@ -212,3 +213,105 @@ class TestStacksOfLinen:
         assert_calibration(of_collection(found["a"]), reference.calibration(X))
         want = reference.calibration(X / np.sqrt(1 + 1e-5))
         assert_calibration(of_collection(found["b"]), want)
+
+
+class TestOrdinaryCalls:
+    """That the collection is mutable is no reason to count: only `calibrate` is."""
+
+    @pytest.fixture(params=["contexts of JAX", "none, as in JAX 0.6.2"])
+    def contexts(self, request, monkeypatch):
+        if request.param != "contexts of JAX":
+            monkeypatch.setattr(_linen_pass, "_in_jax", None)
+        elif _linen_pass._in_jax is None:
+            pytest.skip("this JAX has none")
+
+    def test_a_calibrated_model_trains_with_all_its_state_mutable(self, contexts):
+        net = linen.SteinBatchNorm()
+        plain = net.init(jax.random.key(0), X, use_running_average=False)
+        calibrated = linen.calibrate(net, plain, [X], use_running_average=True)
+        x = X[:8] * 2 + 1
+        want, moved = net.apply(plain, x, use_running_average=False, mutable=["batch_stats"])
+        state = [name for name in calibrated if name != "params"]
+        got, updated = net.apply(calibrated, x, use_running_average=False, mutable=state)
+        np.testing.assert_array_equal(got, want)
+        jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], moved["batch_stats"])
+        assert sorted(updated["calibration"]) == sorted(calibrated["calibration"])
+        test = net.clone(use_running_average=True, test_statistics="calibrated")
+        got, _ = test.apply(calibrated, x, mutable=state)
+        np.testing.assert_array_equal(got, test.apply(calibrated, x))
+
+    def test_a_function_traced_outside_a_pass_is_not_used_inside_nor_the_other_way_round(self):
+        net = linen.SteinBatchNorm(use_running_average=True)
+        variables = net.init(jax.random.key(0), X)
+
+        @jax.jit
+        def apply(variables, batch):
+            return net.apply(variables, batch, mutable=["calibration"])
+
+        if _linen_pass._in_jax is not None:  # else nothing tells these two apart
+            assert apply(variables, X)[1] == {}
+        calibrated = linen.calibrate(lambda v, batch, mutable: apply(v, batch), variables, [X])
+        assert_calibration(of_collection(calibrated["calibration"]), reference.calibration(X))
+        if _linen_pass._in_jax is not None:
+            assert apply(variables, X)[1] == {}
+
+    @pytest.mark.parametrize("how", ["scan", "vmap"])
+    @pytest.mark.parametrize("mutable", [True, nn.DenyList("params")], ids=["all", "all but one"])
+    def test_stacks_with_everything_mutable_neither_count_nor_sow(self, how, mutable):
+        names = ("params", "batch_stats", "calibration", "intermediates")
+        inner = linen_stack(how, names)
+
+        class Net(nn.Module):
+            @nn.compact
+            def __call__(self, x):
+                return inner(train=True, name="stack")(x, *([None] if how == "scan" else []))
+
+        stack = Net()
+        variables = stack.init(jax.random.key(0), X[:2])
+        want, moved = stack.apply(variables, X[:8] + 1, mutable=["batch_stats"])
+        got, updated = stack.apply(variables, X[:8] + 1, mutable=mutable)
+        np.testing.assert_array_equal(jax.tree.leaves(got)[0], jax.tree.leaves(want)[0])
+        jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], moved["batch_stats"])
+        assert set(updated) <= {"params", "batch_stats"}
+        _, sown = stack.apply(variables, X[:8], mutable=["batch_stats", "intermediates"])
+        assert sorted(sown["intermediates"]["stack"]["norm"]) == ["mean_factor", "variance_factor"]
+
+
+def test_a_carried_collection_counts_all_steps():
+    carried = ["batch_stats", "calibration"]
+
+    class Cell(nn.Module):
+        statistics: str = "running"
+
+        @nn.compact
+        def __call__(self, carry, x):
+            norm = linen.SteinBatchNorm(
+                use_running_average=True, test_statistics=self.statistics, name="norm"
+            )
+            return carry, norm(x)
+
+    class Steps(nn.Module):
+        statistics: str = "running"
+
+        @nn.compact
+        def __call__(self, xs):
+            cell = Cell(self.statistics, name="cell")
+            if self.is_initializing():
+                return cell(0.0, xs[:, 0])[1]
+            scan = nn.scan(
+                lambda cell, carry, x: cell(carry, x),
+                variable_broadcast="params",
+                variable_carry=carried,
+                split_rngs={"params": False},
+                in_axes=1,
+            )
+            return scan(cell, 0.0, xs)[1]
+
+    variables = Steps().init(jax.random.key(0), X)
+    found = linen.calibrate(Steps(), variables, batches(sizes=HALVES))
+    steps = np.concatenate([X[:, 0], X[:, 1], X[:, 2]])
+    held = found["calibration"]["cell"]["norm"]
+    assert_calibration(of_collection(held), reference.calibration(steps))
+    y, updated = Steps("calibrated").apply(found, X[:2], mutable=carried)
+    assert np.all(np.isfinite(y))
+    jax.tree.map(np.testing.assert_array_equal, updated["calibration"], found["calibration"])

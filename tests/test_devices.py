@@ -252,6 +252,20 @@ def test_groups_of_devices_are_batches_of_their_own():
             assert_close(got.variance[device], want.variance)
 
 
+def test_groups_of_unequal_sizes():
+    x = draw()
+    got = jax.pmap(
+        lambda x: batch_statistics(
+            x, noise=True, axis_name="devices", axis_index_groups=[[0, 1, 2], [3]]
+        ),
+        axis_name="devices",
+    )(x.reshape(DEVICES, -1, *SHAPE[1:]))
+    for device, part in ((0, x[:12]), (3, x[12:])):
+        want = batch_statistics(part, noise=True)
+        for name, value in want._asdict().items():
+            assert_close(getattr(got, name)[device], value)
+
+
 def test_two_mesh_axes():
     mesh = jax.make_mesh((2, 2), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)
     x = draw()

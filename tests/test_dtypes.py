@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
-from steinnorm import RunningStatistics, Shrinkage, stein_batch_norm
+from steinnorm import RunningStatistics, Shrinkage, linen, stein_batch_norm
 from steinnorm import shrinkage as rules
+from steinnorm.nnx import SteinBatchNorm
 from tests.front_ends import COMPLEX, FEATURES, INFERENCE, MEAN, RUNNING, X, linen_layer, nnx_layer
 
 DTYPES = {
@@ -125,6 +127,39 @@ class TestRunningDtypes:
         _, updated = layer.apply(variables, X, mutable=["batch_stats"])
         assert variables["batch_stats"]["mean"].dtype == jnp.bfloat16
         assert updated["batch_stats"]["mean"].dtype == jnp.float32
+
+    @pytest.mark.parametrize("dtype", [jnp.bfloat16, "float16", jnp.float32, None])
+    @pytest.mark.parametrize("of_input", [jnp.bfloat16, jnp.float32])
+    def test_of_low_precision_they_are_those_of_flax(self, dtype, of_input, mixed_dtypes):
+        options = {"param_dtype": jnp.bfloat16, "force_float32_reductions": False, "dtype": dtype}
+        x, found = jnp.asarray(X, of_input), []
+        for layer in (linen_layer(shrinkage="none", **options), nn.BatchNorm(False, **options)):
+            variables = layer.init(jax.random.key(0), x)
+            found.append(layer.apply(variables, x, mutable=["batch_stats"])[1]["batch_stats"])
+        for ours, flax in zip(*map(jax.tree.leaves, found), strict=True):
+            assert ours.dtype == flax.dtype
+            np.testing.assert_allclose(np.float64(ours), np.float64(flax), rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_inference_of_a_model_cast_to_low_precision_is_rounded_once(kind, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(64, 8)) + 30, dtype)
+    mean, var = jnp.full(8, 30.1, dtype), jnp.full(8, 1.3, dtype)
+    if kind == "linen":
+        affine = {"scale": jnp.ones(8, dtype), "bias": jnp.zeros(8, dtype)}
+        variables = {"params": affine, "batch_stats": {"mean": mean, "var": var}}
+        y = linen.SteinBatchNorm(use_running_average=True).apply(variables, x)
+    else:
+        layer = SteinBatchNorm(8, use_running_average=True, rngs=nnx.Rngs(0))
+        nnx.update(layer, jax.tree.map(lambda a: a.astype(dtype), nnx.state(layer)))
+        layer.mean[...], layer.var[...] = mean, var
+        y = layer(x)
+    assert y.dtype == dtype
+    want = (np.float64(x) - np.float64(mean)) / np.sqrt(np.float64(var) + 1e-5)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.float64(y), want, rtol=0.51 * eps, atol=2e-5)
 
 
 def first():

@@ -129,6 +129,23 @@ class TestNNX:
             stein_nnx.freeze(Model(nnx.Rngs(0)), where)
         assert all(repr(name) in str(error.value) for name in LAYERS)
 
+    @pytest.mark.parametrize(
+        "where", ["encoder", "decoder", "decoder/layers/0", ["decoder", "encoder"]]
+    )
+    def test_a_shared_layer_is_named_at_any_of_its_places(self, where):
+        shared, own = layer(3, nnx.Rngs(0)), layer(3, nnx.Rngs(0))
+        model = nnx.Dict(
+            encoder=nnx.Sequential(shared), decoder=nnx.Sequential(shared), head=nnx.Sequential(own)
+        )
+        model.decoder.model = model  # in a circle
+        frozen = stein_nnx.freeze(model, where)
+        assert frozen.encoder.layers[0].frozen == "statistics"
+        assert frozen.decoder.layers[0] is frozen.encoder.layers[0]
+        if "decoder" not in where:  # which holds all of the model
+            assert frozen.head.layers[0].frozen == "no"
+        with pytest.raises(ValueError, match="names no SteinBatchNorm by 'tail'"):
+            stein_nnx.freeze(model, ["decoder", "tail"])
+
     def test_what_is_no_model(self):
         with pytest.raises(TypeError, match="must be a flax"):
             stein_nnx.freeze(X)

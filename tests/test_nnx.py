@@ -1,8 +1,10 @@
 """What the NNX layer adds to the pure function: modes, views, conversion, telemetry."""
 
+import collections
 import inspect
 import warnings
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from flax import nnx
 
 from steinnorm import shrinkage as rules
-from steinnorm.nnx import ShrinkageFactor, SteinBatchNorm, convert, revert
+from steinnorm.nnx import ShrinkageFactor, SteinBatchNorm, calibrate, convert, freeze, revert
 
 
 @pytest.fixture
@@ -138,6 +140,22 @@ class TestTelemetry:
         assert nnx.to_pure_dict(nnx.state(layer)).keys() == before
 
 
+@flax.struct.dataclass
+class Holder:
+    norm: nnx.BatchNorm
+    other: None = None
+
+
+HOLDERS = {
+    "dataclass": (Holder, lambda held: held.norm),
+    "FrozenDict": (lambda norm: flax.core.FrozenDict(norm=norm), lambda held: held["norm"]),
+    "defaultdict": (
+        lambda norm: collections.defaultdict(list, norm=norm),
+        lambda held: held["norm"],
+    ),
+}
+
+
 class TestConvert:
     def test_swaps_all_and_keeps_inference(self, x):
         model = Net(nnx.Rngs(0))
@@ -210,6 +228,22 @@ class TestConvert:
         layer = convert(layer, rules.stein(0.5))
         assert type(layer) is SteinBatchNorm
         assert layer.scale.get_metadata()["origin"] == "checkpoint"
+
+    @pytest.mark.filterwarnings("ignore:a calibration from:UserWarning")
+    @pytest.mark.parametrize("kind", HOLDERS)
+    def test_layers_are_found_in_whatever_holds_them(self, x, kind):
+        make, get = HOLDERS[kind]
+        model = nnx.Sequential(nnx.Linear(5, 5, rngs=nnx.Rngs(0)))
+        model.held = nnx.data(make(nnx.BatchNorm(5, rngs=nnx.Rngs(0))))
+        converted = convert(model)
+        assert type(converted.held) is type(model.held)
+        assert type(get(converted.held)) is SteinBatchNorm
+        assert type(get(model.held)) is nnx.BatchNorm
+        assert get(freeze(converted, "held").held).frozen == "statistics"
+        assert get(converted.held).frozen == "no"
+        calibrated = calibrate(converted, [x], call=lambda model, x: get(model.held)(x))
+        assert hasattr(get(calibrated.held), "calibrated_mean")
+        assert type(get(revert(calibrated).held)) is nnx.BatchNorm
 
     def test_warns_about_subclasses(self):
         class Fused(nnx.BatchNorm):

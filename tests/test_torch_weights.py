@@ -2,6 +2,7 @@
 
 import pathlib
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,18 @@ class TestAgainstPyTorch:
         layer.set_attributes(use_running_average=mode == "eval")
         y = layer(last(file[f"untracked/{mode}_x"]))
         np.testing.assert_allclose(y, last(file[f"untracked/{mode}_y"]), **CLOSE)
+
+    def test_untracked_in_linen_no_running_statistics_are_asked_for(self, file, before):
+        variables = from_torch(before, "untracked")
+        assert sorted(variables) == ["params"]
+        layer = stein_linen.SteinBatchNorm(
+            use_running_average=True, shrinkage="none", test_statistics="batch"
+        )
+        y = layer.apply(variables, last(file["untracked/eval_x"]))
+        np.testing.assert_allclose(y, last(file["untracked/eval_y"]), **CLOSE)
+        for needs in ({"test_statistics": "running"}, {"shrinkage": "toward_running"}):
+            with pytest.raises(flax.errors.ScopeCollectionNotFound):
+                layer.clone(**needs).apply(variables, last(file["untracked/eval_x"]))
 
     @each_norm
     def test_a_training_step_exports_the_next_running_statistics(self, file, before, name):
