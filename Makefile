@@ -7,8 +7,8 @@ WORKDIR ?= runs/demo
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-oldest lint format docs bench bench-accelerators clean \
   results-small-batches results-cifar10 results-sources results-autoattack results-joint \
-  results-adversarial results-hippocampus results-hippocampus-autoattack results-camvid \
-  results-camvid-sea
+  results-joint-margin results-adversarial results-hippocampus results-hippocampus-autoattack \
+  results-camvid results-camvid-sea
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 33
@@ -143,6 +143,12 @@ results-joint: $(EXPERIMENTS)  ## Seven norms on CIFAR-10 under APGD on whole ba
 	$(has_data)
 	$(COMPARE) $(JOINT) --statistics calibrated
 	$(COMPARE) $(JOINT) --statistics batch
+
+results-joint-margin: $(EXPERIMENTS)  ## Two of them under PGD on the margin of whole batches; an hour on 2 cores.
+	$(has_data)
+	$(COMPARE) cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds $(SEEDS) \
+	  --workdir $(RESULTS)/cifar10-joint-margin --norms batch stein \
+	  --statistics batch,shrunk,calibrated --attacks pgd-margin --epsilon 2/255 --check-examples 0
 
 # After adversarial training (Madry et al. 2018) with PGD of three steps in a ball of 4/255.
 ADVERSARIAL := cifar10 --preset ablation --data-dir $(DATA)/tfds --seeds 3 \

@@ -79,6 +79,7 @@ RESULTS = [
     "Every source of statistics on CIFAR-10 <compared/cifar10-sources/report>",
     "AutoAttack of eight norms on CIFAR-10 <compared/cifar10-autoattack/report>",
     "APGD on whole batches of CIFAR-10 <compared/cifar10-joint/report>",
+    "PGD on the margin of whole batches of CIFAR-10 <compared/cifar10-joint-margin/report>",
     "CIFAR-10 after adversarial training <compared/cifar10-adversarial/report>",
     "Hippocampus volumes <compared/hippocampus/report>",
     "AutoAttack on hippocampus volumes <compared/hippocampus-autoattack/report>",
