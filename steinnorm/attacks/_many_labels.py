@@ -8,7 +8,9 @@ Their relative weights then matter, and those of two kinds of losses are useless
   2016), so that the median label's lead is 1 nat; it is at least 1.
 - The margin and DLR, which go on growing once a label is wrong: labels that are wrong already are
   pushed further, at the cost of those that are still right. Beyond a ceiling (kappa of Carlini &
-  Wagner 2017) they hardly grow. It is a share of the median label's loss on clean inputs.
+  Wagner 2017), the size of the median label's loss on clean inputs, they hardly grow. Lower ones
+  are stronger where steps are small, but leave wrong labels so near the boundary that coarse steps
+  lose them again.
 
 Both are computed once, from the clean logits.
 """
@@ -23,7 +25,6 @@ from steinnorm.attacks._explicit_meshes import explicit_sharding
 from steinnorm.attacks.losses import grows_without_end, lead_of_others, per_label, saturates
 
 _LEAD = 1.0  # largest lead of the median label, in nats, for which the temperature is 1
-_SHARE = 0.25  # of the median label's loss, where the ceiling is
 
 
 def scales_of(
@@ -73,7 +74,7 @@ def _ceiling_of(name: str, logits: jax.Array, y: jax.Array, *, joint: bool) -> j
     """Returns the ceiling of each example, or of the batch; infinite if no label has a loss."""
     loss = per_label(name.removeprefix("targeted_"), logits, Criterion(y))
     median = _median(jnp.abs(loss), y, joint)
-    return jnp.where(jnp.isfinite(median), _SHARE * median, jnp.inf)
+    return jnp.where(jnp.isfinite(median), median, jnp.inf)
 
 
 def _median(size: jax.Array, y: jax.Array, joint: bool) -> jax.Array:
