@@ -43,7 +43,7 @@ def has_label(y: jax.Array) -> jax.Array:
 
 def index_labels(y: jax.Array) -> jax.Array:
     """Returns labels that are valid as indices: class 0 replaces void."""
-    return jnp.where(has_label(y), y, jnp.zeros_like(y))
+    return jnp.where(has_label(y), y, full_like(y, 0))
 
 
 def succeeded(logits: jax.Array, criterion: Criterion) -> jax.Array:

@@ -72,6 +72,7 @@ def attacks(x, place):
         "square": lambda: square(model, x, y, queries=30, **with_key),
         "autoattack": lambda: autoattack(model, x, y, batch_size=8, **short, **few),
         "joint pgd": lambda: pgd(joint, x, y_joint, steps=3, restarts=2, **told),
+        "joint margin": lambda: pgd(joint, x, place(y_joint), steps=3, loss="margin", **told),
         "joint autoattack": lambda: autoattack(joint, x, y_joint, **short, **told),
         "sea": lambda: sea(maps, x, place(y_maps), steps=6, **with_key),
         "sea of one loss": lambda: sea(maps, x, place(y_maps), steps=6, losses=["js"], **with_key),
@@ -79,6 +80,9 @@ def attacks(x, place):
         "independent": lambda: independent(pgd, joint, x, y_joint, **two),
         "companion": lambda: companion(pgd, joint, x, y_joint, **two),
         "pgd_scan": lambda: scan(x, jnp.asarray(y)),
+        "plain pgd_scan": lambda: pgd_scan(
+            maps, x, place(y_maps), steps=3, loss="margin", **with_key
+        ),
         "batch_dependence": lambda: batch_dependence(joint, x, key=KEY).alone.logit,
         "predict": lambda: predict(model, x),
     }
@@ -86,7 +90,10 @@ def attacks(x, place):
 
 # SEA is APGD in balls that shrink, so that its steps are those of APGD as well.
 FEW = ("pgd",)
-SOME = ("pgd", "square", "joint pgd", "sea of one loss", "batch_dependence")
+SOME = (
+    *("pgd", "square", "joint pgd", "joint margin", "sea of one loss", "plain pgd_scan"),
+    "batch_dependence",
+)
 
 
 def ways(everything):
