@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from steinnorm.attacks.checks import NAMES
 from tests import children
 from tests.test_architecture import ROOT
 
@@ -86,6 +87,6 @@ def test_evaluate_robustness():
         under_attack = numbers(rf"^{attack} +[\d.]+ +([\d.]+) %", out)
         assert all(w <= a < clean for w, a in zip(worst, under_attack, strict=True))
     verdicts = re.findall(r"^(PASS|FAIL|not applicable) +\w+(?:: |$)", out, re.MULTILINE)
-    assert len(verdicts) == 10
+    assert len(verdicts) == len(NAMES)
     assert "FAIL" not in verdicts
     assert f"{worst[1]:.1f}% at radius 0.1, beside {clean:.1f}% clean." in out

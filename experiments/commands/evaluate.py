@@ -228,6 +228,9 @@ def _checkers(
             examples=dataset.test,
             batch_size_of=functools.partial(batch_size_of, evaluation),
             seed=settings.seed,
+            losses=tuple(
+                loss for attack in evaluation.attacks for loss in attack.settings.gradient_losses
+            ),
         ),
         request,
         settings,

@@ -259,8 +259,9 @@ class ChecksConfig:
         """The library's part."""
         from steinnorm.attacks.checks import CheckSettings  # noqa: PLC0415
 
-        fields = dataclasses.fields(CheckSettings)
-        return CheckSettings(**{field.name: getattr(self, field.name) for field in fields})
+        # The losses are those of the attacks, which are settings of their own.
+        names = {field.name for field in dataclasses.fields(CheckSettings)} - {"losses"}
+        return CheckSettings(**{name: getattr(self, name) for name in names})
 
 
 SMOKE_CHECKS = ChecksConfig(

@@ -56,6 +56,7 @@ class Checker:
       batch_size_of: gives the size of the evaluation's batches with a source of statistics; a batch
         of another size would be another model where statistics are those of the batch.
       seed: of all randomness.
+      losses: that the evaluation's attacks increase, as in ``CheckSettings.losses``.
       twin: for the transfer check; None where there is none.
       twin_reason: why there is no twin, where there is none.
     """
@@ -65,6 +66,7 @@ class Checker:
     examples: Examples
     batch_size_of: Callable[[str], int]
     seed: int
+    losses: tuple[str, ...] = ()
     twin: Twin | None = None
     twin_reason: str = "no twin was given: the same network with plain batch norm, of the same seed"
 
@@ -96,8 +98,10 @@ class Checker:
         batch_size = self.batch_size_of(source)
         count = min(self.config.examples, len(self.examples), batch_size)
         twin = None if self.twin is None else self.twin(source)
+        settings = self.config.settings.with_losses(self.losses)
         identity = {
             **identity_of(model, self.examples, batch_size, source, run.calibrated_on),
+            "losses": list(settings.losses),
             "config": json.loads(json.dumps(dataclasses.asdict(self.config))),
             "twin": self.twin_reason if twin is None else weights_digest(twin),
             "count": count,
@@ -131,7 +135,7 @@ class Checker:
             targets,
             threat=Threat(self.config.norm, self.config.epsilon),
             batch_dependent=dependent,
-            settings=self.config.settings,
+            settings=settings,
             key=jax.random.key(self.seed),
             twin=twin,
             twin_reason=self.twin_reason,

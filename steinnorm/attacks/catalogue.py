@@ -20,6 +20,12 @@ _PER_PIXEL = ("segpgd", "sea")
 _PER_EXAMPLE = ("fab", "autoattack")
 _WITH_LOSS = ("fgsm", "pgd", "apgd")
 _WITH_PROGRESS = ("apgd", "fab", "square", "autoattack", "sea")  # those that report progress
+_LOSSES_OF_KINDS = {
+    "autoattack": ("cross_entropy", "margin"),
+    "fab": ("margin",),
+    "segpgd": ("segpgd",),
+    "sea": ("js", "masked_cross_entropy", "masked_spherical"),
+}
 _TARGETED = "targeted_"
 _WITH_RANDOM_START = ("pgd", "segpgd")  # those for which a random start is optional
 _USUAL_STEPS = {"pgd": 20, "apgd": 100, "fab": 100, "autoattack": 100, "segpgd": 20, "sea": 300}
@@ -100,6 +106,17 @@ class AttackSettings:
     def has_ball(self) -> bool:
         """Whether the attack stays in a ball; noises do not."""
         return self.kind not in NOISES
+
+    @property
+    def gradient_losses(self) -> tuple[str, ...]:
+        """The losses that its gradient steps increase, as names in ``LOSSES``; may be empty.
+
+        Those of AutoAttack and FAB lead to the nearest boundary, as the margin does.
+        """
+        if self.kind in _WITH_LOSS:
+            towards_class = self.loss in losses.TOWARDS_CLASSES
+            return ("margin",) if towards_class else (self.loss,)
+        return _LOSSES_OF_KINDS.get(self.kind, ())
 
     def call(
         self, *, batch_dependent: bool, on_progress: Callable[[str], None] | None = None

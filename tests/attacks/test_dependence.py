@@ -378,8 +378,13 @@ def test_a_black_box_is_judged_by_its_logits(share):
     model, weights = of(share)
 
     def black_box(x):
+        # Without JAX, which can wait for itself for ever in a callback (jax-ml/jax#24255).
+        def answers(images):
+            flat = np.asarray(images).reshape(len(images), -1)
+            return ((flat - share * flat.mean(axis=0)) @ weights).astype(np.float32)
+
         shape = jax.ShapeDtypeStruct((len(x), weights.shape[1]), jnp.float32)
-        return jax.pure_callback(lambda images: np.asarray(model(jnp.asarray(images))), shape, x)
+        return jax.pure_callback(answers, shape, x)
 
     x = draws(6, 2, 2, 1)
     report = batch_dependence(black_box, x, key=KEY)

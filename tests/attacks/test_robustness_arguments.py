@@ -7,6 +7,8 @@ import pytest
 
 from steinnorm.attacks import AttackSettings, catalogue, evaluate_robustness
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.losses import LOSSES
+from steinnorm.attacks.noise import NOISES
 from steinnorm.attacks.robustness.evaluator import BatchEvaluator
 from tests.attacks.one_call import QUIET, measure
 from tests.attacks.three_wrong import WEIGHTS, X, Y, linear
@@ -49,6 +51,8 @@ BAD_SETTINGS = [
     ({"check_examples": 2.5}, r"check_examples must be an integer; got 2\.5"),
     ({"checks": CheckSettings(steps=0)}, r"CheckSettings\.steps must be at least 1; got 0"),
     ({"checks": CheckSettings(difference_steps=())}, r"difference_steps must be a tuple"),
+    ({"checks": CheckSettings(losses="margin")}, r"losses must be a tuple of some of .*'margin'"),
+    ({"checks": CheckSettings(losses=("no",))}, r"losses must be a tuple of some of cross_entropy"),
     (
         {"checks": CheckSettings(tolerance=float("nan"))},
         r"tolerance must be a finite number, not neg",
@@ -122,6 +126,15 @@ def test_settings_are_those_of_their_kind():
     assert AttackSettings("a", "autoattack", steps=1).steps == 1
     with pytest.raises(ValueError, match=r"3 restarts from the same point .* random_start=True"):
         AttackSettings("p", "pgd", restarts=3, random_start=False)
+
+
+def test_every_attack_says_which_losses_its_steps_increase():
+    told = {name: catalogue.by_name(name).gradient_losses for name in catalogue.names()}
+    assert {loss for each in told.values() for loss in each} <= set(LOSSES)
+    without = {name for name, each in told.items() if not each}
+    assert without == {*NOISES, "square"}
+    assert told["pgd-margin"] == told["fab-t"] == told["apgd-t"] == ("margin",)
+    assert told["autoattack"] == ("cross_entropy", "margin")
 
 
 def test_numbers_of_numpy(tmp_path):

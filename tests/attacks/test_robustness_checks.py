@@ -1,5 +1,6 @@
 """Checks of the one call: what they are made on; where they fail, no result is lost."""
 
+import dataclasses
 import json
 import warnings
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from steinnorm.attacks import AttackSettings
+from steinnorm.attacks import AttackSettings, pgd
 from steinnorm.attacks.checks import FAIL, NAMES, PASS, Checks, Finding
 from steinnorm.attacks.robustness import checks
 from tests.attacks.one_call import SMOKE, X, linear, measure, per_pixel
@@ -30,13 +31,33 @@ def test_a_check_that_raises_an_error_fails_alone_and_loses_nothing(tmp_path):
     assert (finding.verdict, finding.value) == (FAIL, None)
     assert finding.detail.startswith("raised NotFiniteError: ")
     assert of_name["iterative_not_weaker"].verdict == PASS
-    assert "1 of 9 FAILED: huge_radius_reaches_chance" in str(found)
+    assert "1 of 10 FAILED: huge_radius_reaches_chance" in str(found)
     assert finding.detail in (tmp_path / "table.md").read_text()
     written = json.loads((tmp_path / "checks.json").read_text())
     assert [each["name"] for each in written["findings"]] == list(NAMES)
     assert json.loads((tmp_path / "settings.json").read_text())["complete"]
     with pytest.warns(UserWarning, match="raised NotFiniteError"):  # never from the file
         measure(tmp_path, breaks_far_away, x, y, checks=SMOKE)
+
+
+def test_the_losses_of_the_attacks_are_those_of_the_checks(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(*_, settings, **__):
+        seen.append(settings.losses)
+        return Checks([Finding(name, PASS, 0.0, "") for name in NAMES], {})
+
+    def own(logits_fn, x, y, *, threat, key):
+        return pgd(logits_fn, x, y, threat=threat, key=key, steps=1, loss="kl")
+
+    monkeypatch.setattr(checks, "run_checks", noted)
+    measure(tmp_path, attacks="fgsm", checks=SMOKE)
+    measure(tmp_path, attacks=("fgsm", own), checks=SMOKE)
+    measure(tmp_path, attacks=("fgsm", AttackSettings("m", "pgd", 1, loss="margin")), checks=SMOKE)
+    kl = dataclasses.replace(SMOKE, losses=["kl", "cross_entropy"])
+    measure(tmp_path, attacks=AttackSettings("d", "fgsm", loss="dlr"), checks=kl)
+    # The second call takes from the file what the first found: its losses are the same.
+    assert seen == [(), ("margin",), ("dlr", "kl")]
 
 
 def test_checks_that_cannot_be_made_lose_nothing(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks.checks.settings import CheckSettings
+from steinnorm.attacks.losses import LOSSES
 from steinnorm.attacks.threat import Threat
 
 
@@ -35,6 +36,22 @@ def check_arguments(
         )
     if not isinstance(settings, CheckSettings):
         raise ValueError(f"settings must be CheckSettings, or None; got {_short_text(settings)}")
+    check_losses(settings.losses)
+
+
+def check_losses(losses: Any) -> None:
+    """Refuses a value of ``CheckSettings.losses`` that is no tuple of names of losses.
+
+    Raises:
+      ValueError: the message lists the names.
+    """
+    known = isinstance(losses, tuple | list) and all(
+        isinstance(name, str) and name in LOSSES for name in losses
+    )
+    if not known:
+        raise ValueError(
+            f"CheckSettings.losses must be a tuple of some of {', '.join(LOSSES)}; got {losses!r}"
+        )
 
 
 def _check_array(name: str, given: Any, expected: str) -> None:

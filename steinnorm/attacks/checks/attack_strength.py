@@ -18,6 +18,7 @@ from steinnorm.attacks.checks.findings import (
 from steinnorm.attacks.checks.paired import CONFIDENCE, BrokenLabels, lead, ratio, student_quantile
 from steinnorm.attacks.checks.runs import AttackRuns
 from steinnorm.attacks.intervals import Tally, wilson_interval
+from steinnorm.attacks.losses import grows_without_end
 
 
 def iterative_not_weaker(runs: AttackRuns) -> Finding:
@@ -128,6 +129,24 @@ def more_restarts(runs: AttackRuns) -> Finding:
     return _not_ahead("more_restarts", runs, gained, text, nested=not runs.joint)
 
 
+def margin_not_stronger(runs: AttackRuns) -> Finding:
+    """Checks that PGD on the margin breaks nothing that attacks on the evaluation's losses miss.
+
+    The cross-entropy can be the wrong loss: it weighs the wrong classes together although a single
+    one has to win, and where one gradient sums over many labels, it pushes those that are wrong
+    already and the least confident ones.
+    """
+    name, steps, losses = "margin_not_stronger", runs.settings.steps, runs.settings.losses
+    if any(grows_without_end(loss) for loss in losses):
+        return not_applicable(
+            name, f"the evaluation has attacks on such a loss itself: {', '.join(losses)}"
+        )
+    attacked = runs.pgd(steps, loss="margin")
+    text = f"PGD-{steps} on the margin leaves {percent(attacked.accuracy)}"
+    best = f"the best attack on {', '.join(('cross_entropy', *losses))}"
+    return _adds_nothing(name, runs, attacked, text, "PGD on the margin", best=best)
+
+
 def square_not_stronger(runs: AttackRuns) -> Finding:
     """Checks that an attack without gradients breaks nothing that attacks with gradients miss."""
     name, queries = "square_not_stronger", runs.settings.square_queries
@@ -152,7 +171,13 @@ def transfer_not_stronger(runs: AttackRuns) -> Finding:
 
 
 def _adds_nothing(
-    name: str, runs: AttackRuns, attacked: BrokenLabels, text: str, attack_name: str
+    name: str,
+    runs: AttackRuns,
+    attacked: BrokenLabels,
+    text: str,
+    attack_name: str,
+    *,
+    best: str = "the best attack with gradients",
 ) -> Finding:
     """Checks that an attack breaks nothing beyond the attacks with the attacked model's gradient.
 
@@ -163,13 +188,11 @@ def _adds_nothing(
     as a whole, it is compared with the best gradient attack on the batch.
     """
     own_attacks = runs.white_box()
-    best = min(outcome.accuracy for outcome in own_attacks)
-    compared = (
-        "Square, without gradients," if runs.why_no_gradient else "the best attack with gradients"
-    )
-    text = f"{text}, {compared} {percent(best)}"
+    left = min(outcome.accuracy for outcome in own_attacks)
+    compared = "Square, without gradients," if runs.why_no_gradient else best
+    text = f"{text}, {compared} {percent(left)}"
     if runs.joint:
-        strongest = next(outcome for outcome in own_attacks if outcome.accuracy == best)
+        strongest = next(outcome for outcome in own_attacks if outcome.accuracy == left)
         gained = attacked.broken - strongest.broken
         return _not_ahead(
             name, runs, [gained], f"{text}, both of the whole batch: {attack_name} is "

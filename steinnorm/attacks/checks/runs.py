@@ -215,7 +215,8 @@ class AttackRuns:
     def white_box(self) -> list[BrokenLabels]:
         """Returns the labels that each gradient attack at the whole radius breaks.
 
-        Of a model without a gradient it is Square, if it has queries.
+        They include PGD on each of the evaluation's losses. Of a model without a gradient it is
+        Square, if it has queries.
         """
         steps = self.settings.steps
         if self.why_no_gradient:
@@ -225,6 +226,7 @@ class AttackRuns:
             self.pgd(steps),
             self.pgd(2 * steps),
             self.pgd(steps, restarts=self.settings.restarts),
+            *(self.pgd(steps, loss=loss) for loss in self.settings.losses),
         ]
 
     def _cached(

@@ -1,6 +1,7 @@
 """The settings of the checks."""
 
 import dataclasses
+from collections.abc import Iterable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,10 @@ class CheckSettings:
         the box. The best one decides, because curvature affects long steps and rounding short ones.
         In a batch that counts as a whole the kinks of all examples add up: a trained network's
         gradient seemed 5.7 % off at 1e-4 and 0.5 % at 1e-5.
+      losses: losses that the evaluation's attacks increase, besides the cross-entropy: names in
+        ``steinnorm.attacks.losses.LOSSES``. ``evaluate_robustness`` adds those of its attacks.
+        PGD on each of them counts as an attack of the evaluation; if the margin or DLR is among
+        them, PGD on the margin is no other attack and the check of it is not applicable.
     """
 
     steps: int = 20
@@ -32,3 +37,13 @@ class CheckSettings:
     gradient_error: float = 0.05
     directions: int = 4
     difference_steps: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
+    losses: tuple[str, ...] = ()
+
+    def with_losses(self, losses: Iterable[str]) -> "CheckSettings":
+        """Returns the settings with more losses of the evaluation's attacks.
+
+        Args:
+          losses: their names; the cross-entropy and those that are there already add nothing.
+        """
+        added = {*self.losses, *losses} - {"cross_entropy"}
+        return dataclasses.replace(self, losses=tuple(sorted(added)))

@@ -13,6 +13,7 @@ from steinnorm.attacks import catalogue
 from steinnorm.attacks._arguments import as_integer
 from steinnorm.attacks._model import LogitsFn
 from steinnorm.attacks.checks import CheckSettings
+from steinnorm.attacks.checks.arguments import check_losses
 from steinnorm.attacks.robustness.evaluator import Attack, attack_name
 from steinnorm.attacks.robustness.names import radius_name
 from steinnorm.attacks.robustness.rows import NONE, WORST
@@ -84,13 +85,14 @@ def parse_batch_dependent(given: Any) -> bool | None:
     raise ValueError(f"batch_dependent must be True, False or None; got {given!r}")
 
 
-def parse_checks(checks: Any, examples: Any, twin: Any) -> CheckRequest:
+def parse_checks(checks: Any, examples: Any, twin: Any, attacks: Iterable[Attack]) -> CheckRequest:
     """Returns the checks that the caller asks for.
 
     Args:
       checks: the argument ``checks``: a bool, None for no checks, or settings.
       examples: the argument ``check_examples``.
       twin: a model, or None.
+      attacks: attacks of the evaluation, whose losses are added to those of the settings.
 
     Raises:
       ValueError: an argument is of the wrong kind or out of range.
@@ -99,10 +101,19 @@ def parse_checks(checks: Any, examples: Any, twin: Any) -> CheckRequest:
     if twin is not None and not callable(twin):
         raise ValueError(f"twin must be a function of a batch, or None; got {twin!r}")
     if checks is None or isinstance(checks, bool | np.bool_):
-        return CheckRequest(CheckSettings() if checks else None, count, twin)
-    if not isinstance(checks, CheckSettings):
+        settings = CheckSettings() if checks else None
+    elif isinstance(checks, CheckSettings):
+        settings = _parse_settings(checks)
+    else:
         raise ValueError(f"checks must be True, False or CheckSettings; got {checks!r}")
-    return CheckRequest(_parse_settings(checks), count, twin)
+    if settings is not None:
+        settings = settings.with_losses(
+            loss
+            for attack in attacks
+            if isinstance(attack, catalogue.AttackSettings)
+            for loss in attack.gradient_losses
+        )
+    return CheckRequest(settings, count, twin)
 
 
 def _parse_settings(given: CheckSettings) -> CheckSettings:
@@ -112,6 +123,9 @@ def _parse_settings(given: CheckSettings) -> CheckSettings:
         name, value = f"CheckSettings.{field.name}", getattr(given, field.name)
         if field.name in _MINIMA:
             parsed[field.name] = as_integer(name, value, _MINIMA[field.name])
+        elif field.name == "losses":
+            check_losses(value)
+            parsed[field.name] = tuple(value)
         elif field.name == "difference_steps":
             if np.ndim(value) != 1 or not len(value):
                 raise ValueError(f"{name} must be a tuple of numbers; got {value!r}")

@@ -133,7 +133,7 @@ def evaluate_robustness(
     """
     refuse_traced(x=x, y=y, epsilons=epsilons, bounds=bounds)
     chosen, radii = parse_attacks(attacks), parse_radii(epsilons, norm, bounds)
-    check_request = parse_checks(checks, check_examples, twin)
+    check_request = parse_checks(checks, check_examples, twin, chosen)
     seed, data, folder = parse_seed(seed), Data(x, y, batch_size), parse_out(out)
     batches = data.batches
     per_batch = 1 + len(chosen) * len(radii)

@@ -16,6 +16,7 @@ from tests.attacks.checks.models import (
     SMALL,
     THREAT,
     VALUES,
+    crowded,
     dead_outside,
     draws,
     linear_problem,
@@ -33,6 +34,7 @@ ALL = [
     attack_strength.huge_radius_reaches_chance,
     attack_strength.twice_the_steps,
     attack_strength.more_restarts,
+    attack_strength.margin_not_stronger,
     attack_strength.square_not_stronger,
     attack_strength.transfer_not_stronger,
 ]
@@ -176,7 +178,9 @@ def with_broken(**broken):
         def square(self):
             return self._of("square")
 
-        def pgd(self, steps, *, radius=1.0, restarts=1):
+        def pgd(self, steps, *, radius=1.0, restarts=1, loss="cross_entropy"):
+            if loss != "cross_entropy":
+                return self._of(loss)
             if restarts > 1:
                 return self._of("restarts")
             name = "once" if steps == SMALL.steps else "twice"
@@ -194,8 +198,10 @@ COMPARED = [
     (attack_strength.larger_radius_not_weaker, "half", ("once",)),
     (attack_strength.twice_the_steps, "twice", ("once",)),
     (attack_strength.more_restarts, "restarts", ("once",)),
+    (attack_strength.margin_not_stronger, "margin", ("fgsm", "once", "twice", "restarts")),
     (attack_strength.square_not_stronger, "square", ("fgsm", "once", "twice", "restarts")),
 ]
+NESTED = (attack_strength.margin_not_stronger, attack_strength.square_not_stronger)
 
 
 @pytest.mark.parametrize(("check", "ahead", "behind"), COMPARED)
@@ -218,7 +224,7 @@ def test_verdict_is_one_sided_and_by_an_interval(check, ahead, behind):
     assert verdict(7, 0).verdict == FAIL
     assert verdict(7, 0).value == pytest.approx(0.07)
     assert verdict(0, 30).verdict == PASS  # the other direction never is
-    if check is not attack_strength.square_not_stronger:
+    if check not in NESTED:
         assert verdict(17, 10).verdict == PASS  # as many more, but it might be chance
         assert "10 against" in verdict(17, 10).detail
         # Student's t with 99 degrees of freedom, by hand.
@@ -240,6 +246,34 @@ def test_square_must_find_nothing_that_the_gradient_misses():
     assert (whole.verdict, whole.value) == (PASS, pytest.approx(-0.3))
     whole = attack_strength.square_not_stronger(with_broken(**found, square=range(70), joint=True))
     assert (whole.verdict, whole.value) == (FAIL, pytest.approx(0.1))
+
+
+def test_loss_that_is_the_wrong_one_is_found():
+    seen = runs_of(crowded, *point())
+    finding = attack_strength.margin_not_stronger(seen)
+    assert finding.verdict == FAIL
+    assert seen.pgd(SMALL.steps, restarts=SMALL.restarts).accuracy == 1.0
+    # Where the margin begins nearer to the crowd's edge, it goes there too: half of the starts.
+    assert finding.value == pytest.approx(1 - seen.pgd(SMALL.steps, loss="margin").accuracy)
+    assert 0.2 < finding.value < 0.8
+    assert "the best attack on cross_entropy 100.0 %" in finding.detail
+
+
+@pytest.mark.parametrize("loss", ["margin", "dlr"])
+def test_loss_of_the_evaluation_is_not_another_one(loss):
+    settings = dataclasses.replace(SMALL, losses=("kl", loss))
+    finding = attack_strength.margin_not_stronger(runs_of(crowded, *point(), settings))
+    assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
+    assert f"itself: kl, {loss}" in finding.detail
+
+
+def test_all_losses_of_the_evaluation_are_compared_with():
+    def best(*losses):
+        seen = runs_of(crowded, *point(), dataclasses.replace(SMALL, losses=losses))
+        return min(outcome.accuracy for outcome in seen.white_box())
+
+    assert best() == 1.0
+    assert best("margin") < 0.8
 
 
 def test_search_without_gradients_that_wins_is_found(masked):
@@ -280,7 +314,7 @@ def test_every_attack_is_run_once(monkeypatch):
 
     def counted(attack):
         def call(*args, **settings):
-            chosen = (settings.get("steps"), settings.get("restarts"))
+            chosen = (settings.get("steps"), settings.get("restarts"), settings.get("loss"))
             calls.append((attack.__name__, *chosen, settings["threat"].epsilon))
             return attack(*args, **settings)
 
@@ -291,10 +325,10 @@ def test_every_attack_is_run_once(monkeypatch):
     seen = runs_of(model, x, y)
     for check in ALL:
         check(seen)
-    assert sorted(epsilon for _, steps, _, epsilon in calls if steps == SMALL.steps) == (
-        pytest.approx([0.05, 0.1, 0.1, 0.2, 1.0])  # 0.1 twice: also with restarts
+    assert sorted(epsilon for _, steps, *_, epsilon in calls if steps == SMALL.steps) == (
+        pytest.approx([0.05, 0.1, 0.1, 0.1, 0.2, 1.0])  # also with restarts, and on the margin
     )
-    assert len(calls) == len(set(calls)) == 8  # and twice the steps, FGSM, Square
+    assert len(calls) == len(set(calls)) == 9  # and twice the steps, FGSM, Square
 
 
 def test_attack_that_leaves_its_ball_is_not_a_finding(monkeypatch):

@@ -40,6 +40,7 @@ ORDER = (
     "huge_radius_reaches_chance",
     "twice_the_steps",
     "more_restarts",
+    "margin_not_stronger",
     "square_not_stronger",
     "transfer_not_stronger",
     "zero_gradients",
@@ -74,7 +75,7 @@ def test_errors_within_a_check_are_raised_unless_asked_otherwise(monkeypatch):
     assert set(found.curve) == set(curve_steps(SMOKE.steps))
 
 
-def test_all_ten_are_reported_in_order_with_progress_and_curve():
+def test_all_are_reported_in_order_with_progress_and_curve():
     assert NAMES == ORDER
     model, x, y = linear_problem()
     told = []
@@ -89,7 +90,7 @@ def test_all_ten_are_reported_in_order_with_progress_and_curve():
         on_progress=lambda *at: told.append(at),
     )
     assert {f.verdict for f in by_name(checks).values()} == {PASS}
-    assert told == [(name, i + 1, 11) for i, name in enumerate((*ORDER, CURVE))]
+    assert told == [(name, i + 1, len(ORDER) + 1) for i, name in enumerate((*ORDER, CURVE))]
     assert list(checks.curve) == [1, 2, 5, 10, 20]
     converged = by_name(checks)["twice_the_steps"]
     assert checks.curve[10] - checks.curve[20] == pytest.approx(converged.value)
@@ -197,9 +198,15 @@ def test_attacks_repeat_no_warnings():
 def test_a_black_box_is_checked_where_no_gradient_is_needed(queries):
     model, x, y = linear_problem(EXAMPLES)
 
+    weights = np.asarray(model.args[0])
+
     def black_box(x):
-        shape = jax.ShapeDtypeStruct(jax.eval_shape(model, x).shape, jnp.float32)
-        return jax.pure_callback(lambda images: np.asarray(model(images)), shape, x)
+        # Without JAX, which can wait for itself for ever in a callback (jax-ml/jax#24255).
+        def answers(images):
+            return np.asarray(images) @ weights
+
+        shape = jax.ShapeDtypeStruct((len(x), weights.shape[1]), jnp.float32)
+        return jax.pure_callback(answers, shape, x)
 
     settings = dataclasses.replace(SMOKE, square_queries=queries)
     checks = run_checks(black_box, x, y, threat=THREAT, settings=settings, twin=model)

@@ -60,12 +60,29 @@ class _Normed(nnx.Module):
         return self.layer(self.norm(x.reshape(len(x), -1)))
 
 
-def test_programs_are_let_go_of_between_checks_and_change_nothing(tmp_path, monkeypatch):
+def _checker(losses=()):
     rng = np.random.default_rng(3)
     x = rng.uniform(size=(6, 2, 2, 1)).astype(np.float32)
     examples = Examples(x, rng.integers(0, 3, 6).astype(np.int32))
     task = tasks.create("classification", 3)
-    checker = Checker(SMOKE_CHECKS, task, examples, lambda source: 6, seed=0)
+    return Checker(SMOKE_CHECKS, task, examples, lambda source: 6, seed=0, losses=losses)
+
+
+def test_checks_are_made_again_where_the_attacks_have_another_loss(tmp_path):
+    run = Run("tiny", "batch", 0, ("a", "b", "c"))
+
+    def of_the_margin(losses):
+        checks = _checker(losses).check(_Normed(), "running", run, tmp_path).checks
+        (found,) = [check for check in checks if check.name == "margin_not_stronger"]
+        return found.verdict
+
+    assert of_the_margin(("cross_entropy",)) == "PASS"
+    assert of_the_margin(("margin", "cross_entropy")) == "not applicable"
+    assert of_the_margin(()) == "PASS"
+
+
+def test_programs_are_let_go_of_between_checks_and_change_nothing(tmp_path, monkeypatch):
+    checker = _checker()
     run = Run("tiny", "batch", 0, ("a", "b", "c"))
     expected = checker.check(_Normed(), "running", run)
     limit = tmp_path / "max_map_count"
