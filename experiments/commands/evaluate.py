@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from rich.console import RenderableType
 
 from experiments import data, report, tasks
@@ -17,14 +18,15 @@ from experiments.commands.evaluation_request import AS_CONFIGURED, Request, plan
 from experiments.commands.training_display import shown_reading
 from experiments.configs.schema import EvaluationConfig, Statistics
 from experiments.data import devices
-from experiments.data.examples import Dataset
+from experiments.data.examples import Dataset, Examples
 from experiments.errors import ConfigError
 from experiments.evaluation import aggregate, per_example, run_checks
 from experiments.evaluation.attack_batch import as_logits_fn, check_fits
 from experiments.evaluation.calibration import Calibrating
-from experiments.evaluation.check_radius import with_room
+from experiments.evaluation.fitted_checks import with_losses, with_room
 from experiments.evaluation.identity import identity_of, is_of
 from experiments.evaluation.measure import measure
+from experiments.evaluation.per_example import PerExampleResults
 from experiments.evaluation.plan import Run, Watcher, batch_size_of
 from experiments.evaluation.run_checks import CheckedModel, Checker
 from experiments.models.norms import in_evaluation
@@ -102,18 +104,13 @@ def run(
                     calibrating.model(plan.statistics), task, dataset.test, plan, **where
                 )
             ]
+            identity = _identities(model, dataset.test, evaluation, calibrating)
+            in_table = [*measured, *_measured_before(workdir, identity)]
             pairs = [
-                (source, with_room(checker, source, measured))
+                (source, with_losses(with_room(checker, source, measured), source, in_table))
                 for source, checker in itertools.product(checked_sources, checkers)
             ]
             run_checks.gather(workdir, _check(calibrating, pairs, run, workdir, watcher))
-
-        @functools.cache
-        def identity(source: str) -> dict[str, Any]:
-            # Other calibrations of these weights are not this one.
-            on = calibrating.inputs_digest if source in CALIBRATED else ""
-            size = batch_size_of(evaluation, source)
-            return identity_of(model, dataset.test, size, source, on)
 
         rows, checks = _collected(workdir, task, identity)
         if devices.is_first():
@@ -165,17 +162,37 @@ def _check(
     return found
 
 
-def _collected(
-    workdir: Path, task: Task, identity: Callable[[str], dict[str, Any]]
-) -> tuple[list[Row], list[Check]]:
-    """Returns rows and checks of all that was measured in the folder with a source's identity."""
-    found = [
+def _identities(
+    model: nnx.Module, test: Examples, evaluation: EvaluationConfig, calibrating: Calibrating
+) -> Callable[[str], dict[str, Any]]:
+    """Returns what gives, for a source of statistics, all that its results depend on."""
+
+    @functools.cache
+    def identity(source: str) -> dict[str, Any]:
+        # Other calibrations of these weights are not this one.
+        on = calibrating.inputs_digest if source in CALIBRATED else ""
+        return identity_of(model, test, batch_size_of(evaluation, source), source, on)
+
+    return identity
+
+
+def _measured_before(
+    workdir: Path, identity: Callable[[str], dict[str, Any]]
+) -> list[PerExampleResults]:
+    """Returns the results in the folder that have a source's identity, whoever measured them."""
+    return [
         results
         for results in per_example.load_all(workdir)
         if results.is_complete and is_of(results.identity, identity(results.key.statistics))
     ]
+
+
+def _collected(
+    workdir: Path, task: Task, identity: Callable[[str], dict[str, Any]]
+) -> tuple[list[Row], list[Check]]:
+    """Returns rows and checks of all that was measured in the folder with a source's identity."""
     checked = run_checks.load_all(workdir, identity)
-    rows = aggregate.rows_of_all(task, aggregate.in_order(found))
+    rows = aggregate.rows_of_all(task, aggregate.in_order(_measured_before(workdir, identity)))
     rows += [row for model in checked for row in model.curve]
     return rows, [check for model in checked for check in model.checks]
 
@@ -228,9 +245,6 @@ def _checkers(
             examples=dataset.test,
             batch_size_of=functools.partial(batch_size_of, evaluation),
             seed=settings.seed,
-            losses=tuple(
-                loss for attack in evaluation.attacks for loss in attack.settings.gradient_losses
-            ),
         ),
         request,
         settings,

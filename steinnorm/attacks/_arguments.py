@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ def refuse_traced(**arguments: Any) -> None:
         all that is computed from them is traced.
     """
     for name, value in arguments.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        # An iterator is no pytree, which JAX warns of, and must not be used up here.
+        leaves = [] if isinstance(value, Iterator) else jax.tree.leaves(value)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
             raise ValueError(
                 f"attacks cannot be traced; inside jit, vmap or scan use pgd_scan (traced: {name})"
             )

@@ -78,9 +78,9 @@ def as_partial(logits_fn: LogitsFn) -> jax.tree_util.Partial:
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     if linen is not None and isinstance(logits_fn, linen.Module):
         raise ValueError(
-            "logits_fn is a Linen module, which does not hold its variables as NNX models do. Pass "
-            "lambda x: model.apply(variables, x, ...) with the arguments of evaluation mode (often "
-            "train=False)"
+            "logits_fn is a Linen module, which does not hold its variables as NNX models do, and "
+            "cannot be compiled where they are bound to it. Pass lambda x: model.apply(variables, "
+            "x, ...) with the arguments of evaluation mode (often train=False)"
         )
     if nnx is not None and isinstance(logits_fn, nnx.Module):
         return jax.tree_util.Partial(_call_nnx, *nnx.split(logits_fn))

@@ -83,6 +83,11 @@ class AttackSettings:
         if self.loss not in (*losses.LOSSES, *losses.TOWARDS_CLASSES):
             known = ", ".join((*losses.LOSSES, *losses.TOWARDS_CLASSES))
             raise ValueError(f"{self.name}: loss must be one of {known}; got {self.loss!r}")
+        if self.loss in losses.TOWARDS_CLASSES and self.kind in _WITH_LOSS and self.kind != "apgd":
+            raise ValueError(
+                f"{self.name}: {self.loss} is a loss of apgd, which chooses the classes; "
+                f"{self.kind} takes one of {', '.join(losses.LOSSES)}"
+            )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if (

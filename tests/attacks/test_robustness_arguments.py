@@ -57,6 +57,10 @@ BAD_SETTINGS = [
         {"checks": CheckSettings(tolerance=float("nan"))},
         r"tolerance must be a finite number, not neg",
     ),
+    (
+        {"attacks": AttackSettings("x" * 101, "fgsm")},
+        r"of at most 100 characters; got x{30}\.\.\. of 101",
+    ),
     ({"seed": None}, "seed must be an integer; got None"),
     ({"batch_dependent": "no"}, "batch_dependent must be True, False or None; got 'no'"),
     ({"epsilons": None}, "epsilons must be a number or an iterable of numbers; got None"),
@@ -124,6 +128,9 @@ def test_settings_are_those_of_their_kind():
     assert AttackSettings("p", "pgd").random_start is True
     assert AttackSettings("p", "pgd", random_start=False).random_start is False
     assert AttackSettings("a", "autoattack", steps=1).steps == 1
+    with pytest.raises(ValueError, match=r"p: targeted_dlr is a loss of apgd.*fgsm takes one of"):
+        AttackSettings("p", "fgsm", loss="targeted_dlr")
+    assert AttackSettings("p", "apgd", loss="targeted_dlr").gradient_losses == ("margin",)
     with pytest.raises(ValueError, match=r"3 restarts from the same point .* random_start=True"):
         AttackSettings("p", "pgd", restarts=3, random_start=False)
 

@@ -60,6 +60,15 @@ def test_the_losses_of_the_attacks_are_those_of_the_checks(tmp_path, monkeypatch
     assert seen == [(), ("margin",), ("dlr", "kl")]
 
 
+def test_losses_that_do_not_fit_the_labels_are_refused_before_an_attack():
+    def never(logits_fn, x, y, *, threat, key):
+        raise AssertionError
+
+    wrong = dataclasses.replace(SMOKE, losses=("segpgd",))
+    with pytest.raises(ValueError, match=r"CheckSettings\.losses: segpgd is for a label per pixel"):
+        measure(attacks=never, checks=wrong)
+
+
 def test_checks_that_cannot_be_made_lose_nothing(tmp_path, monkeypatch):
     def refused(*_, **__):
         raise MemoryError("no room")

@@ -1,11 +1,13 @@
 """What the one call says: tables, the printed checks, and each warning once."""
 
 import re
+import types
 import warnings
 
+import jax
 import pytest
 
-from steinnorm.attacks import RadiusWarning, evaluate_robustness
+from steinnorm.attacks import ProbabilitiesWarning, RadiusWarning, evaluate_robustness
 from steinnorm.attacks.checks import NAMES
 from steinnorm.attacks.robustness import Row
 from steinnorm.attacks.robustness.tables import markdown_table, radius_text
@@ -85,3 +87,23 @@ def test_a_warning_is_given_once_and_errors_stay_errors():
         warnings.simplefilter("error")
         with pytest.raises(UserWarning, match="new"), warn_once(said):
             warnings.warn("new", stacklevel=1)
+
+
+def test_iterators_are_no_pytrees_and_checks_repeat_no_warning():
+    def probabilities(x):
+        return jax.nn.softmax(linear(x))
+
+    settings = {"epsilons": iter([0.05]), "attacks": "fgsm", "checks": SMOKE, "progress": False}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = evaluate_robustness(probabilities, (part for part in [(X, Y)]), **settings)
+    assert found.row("none").n == len(X)
+    assert [each.category for each in seen] == [ProbabilitiesWarning]
+
+
+def test_an_own_attack_need_not_know_its_zero_gradients():
+    def own(logits_fn, x, y, *, threat, key):
+        return types.SimpleNamespace(x_adv=x, zero_gradients=None)
+
+    found = evaluate_robustness(linear, X, Y, attacks=own, epsilons=0.05, **QUIET)
+    assert found.row("own", 0.05).value == found.row("none").value

@@ -1,5 +1,6 @@
 """Checks of the arguments of ``run_checks``."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks.checks.settings import CheckSettings
-from steinnorm.attacks.losses import LOSSES
+from steinnorm.attacks.losses import LOSSES, check_loss
 from steinnorm.attacks.threat import Threat
 
 
@@ -52,6 +53,24 @@ def check_losses(losses: Any) -> None:
         raise ValueError(
             f"CheckSettings.losses must be a tuple of some of {', '.join(LOSSES)}; got {losses!r}"
         )
+
+
+def check_losses_fit(losses: Iterable[str], classes: int, label_axes: int) -> None:
+    """Refuses losses that are not defined for these logits and labels.
+
+    Args:
+      losses: the value of ``CheckSettings.losses``.
+      classes: number of classes, K.
+      label_axes: 0 for class labels, 2 for label maps.
+
+    Raises:
+      ValueError: one of them is not; the message says what to use instead.
+    """
+    for loss in losses:
+        try:
+            check_loss(loss, classes, label_axes, targeted=False)
+        except ValueError as error:
+            raise ValueError(f"CheckSettings.losses: {error}") from error
 
 
 def _check_array(name: str, given: Any, expected: str) -> None:

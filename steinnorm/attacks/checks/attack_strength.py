@@ -143,8 +143,8 @@ def margin_not_stronger(runs: AttackRuns) -> Finding:
         )
     attacked = runs.pgd(steps, loss="margin")
     text = f"PGD-{steps} on the margin leaves {percent(attacked.accuracy)}"
-    best = f"the best attack on {', '.join(('cross_entropy', *losses))}"
-    return _adds_nothing(name, runs, attacked, text, "PGD on the margin", best=best)
+    of_which = f"on {', '.join(('cross_entropy', *losses))}"
+    return _adds_nothing(name, runs, attacked, text, "PGD on the margin", of_which=of_which)
 
 
 def square_not_stronger(runs: AttackRuns) -> Finding:
@@ -177,7 +177,7 @@ def _adds_nothing(
     text: str,
     attack_name: str,
     *,
-    best: str = "the best attack with gradients",
+    of_which: str = "",
 ) -> Finding:
     """Checks that an attack breaks nothing beyond the attacks with the attacked model's gradient.
 
@@ -186,22 +186,28 @@ def _adds_nothing(
     Each example is compared with the best gradient attack on it, because a gradient may be masked
     for a few examples only, which the other examples must not compensate. If the batch is attacked
     as a whole, it is compared with the best gradient attack on the batch.
+
+    Args:
+      name: name of the check.
+      runs: the attacks on the batch.
+      attacked: labels that the attack breaks.
+      text: beginning of the detail.
+      attack_name: name of the attack in it.
+      of_which: which attacks it is compared with; by default those with gradients, or Square.
     """
+    of_which = of_which or ("without gradients" if runs.why_no_gradient else "with gradients")
     own_attacks = runs.white_box()
-    left = min(outcome.accuracy for outcome in own_attacks)
-    compared = "Square, without gradients," if runs.why_no_gradient else best
-    text = f"{text}, {compared} {percent(left)}"
     if runs.joint:
-        strongest = next(outcome for outcome in own_attacks if outcome.accuracy == left)
+        strongest = min(own_attacks, key=lambda outcome: outcome.accuracy)
         gained = attacked.broken - strongest.broken
-        return _not_ahead(
-            name, runs, [gained], f"{text}, both of the whole batch: {attack_name} is "
-        )
-    best_per_example = np.max([outcome.broken for outcome in own_attacks], axis=0)
-    gained = np.maximum(attacked.broken - best_per_example, 0)
+        text += f", the best attack {of_which} {percent(strongest.accuracy)}, both of the whole "
+        return _not_ahead(name, runs, [gained], f"{text}batch: {attack_name} is ")
+    together = own_attacks[0]._replace(broken=np.max([each.broken for each in own_attacks], axis=0))
+    gained = np.maximum(attacked.broken - together.broken, 0)
     alone = int(np.sum(gained > 0))
     broken = "of which more is broken" if runs.problem.label_axes else "broken"
-    text = f"{text}; {alone} examples {broken} by {attack_name} alone: with it the worst case is "
+    text = f"{text}, the attacks {of_which} together {percent(together.accuracy)}; {alone} examples"
+    text += f" {broken} by {attack_name} alone: with it the worst case is "
     return _not_ahead(name, runs, [gained], text, nested=True)
 
 

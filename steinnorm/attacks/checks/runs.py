@@ -14,6 +14,7 @@ from steinnorm.attacks._criterion import VOID
 from steinnorm.attacks._inputs import Problem
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._without_gradient import why_no_gradient
+from steinnorm.attacks.checks.arguments import check_losses_fit
 from steinnorm.attacks.checks.box import whole_box_factor
 from steinnorm.attacks.checks.paired import BrokenLabels
 from steinnorm.attacks.checks.precision import full_precision_products
@@ -53,7 +54,8 @@ class AttackRuns:
       joint: whether logits depend on the batch, which is then attacked and kept as a whole.
 
     Raises:
-      ValueError: the batch does not fit the model, as in ``fgsm``, or has no label.
+      ValueError: the batch does not fit the model, as in ``fgsm``, or has no label; a loss of the
+        settings is not defined for such logits or labels.
     """
 
     def __init__(
@@ -76,6 +78,8 @@ class AttackRuns:
         self.known = self.y != VOID if self.y.ndim > 1 else np.ones(self.y.shape, bool)
         if not self.known.any():
             raise ValueError("y has no label except void: there is nothing to attack")
+        settings = settings.with_losses(())
+        check_losses_fit(settings.losses, self.problem.classes, self.problem.label_axes)
         self.settings = settings
         self.twin = Twin() if twin is None else twin
         self._starts, self._square, self.key = (jax.random.fold_in(key, n) for n in range(3))

@@ -19,6 +19,7 @@ from steinnorm.attacks.robustness.names import radius_name
 from steinnorm.attacks.robustness.rows import NONE, WORST
 from steinnorm.attacks.threat import Threat
 
+_LONGEST_NAME = 100
 _MINIMA = {"steps": 1, "restarts": 1, "square_queries": 0, "directions": 0}
 
 
@@ -174,6 +175,11 @@ def parse_attacks(given: str | Attack | Iterable[str | Attack]) -> list[Attack]:
                 f"attacks must be names, AttackSettings or functions; got {type(attack).__name__}"
             )
     names = [attack_name(attack) for attack in parsed]
+    if too_long := [name for name in names if len(name) > _LONGEST_NAME]:
+        raise ValueError(
+            f"names of attacks are those of files, of at most {_LONGEST_NAME} characters; got "
+            f"{too_long[0][:30]}... of {len(too_long[0])}"
+        )
     duplicates = sorted({name for name in names if names.count(name) > 1 or name in (NONE, WORST)})
     if duplicates:
         raise ValueError(

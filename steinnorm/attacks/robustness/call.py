@@ -145,6 +145,7 @@ def evaluate_robustness(
             Store(folder),
             bar.advance,
             parse_batch_dependent(batch_dependent),
+            () if check_request.settings is None else check_request.settings.losses,
         )
         try:
             loop.run(data)

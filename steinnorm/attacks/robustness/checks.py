@@ -15,6 +15,7 @@ from steinnorm.attacks.robustness.data import Batch
 from steinnorm.attacks.robustness.evaluator import BatchEvaluator
 from steinnorm.attacks.robustness.program import model_digest
 from steinnorm.attacks.robustness.tables import CHECKS_MADE
+from steinnorm.attacks.robustness.warn_once import warn_once
 from steinnorm.attacks.threat import Threat
 
 
@@ -125,18 +126,19 @@ def _run(
         evaluator.on_progress(f"check {done} of {total}, {name}")
 
     threat = Threat(evaluator.norm, epsilon, evaluator.bounds)
-    checks = run_checks(
-        evaluator.model,
-        jnp.asarray(batch.x),
-        jnp.asarray(batch.y),
-        threat=threat,
-        key=evaluator.key,
-        settings=settings,
-        twin=twin,
-        batch_dependent=evaluator.batch_dependent,
-        on_progress=report,
-        raise_errors=False,
-    )
+    with warn_once(evaluator.given_warnings):
+        checks = run_checks(
+            evaluator.model,
+            jnp.asarray(batch.x),
+            jnp.asarray(batch.y),
+            threat=threat,
+            key=evaluator.key,
+            settings=settings,
+            twin=twin,
+            batch_dependent=evaluator.batch_dependent,
+            on_progress=report,
+            raise_errors=False,
+        )
     error = "; ".join(f"check {error}" for error in checks.errors)
     return CheckResults(epsilon, len(batch.x), tuple(checks.findings), dict(checks.curve), error)
 

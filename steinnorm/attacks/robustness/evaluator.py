@@ -158,7 +158,7 @@ class BatchEvaluator:
             # Ball, box and logits are checked here, whatever the function returns about them.
             x_adv = _checked_inputs(result, x, attack_name(attack))
             measured = dataclasses.replace(problem, threat=threat).result(x_adv)
-            return measured.x_adv, int(getattr(result, "zero_gradients", 0))
+            return measured.x_adv, int(getattr(result, "zero_gradients", 0) or 0)
         function, settings = attack.call(batch_dependent=dependent, on_progress=self.on_progress)
         if attack.short_reach:
             warnings.simplefilter("ignore", ShortReachWarning)

@@ -7,6 +7,7 @@ from typing import Any
 from steinnorm.attacks._dependence_check import resolve_batch_dependence
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.catalogue import AttackSettings, check_fits
+from steinnorm.attacks.checks.arguments import check_losses_fit
 from steinnorm.attacks.errors import RadiusWarning
 from steinnorm.attacks.per_example import PerExample
 from steinnorm.attacks.robustness.data import Batch, Data
@@ -52,6 +53,7 @@ class EvaluationLoop:
       store: the files of the results.
       on_batch: called after each attack on each batch with the name of the attack and the radius.
       batch_dependent: whether logits depend on the batch; None to test it.
+      check_losses: losses of the checks, which must fit the labels.
       results: results so far.
       first_batch: the first batch; None before it is read.
       first_labelled_batch: the first batch with a label.
@@ -66,6 +68,7 @@ class EvaluationLoop:
     store: Store
     on_batch: Callable[[str], None]
     batch_dependent: bool | None
+    check_losses: tuple[str, ...] = ()
     results: dict[Key, PerExample] = dataclasses.field(default_factory=dict)
     first_batch: Batch | None = None
     first_labelled_batch: Batch | None = None
@@ -133,6 +136,7 @@ class EvaluationLoop:
         for attack in self.attacks:
             if isinstance(attack, AttackSettings):
                 check_fits(attack, prepared.problem.classes, prepared.problem.label_axes)
+        check_losses_fit(self.check_losses, prepared.problem.classes, prepared.problem.label_axes)
         self._warn_of_radii(batch)
         with warn_once(self.evaluator.given_warnings):
             dependent = resolve_batch_dependence(prepared.problem, self.batch_dependent)

@@ -48,6 +48,16 @@ def test_wrong_arguments_are_named(name):
         checked(**{name: given})
 
 
+def test_losses_must_fit_the_labels_and_count_once():
+    for loss, message in (("segpgd", "is for a label per pixel"), ("dlr", "dlr needs 3 logits")):
+        with pytest.raises(ValueError, match=rf"CheckSettings\.losses: .*{message}"):
+            checked(settings=CheckSettings(losses=(loss,)))
+    with pytest.raises(ValueError, match=r"losses must be a tuple of some of .*got \('no',\)"):
+        checked(settings=CheckSettings(losses=("no",)))
+    seen = runs_of(MODEL, X, Y, CheckSettings(losses=("kl", "cross_entropy", "kl")))
+    assert seen.settings.losses == ("kl",)
+
+
 def test_other_wrong_arguments():
     with pytest.raises(ValueError, match="got list"):
         checked(x=[[0.1, 0.2], [0.3]])

@@ -256,7 +256,7 @@ def test_loss_that_is_the_wrong_one_is_found():
     # Where the margin begins nearer to the crowd's edge, it goes there too: half of the starts.
     assert finding.value == pytest.approx(1 - seen.pgd(SMALL.steps, loss="margin").accuracy)
     assert 0.2 < finding.value < 0.8
-    assert "the best attack on cross_entropy 100.0 %" in finding.detail
+    assert "the attacks on cross_entropy together 100.0 %; " in finding.detail
 
 
 @pytest.mark.parametrize("loss", ["margin", "dlr"])
@@ -264,7 +264,17 @@ def test_loss_of_the_evaluation_is_not_another_one(loss):
     settings = dataclasses.replace(SMALL, losses=("kl", loss))
     finding = attack_strength.margin_not_stronger(runs_of(crowded, *point(), settings))
     assert (finding.verdict, finding.value) == (NOT_APPLICABLE, None)
-    assert f"itself: kl, {loss}" in finding.detail
+    assert f"itself: {', '.join(sorted(['kl', loss]))}" in finding.detail
+
+
+def test_what_is_compared_with_is_the_worst_case_of_all():
+    found = {"fgsm": range(30), "once": range(20, 60), "margin": range(10, 60)}
+    finding = attack_strength.margin_not_stronger(with_broken(**found))
+    assert (finding.verdict, finding.value) == (PASS, 0.0)
+    assert "leaves 50.0 %, the attacks on cross_entropy together 40.0 %" in finding.detail
+    whole = attack_strength.margin_not_stronger(with_broken(**found, joint=True))
+    assert (whole.verdict, whole.value) == (FAIL, pytest.approx(0.1))
+    assert "the best attack on cross_entropy 60.0 %, both of the whole batch" in whole.detail
 
 
 def test_all_losses_of_the_evaluation_are_compared_with():

@@ -217,5 +217,7 @@ def test_a_black_box_is_checked_where_no_gradient_is_needed(queries):
     assert "the model has no gradient that could" in found["batch_dependence"].detail
     assert "which this check needs: Pure callbacks" in found["zero_gradients"].detail
     transfer = found["transfer_not_stronger"].detail
-    assert ("Square, without gradients, " if queries else "no queries are configured") in transfer
+    assert (
+        "the attacks without gradients together" if queries else "no queries are configured"
+    ) in transfer
     assert checks.curve == {}

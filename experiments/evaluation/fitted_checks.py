@@ -1,4 +1,4 @@
-"""Chooses the radius of the checks from what was measured."""
+"""Fits the checks to what was measured: their radius, and the losses of the attacks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -38,3 +38,25 @@ def with_room(
         return checker
     config = dataclasses.replace(checker.config, epsilon=radius_with_room(left, clean))
     return dataclasses.replace(checker, config=config)
+
+
+def with_losses(
+    checker: Checker, source: Statistics, in_table: Sequence[PerExampleResults]
+) -> Checker:
+    """Returns the checker that knows which losses the attacks of the table increase.
+
+    Args:
+      checker: for one kind of ball.
+      source: of the statistics that are checked.
+      in_table: what the table shows of the model, with any source, under any attack.
+    """
+    losses = {
+        loss
+        for results in in_table
+        if results.key.statistics == source
+        and results.key.norm_order == checker.config.norm
+        and results.key.epsilon > 0
+        and results.key.threat_model in ("", "joint")
+        for loss in results.attack.settings.gradient_losses
+    }
+    return dataclasses.replace(checker, losses=tuple(sorted(losses)))
