@@ -189,6 +189,7 @@ class Recorder:
     def __init__(self, remedy: str):
         self._remedy = remedy
         self._totals: dict[str, Totals] = {}
+        self._roundings: dict[str, float] = {}  # relative ones, of what each layer counted in
         self.batches = 0
 
     def has(self, path: str) -> bool:
@@ -206,6 +207,7 @@ class Recorder:
         """
         self.batches += 1
         for path, totals in jax.device_get(dict(batch)).items():
+            self._roundings[path] = float(jnp.finfo(totals.sum.dtype).eps)
             exact = Totals(*(np.asarray(a, np.float64) for a in totals))
             if not all(np.all(np.isfinite(a)) for a in exact):
                 raise ValueError(
@@ -246,16 +248,19 @@ class Recorder:
                 f"{100 * (2 / least) ** 0.5:.0f} %",
                 stacklevel=3,
             )
-        return {path: _calibration(self._totals[path], mean) for path, mean in paths.items()}
+        return {
+            path: _calibration(self._totals[path], self._roundings[path], mean)
+            for path, mean in paths.items()
+        }
 
 
-def _calibration(totals: Totals, like: Any) -> Calibration:
+def _calibration(totals: Totals, rounding: float, like: Any) -> Calibration:
     count = np.maximum(totals.count, 1)
     t = _recentred(totals, totals.reference + totals.sum / count)
     dtype = jnp.result_type(like)
     variance = np.maximum(t.squares, 0) / count
     # What is left of a constant channel are the roundings of its means.
-    roundings = 8 * float(jnp.finfo(dtype).eps) * np.abs(t.reference)
+    roundings = 8 * rounding * np.abs(t.reference)
     variance = np.where(variance <= roundings**2, 0, variance)
     some = np.where(variance > 0, variance, 1)
     each = np.where(variance > 0, t.examples / count**2, 0)

@@ -3,7 +3,8 @@
 How the numbers are made:
 
 1. The reference is one that every device knows by itself: the running mean, or zero. The batch is
-   read once, and one all-reduce follows (``_sums.py``).
+   read once, and one all-reduce follows (``_sums.py``). Should devices have different ones, that is
+   noticed (``_common_references.py``), and 3. follows.
 2. Squares about a reference many standard deviations away have lost the digits that the variance
    needs (Chan, Golub & LeVeque 1983). Where that is so, which all devices see in the same sums,
    the squares are summed again about the mean, with a second all-reduce.
@@ -29,6 +30,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from steinnorm._common_references import (
+    digest_of,
+    digests_differ,
+    made_common,
+    types_tell,
+)
 from steinnorm._compat import varying_axes, zeros_like
 from steinnorm._numerics import abs_squared, power_of_two_near, real
 from steinnorm._sharding import select, sharded_axes
@@ -90,7 +97,7 @@ def sums_about(
       about.
     """
     near = jnp.abs(reference) < _LARGEST_REFERENCE  # False for NaN
-    reference = select(near, reference).astype(plan.dtype)
+    reference = made_common(plan, select(near, reference).astype(plan.dtype))
     find = _mean if plan.two_passes else _sampled_reference
 
     def on_gpu(x: jax.Array, valid: jax.Array | None, guess: jax.Array) -> tuple[Sums, jax.Array]:
@@ -106,8 +113,12 @@ def sums_about(
             about = find(plan, x, valid, guess)
             unit = _unit_known_before(plan, about)
             return reduced(plan, x, valid, about, unit)[0] | _named(plan, unit), about
-        sums, block = reduced(plan, x, valid, guess)
-        return _repeat_if_far(plan, x, valid, guess, epsilon, sums=sums, block=block)
+        if plan.axis_name is None or types_tell(plan, x):
+            sums, block = reduced(plan, x, valid, guess)
+            return _repeat_if_far(plan, x, valid, guess, epsilon, sums=sums, block=block)
+        sums, block = reduced(plan, x, valid, guess, also={"digest": digest_of(plan, guess)})
+        apart = digests_differ(plan, sums.pop("digest"))
+        return _repeat_if_far(plan, x, valid, guess, epsilon, sums=sums, block=block, apart=apart)
 
     return lax.platform_dependent(x, valid, reference, cuda=on_gpu, rocm=on_gpu, default=elsewhere)
 
@@ -121,8 +132,13 @@ def _repeat_if_far(
     *,
     sums: Sums,
     block: tuple[jax.Array, ...],
+    apart: jax.Array | None = None,
 ) -> tuple[Sums, jax.Array]:
-    """Sums the squares again, about the mean, if any channel's reference was too far from it."""
+    """Sums the squares again, about the mean, if any channel's reference was too far from it.
+
+    Where devices had references of their own (``apart``), the sums say nothing, and neither does
+    any of these: the mean is found anew.
+    """
     shift, variance = shift_and_variance(sums)
     mean = reference + shift
     tolerated = _FAR_IN_VARIANCES * variance + _FAR_IN_EPSILONS * epsilon
@@ -130,6 +146,8 @@ def _repeat_if_far(
     # The variance may be off here, but by no more than some 1e-3 of the distance, squared.
     own_size = jnp.abs(mean) + jnp.sqrt(variance + epsilon)
     astray = far & (jnp.abs(shift) > _ASTRAY * own_size)
+    if apart is not None:
+        astray |= apart
     # No better than the first sums know it, which the range of floats leaves room for.
     unit = None
     if plan.has_unit:

@@ -114,9 +114,15 @@ def reduced(
     valid: jax.Array | None,
     about: jax.Array,
     unit: jax.Array | None = None,
+    *,
+    also: Sums | None = None,
 ) -> tuple[Sums, tuple[jax.Array, ...]]:
-    """Sums over all devices, in one read and one all-reduce; see :func:`read`."""
+    """Sums over all devices, in one read and one all-reduce; see :func:`read`.
+
+    ``also`` is added up as well, by name.
+    """
     local, block = read(plan, x, valid, about, unit)
+    local |= also or {}
     if plan.counts_examples and valid is not None and not plan.by_example:
         local |= _counts(plan, x, valid, local["squares"].dtype)
     return completed(plan, x, plan.everywhere(local), unit), block

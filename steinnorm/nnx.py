@@ -27,6 +27,7 @@ from steinnorm._nnx_layer import (
     SteinBatchNorm,
 )
 from steinnorm._nnx_modules import at_path, map_modules
+from steinnorm._numerics import promote_types
 from steinnorm._rules_applied import may_change_a_large_batch
 from steinnorm.shrinkage import Shrinkage, resolve
 
@@ -247,7 +248,9 @@ def calibrate(
             "them of nnx.BatchNorm."
         )
     for layer in layers.values():
-        sums = {n: CalibrationSum(jnp.zeros_like(layer.mean[...])) for n in Totals._fields}
+        mean = layer.mean[...]  # of a model cast for inference it may have few digits
+        zeros = jnp.zeros_like(mean, promote_types(mean.dtype, jnp.float32))
+        sums = {n: CalibrationSum(zeros) for n in Totals._fields}
         layer.calibration_sums = nnx.data(sums)
 
     @nnx.jit

@@ -112,13 +112,14 @@ def batch_statistics(
       use_fast_variance: False finds the mean first, in a read and an all-reduce of its own.
       noise: also estimate ``mean_noise`` and ``variance_noise``; costs a few (examples, C)
         intermediates, and a larger all-reduce. Devices send 2C numbers (with a mask one more, with
-        one that differs between channels 3C), with noise 5C (7C + 3, 10C). In every read that
+        one that differs between channels 3C), with noise 5C (7C + 3, 10C), and four more where JAX
+        does not track how devices differ (pmap, vmap, check_vma=False). In every read that
         follows where a reference was far they send C, with noise 3C (4C with a mask). One follows
         with noise also where fourth powers of the deviations leave the range of floats.
       examples: also count the ``examples``; with ``noise`` they are counted in any case.
       dtype: smallest dtype to compute in; at least float32 whatever is asked for.
       reference: a guess of the means, such as running means, in the shape of the features; zeros
-        by default. It decides what is read twice, not the result.
+        by default. It decides what is read twice, not the result, and may differ between devices.
       epsilon: what will be added to the variances, scalar or in the shape of the features; errors
         small beside it are left.
 

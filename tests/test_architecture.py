@@ -31,6 +31,7 @@ LAYERS = [
     ["_checks"],
     ["_layer_inputs"],
     ["estimators", "_sums", "torch_weights"],
+    ["_common_references"],
     ["_references"],
     ["statistics"],
     ["rules", "_affine", "calibrated"],

@@ -4,6 +4,7 @@ import itertools
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -22,6 +23,7 @@ from tests.calibrations import (
     batches,
     counted,
     norm,
+    of_collection,
     of_layer,
 )
 
@@ -181,3 +183,29 @@ def test_values_by_hand_are_those_of_the_pure_function():
         calibration=known,
     )
     np.testing.assert_array_equal(view(X[:2]), got.y)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("front_end", ["nnx", "linen"])
+def test_statistics_of_few_digits_round_what_is_measured_and_no_more(front_end, dtype):
+    """A model cast for inference: what is counted is as exact as ever."""
+    x = (np.random.default_rng(0).normal(100, 5, X.shape)).astype(np.float32)
+    means, variances = np.full(CHANNELS, 100.0), np.full(CHANNELS, 25.0)
+    if front_end == "nnx":
+        layer = norm()
+        layer.mean[...], layer.var[...] = (jnp.float32(a) for a in (means, variances))
+        cast = jax.tree.map(lambda a: a.astype(dtype), nnx.state(layer))
+        nnx.update(layer, cast)
+        with jax.numpy_dtype_promotion("standard"):  # Flax's layers need it there too
+            found = of_layer(stein_nnx.calibrate(layer, batches(x)))
+    else:
+        net = linen.SteinBatchNorm(use_running_average=True)
+        given = net.init(jax.random.key(0), x)
+        given["batch_stats"] = {
+            "mean": jnp.asarray(means, dtype),
+            "var": jnp.asarray(variances, dtype),
+        }
+        found = of_collection(linen.calibrate(net, given, batches(x))["calibration"])
+    assert {a.dtype for a in found} == {jnp.dtype(dtype)}
+    want = reference.calibration(x)
+    assert_calibration([np.asarray(a, np.float64) for a in found], want, 1e-2)
