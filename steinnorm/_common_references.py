@@ -31,12 +31,12 @@ _GOLDEN, _FIRST, _SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35
 
 def types_tell(plan: Plan, x: jax.Array) -> bool:
     """Returns whether the type of the batch says that devices of the mapped axis differ."""
-    return plan.axis_name is not None and set(_names(plan)) <= set(varying_axes(x))
+    return plan.axis_name is not None and set(plan.axis_names) <= set(varying_axes(x))
 
 
 def made_common(plan: Plan, reference: jax.Array) -> jax.Array:
     """Returns the reference, or its mean over those axes along which its type says it differs."""
-    apart = tuple(set(_names(plan)) & set(varying_axes(reference)))
+    apart = tuple(set(plan.axis_names) & set(varying_axes(reference)))
     return lax.pmean(reference, apart) if apart else reference
 
 
@@ -76,12 +76,6 @@ def digests_differ(plan: Plan, total: jax.Array) -> jax.Array:
     """
     numbers, squares = jnp.split(total, 2)
     return jnp.any(squares * jnp.asarray(plan.devices, total.dtype) != jnp.square(numbers))
-
-
-def _names(plan: Plan) -> tuple[str, ...]:
-    if plan.axis_name is None:
-        return ()
-    return (plan.axis_name,) if isinstance(plan.axis_name, str) else tuple(plan.axis_name)
 
 
 def _mixed(number: jax.Array) -> jax.Array:

@@ -346,5 +346,5 @@ def _agreed(plan: Plan, reads: jax.Array) -> jax.Array:
         return reads
     apart = varying_axes(reads)
     if plan.groups is not None:
-        apart += (plan.axis_name,) if isinstance(plan.axis_name, str) else plan.axis_name
+        apart += plan.axis_names
     return lax.pmax(reads, apart) if apart else reads

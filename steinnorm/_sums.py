@@ -68,6 +68,13 @@ class Plan:
     axis_name: AxisName | None = None
     groups: Any = None
 
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The names of the mapped axis, or of several; empty for none."""
+        if self.axis_name is None:
+            return ()
+        return (self.axis_name,) if isinstance(self.axis_name, str) else self.axis_name
+
     def wide(self, per_channel: jax.Array) -> jax.Array:
         """Adds axes of size 1 to per-channel values, so that they broadcast over the batch."""
         return lax.expand_dims(per_channel, self.axes)

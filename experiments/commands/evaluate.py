@@ -105,7 +105,7 @@ def run(
                 )
             ]
             identity = _identities(model, dataset.test, evaluation, calibrating)
-            in_table = [*measured, *_measured_before(workdir, identity)]
+            in_table = [*measured, *_measured_by_anyone(workdir, identity)]
             pairs = [
                 (source, with_losses(with_room(checker, source, measured), source, in_table))
                 for source, checker in itertools.product(checked_sources, checkers)
@@ -176,7 +176,7 @@ def _identities(
     return identity
 
 
-def _measured_before(
+def _measured_by_anyone(
     workdir: Path, identity: Callable[[str], dict[str, Any]]
 ) -> list[PerExampleResults]:
     """Returns the results in the folder that have a source's identity, whoever measured them."""
@@ -192,7 +192,7 @@ def _collected(
 ) -> tuple[list[Row], list[Check]]:
     """Returns rows and checks of all that was measured in the folder with a source's identity."""
     checked = run_checks.load_all(workdir, identity)
-    rows = aggregate.rows_of_all(task, aggregate.in_order(_measured_before(workdir, identity)))
+    rows = aggregate.rows_of_all(task, aggregate.in_order(_measured_by_anyone(workdir, identity)))
     rows += [row for model in checked for row in model.curve]
     return rows, [check for model in checked for check in model.checks]
 
