@@ -95,6 +95,8 @@ def plans_for(evaluation: EvaluationConfig, norm: str, request: Request) -> list
         if name not in known:
             raise ConfigError(f"unknown threat model {name!r}; expected some of {', '.join(known)}")
     models: list[ThreatModel] = [name for name in known if name in wanted]
+    if not models:
+        raise ConfigError(f"no threat model was named; expected some of {', '.join(known)}")
     plans = []
     for source in sources(norm, evaluation.statistics):
         single: list[ThreatModel] = ["joint"]

@@ -11,6 +11,7 @@ from experiments.evaluation import per_example
 from experiments.evaluation.attack_batch import Attacked
 from experiments.evaluation.per_example import PerExampleResults, Values
 from experiments.tasks import Summary, Task
+from steinnorm.attacks import NotFiniteError
 
 
 class BatchResults(NamedTuple):
@@ -20,6 +21,7 @@ class BatchResults(NamedTuple):
       place: number of the batch.
       counted: how many of its first examples count.
       summary: what the task keeps of each example.
+      unanswered: which outputs are NaN or infinite, (k,).
       extremes: the smallest and the largest attacked value, and how many are not finite.
       distance: change of each example.
       zero_gradients: examples whose gradient was all zero in the last step.
@@ -29,6 +31,7 @@ class BatchResults(NamedTuple):
     place: int
     counted: int
     summary: Summary
+    unanswered: jax.Array
     extremes: tuple[jax.Array, jax.Array, jax.Array]
     distance: jax.Array
     zero_gradients: int
@@ -54,14 +57,23 @@ class BatchResults(NamedTuple):
         """
         x, y = clean
         outputs = attacked.outputs
-        summary, extremes = _kept(outputs, attacked.inputs, y[: len(outputs)], task=task)
+        summary, unanswered, extremes = _kept(
+            outputs, attacked.inputs, y[: len(outputs)], task=task
+        )
         shown = {}
         if place * len(y) < per_example.SHOWN:
             few = min(count, per_example.SHOWN)
             arrays = {"x": x, "x_adv": attacked.inputs, "y": y, "prediction": outputs}
             shown = {name: array[:few] for name, array in arrays.items()}
         return cls(
-            place, count, summary, extremes, attacked.distance, attacked.zero_gradients, shown
+            place=place,
+            counted=count,
+            summary=summary,
+            unanswered=unanswered,
+            extremes=extremes,
+            distance=attacked.distance,
+            zero_gradients=attacked.zero_gradients,
+            shown=shown,
         )
 
     def fetch(self, about: dict[str, Any]) -> PerExampleResults:
@@ -69,9 +81,21 @@ class BatchResults(NamedTuple):
 
         Args:
           about: what was measured.
+
+        Raises:
+          NotFiniteError: the model answers NaN or infinity, of which ``argmax`` makes a class.
         """
-        fetched = jax.device_get((self.summary, self.extremes, self.distance, self.shown))
-        summary, (low, high, not_finite), distance, shown = fetched
+        summary, unanswered, extremes, distance, shown = jax.device_get(
+            (self.summary, self.unanswered, self.extremes, self.distance, self.shown)
+        )
+        low, high, not_finite = extremes
+        count = int(unanswered[: self.counted].sum())
+        if count:
+            raise NotFiniteError(
+                f"the model answers NaN or infinity for {count} of the {self.counted} examples of "
+                f"batch {self.place} ({about['attack']} {about['epsilon']:.3g}, "
+                f"{about['statistics']} statistics): no score can be told from that"
+            )
         if shown:
             shown["prediction"] = _predictions(shown["prediction"])
         return PerExampleResults(
@@ -88,9 +112,10 @@ class BatchResults(NamedTuple):
 @functools.partial(jax.jit, static_argnames="task")
 def _kept(
     outputs: jax.Array, inputs: jax.Array, y: jax.Array, *, task: Task
-) -> tuple[Summary, tuple[jax.Array, jax.Array, jax.Array]]:
-    not_finite = jnp.sum(~jnp.isfinite(inputs))
-    return task.summary(outputs, y), (jnp.min(inputs), jnp.max(inputs), not_finite)
+) -> tuple[Summary, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    unanswered = ~jnp.all(jnp.isfinite(outputs), axis=tuple(range(1, outputs.ndim)))
+    extremes = jnp.min(inputs), jnp.max(inputs), jnp.sum(~jnp.isfinite(inputs))
+    return task.summary(outputs, y), unanswered, extremes
 
 
 def _predictions(outputs: np.ndarray) -> np.ndarray:

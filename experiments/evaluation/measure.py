@@ -62,6 +62,7 @@ def measure(
       ConfigError: an attack that does not exist for this task, or processes that do not share the
         work folder or do not measure the same.
       LeftThreatError: an attack left its ball or box.
+      NotFiniteError: the model answers NaN or infinity.
     """
     for attack in plan.attacks:
         check_fits(attack, task)

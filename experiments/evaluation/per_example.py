@@ -89,7 +89,9 @@ def describe(
 
 def path_of(workdir: Path, key: ResultKey) -> Path:
     """Returns where the results of this key lie."""
-    parts = [key.statistics, key.threat_model, key.attack, f"{key.epsilon:.6g}"]
+    # All digits: radii that agree in the first ones would share a file, and one would be lost.
+    epsilon = repr(float(key.epsilon)).removesuffix(".0")
+    parts = [key.statistics, key.threat_model, key.attack, epsilon]
     return workdir / "evaluation" / ("-".join(part for part in parts if part) + ".npz")
 
 

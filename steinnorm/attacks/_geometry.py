@@ -84,14 +84,6 @@ def clip_to_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
     return jnp.clip(x, low, high)
 
 
-def outside_box(x: jax.Array, bounds: Bounds | None) -> jax.Array:
-    """Returns the largest distance of a value from the box, a scalar; 0 without bounds."""
-    if bounds is None:
-        return jnp.zeros((), x.dtype)
-    low, high = (as_broadcastable(bound, x) for bound in bounds)
-    return jnp.maximum(jnp.max(jnp.maximum(low - x, x - high)), 0)
-
-
 def project(
     x_adv: jax.Array, x: jax.Array, norm: str, epsilon: Number, bounds: Bounds | None
 ) -> jax.Array:

@@ -31,7 +31,7 @@ from steinnorm.attacks._model import (
     up_to_date,
     warn_of_dropout,
 )
-from steinnorm.attacks._survivors import place_like, take_rows
+from steinnorm.attacks._survivors import place_like, placed_back, take_rows
 from steinnorm.attacks._warnings import warn
 from steinnorm.attacks.errors import NotFiniteError, ProbabilitiesWarning, RadiusWarning
 from steinnorm.attacks.losses import needs_reference
@@ -184,7 +184,7 @@ class Problem:
           ProbabilitiesWarning: the logits look like probabilities.
         """
         values = np.asarray(logits)
-        _check_finite_logits(values, which)
+        refuse_not_finite(~np.isfinite(values), which)
         if vars(self).pop("probabilities", False):
             _warn_of_probabilities(values)
 
@@ -208,9 +208,9 @@ class Problem:
         success, not_finite_logits, labels, not_finite, *distances = measurements.attacked_batch(
             x_adv, self.x, self.threat, logits, self.criterion
         )
-        max_norm, low, high, outside = (float(value) for value in distances)
+        max_norm, low, high, outside_box, outside_ball = (float(value) for value in distances)
         result = AttackResult(
-            x_adv=x_adv,
+            x_adv=placed_back(x_adv, self.x),
             success=success,
             max_norm=max_norm,
             min=low,
@@ -218,8 +218,9 @@ class Problem:
             nan_count=int(not_finite),
             zero_gradients=zero_gradients,
             stages=stages,
-            outside_box=outside,
+            outside_box=outside_box,
             labels=int(labels),
+            outside_ball=outside_ball,
         )
         # An invalid example must count neither as an error of the model nor as robust.
         result.check(self.threat, name)
@@ -246,6 +247,7 @@ def merged(parts: Sequence[AttackResult], stages: tuple[Stage, ...], like: Any) 
         stages=stages,
         outside_box=max(part.outside_box for part in parts),
         labels=sum(part.labels or 0 for part in parts),
+        outside_ball=max(part.outside_ball for part in parts),
     )
 
 
@@ -269,6 +271,25 @@ def check_finite(not_finite: jax.Array | np.ndarray, what: str) -> None:
         )
 
 
+def refuse_not_finite(not_finite: np.ndarray, which: str) -> None:
+    """Refuses logits that are NaN or infinite, of which ``argmax`` would make a prediction.
+
+    Args:
+      not_finite: where a logit is not finite, (B, ...) bool.
+      which: name of the inputs in the error message.
+
+    Raises:
+      NotFiniteError: any logit is not finite.
+    """
+    count = int(not_finite.reshape(len(not_finite), -1).any(axis=1).sum())
+    if count:
+        raise NotFiniteError(
+            f"logits_fn returned NaN or infinite logits for {count} of {len(not_finite)} {which}, "
+            "from which no prediction can be read. Correct the model (a square root below zero, "
+            "an overflow of exp, ...)"
+        )
+
+
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     check_threat(threat)
     x = as_array("x", x)
@@ -278,9 +299,8 @@ def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:
     measurements.check_finite_inputs(x)
     if threat.bounds is None:
         return x
-    # The tolerance covers the rounding of an undone mean/std normalisation.
     clipped, outside = measurements.into_box(x, threat.bounds)
-    if not float(outside) <= threat.box_tolerance():
+    if float(outside) > 0:
         raise ValueError(
             f"x must lie in {threat.bounds}; got values in [{float(jnp.min(x))}, "
             f"{float(jnp.max(x))}]. Give raw inputs and normalise inside logits_fn, or set the "
@@ -334,15 +354,6 @@ def _labels(given: ArrayLike, shape: tuple[int, ...], name: str, *, void: bool) 
         got = f"[{labels.min()}, {labels.max()}]"
         raise ValueError(f"{name} must lie in [0, {classes}){or_void}; got labels in {got}")
     return y.astype(np.int32)
-
-
-def _check_finite_logits(values: np.ndarray, which: str) -> None:
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
-    if bad.any():
-        raise NotFiniteError(
-            f"logits_fn returned NaN or infinite logits for {bad.sum()} of {len(values)} {which}; "
-            "an attack on them would be meaningless"
-        )
 
 
 def _warn_of_probabilities(values: np.ndarray) -> None:

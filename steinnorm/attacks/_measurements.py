@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from steinnorm.attacks import _criterion
 from steinnorm.attacks import _geometry as geometry
+from steinnorm.attacks import _rounding as rounding
 from steinnorm.attacks._criterion import Criterion, has_label, mean_if_joint, succeeded
 from steinnorm.attacks._many_labels import scales_of
 from steinnorm.attacks.losses import per_example
@@ -54,7 +55,8 @@ def attacked_batch(
 
     Returns:
       Where the attack succeeds, where logits are not finite, the number of labels, the number of
-      values that are not finite, the largest distance, the extremes, the distance from the box.
+      values that are not finite, the largest distance, the extremes, the distances from the box and
+      from the ball.
     """
     return (
         succeeded(logits, criterion),
@@ -64,14 +66,15 @@ def attacked_batch(
         jnp.max(threat.distance(x_adv, x)),
         jnp.min(x_adv),
         jnp.max(x_adv),
-        geometry.outside_box(x_adv, threat.bounds),
+        rounding.outside_box(x_adv, threat.bounds),
+        rounding.outside_ball(x_adv, x, threat.norm, threat.epsilon, threat.bounds),
     )
 
 
 @jax.jit
 def into_box(x: jax.Array, bounds: geometry.Bounds) -> tuple[jax.Array, jax.Array]:
-    """Returns the inputs clipped to the box, and the largest distance of a value from it."""
-    return geometry.clip_to_box(x, bounds), geometry.outside_box(x, bounds)
+    """Returns the inputs clipped to the box, and by how much a value is outside at most."""
+    return geometry.clip_to_box(x, bounds), rounding.outside_box(x, bounds)
 
 
 def check_finite_inputs(x: jax.Array) -> None:

@@ -118,6 +118,16 @@ def place_like(examples: Any, like: Any) -> jax.Array:
     return jax.device_put(examples)
 
 
+def placed_back(x_adv: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns attacked inputs (B, ...) on the devices of the inputs, divided as those are.
+
+    Weights that are divided among devices may have divided what was computed with them.
+    """
+    if x_adv.sharding.is_equivalent_to(x.sharding, x.ndim):
+        return x_adv
+    return jax.device_put(x_adv, x.sharding) if x.committed else place_like(x_adv, x)
+
+
 @jax.jit
 def take_rows(tree: Tree, index: jax.Array) -> Tree:
     """Returns the examples at the given positions in every array of a pytree, sharded as before.

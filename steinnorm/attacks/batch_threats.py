@@ -360,4 +360,5 @@ def _merged(
         labels=int(
             sum(np.sum(labels[i] != VOID) if labels.ndim > 1 else 1 for i, _ in results_of_victims)
         ),
+        outside_ball=max(result.outside_ball for result in results),
     )

@@ -21,8 +21,8 @@ class RandomLogitsWarning(UserWarning):
     """A model's logits for the same inputs differ between two calls."""
 
 
-class NotFiniteError(ValueError):
-    """A model's logits or gradients are NaN or infinite where an attack needs them."""
+class NotFiniteError(ValueError, FloatingPointError):
+    """A model's logits or gradients are NaN or infinite, so that they say nothing."""
 
 
 class LeftThreatError(AssertionError):

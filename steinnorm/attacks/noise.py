@@ -27,6 +27,7 @@ from steinnorm.attacks._arguments import (
     check_size,
 )
 from steinnorm.attacks._measurements import check_finite_inputs
+from steinnorm.attacks._rounding import outside_box
 from steinnorm.attacks.threat import Threat
 
 Bounds = geometry.Bounds
@@ -125,11 +126,11 @@ def _add(
     for bound in () if box.bounds is None else box.bounds:
         check_broadcasts("a bound", bound, x.shape, "x")
     if box.bounds is not None and x.size:
-        outside = geometry.outside_box(x, box.bounds)
+        outside = outside_box(x, box.bounds)
         is_traced = isinstance(outside, jax.core.Tracer)  # values inside jit cannot be checked
         if not is_traced:
             check_finite_inputs(x)
-        if not is_traced and not float(outside) <= box.box_tolerance():
+        if not is_traced and float(outside) > 0:
             smallest, largest = float(jnp.min(x)), float(jnp.max(x))
             raise ValueError(f"x must lie in {bounds}; got values in [{smallest}, {largest}]")
     noise = geometry.as_broadcastable(rms, x) * draw(key, x.shape, x.dtype)

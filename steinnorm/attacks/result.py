@@ -44,8 +44,11 @@ class AttackResult(NamedTuple):
         cannot follow: a large number means masked gradients, not robustness. 0 for attacks that
         use no gradient.
       stages: the attacks of an ensemble, in order; empty for a single attack.
-      outside_box: largest distance of a value from the box; 0 without bounds.
+      outside_box: largest distance of a value from the box; 0 without bounds, or where rounding
+        explains all of it.
       labels: number of attacked labels, without void pixels.
+      outside_ball: by how much a value (in L2 an example) is outside the ball at most; 0 where
+        rounding explains all of it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,6 +68,7 @@ class AttackResult(NamedTuple):
     stages: tuple[Stage, ...] = ()
     outside_box: float = 0.0
     labels: int | None = None
+    outside_ball: float = 0.0
 
     @property
     def robust_accuracy(self) -> float:
@@ -92,16 +96,17 @@ class AttackResult(NamedTuple):
 
         Raises:
           LeftThreatError: an example is not finite, or outside ball or box by more than rounding
-            explains (``Threat.ball_tolerance``, ``Threat.box_tolerance``).
+            explains; or ``max_norm`` is above the radius of this threat, which may be another one.
         """
         values = int(np.prod(self.x_adv.shape[1:]))
         largest = max(abs(self.min), abs(self.max)) if not self.nan_count else 0.0
-        inside = self.outside_box <= threat.box_tolerance()
         slack = threat.ball_tolerance(largest, values)
-        if self.nan_count or not inside or not self.max_norm <= threat.radius + slack:
+        outside = self.outside_box > 0 or self.outside_ball > 0
+        if self.nan_count or outside or not self.max_norm <= threat.radius + slack:
             raise LeftThreatError(
                 f"{name} left its ball or box, so its result is void: largest change "
-                f"{self.max_norm:.9g} ({threat.norm}, allowed {threat.radius:.9g}), values in "
+                f"{self.max_norm:.9g} ({threat.norm}, allowed {threat.radius:.9g}; outside the "
+                f"ball by {self.outside_ball:.3g}), values in "
                 f"[{self.min:.9g}, {self.max:.9g}] (allowed {threat.bounds}, left by "
                 f"{self.outside_box:.3g}), {self.nan_count} not finite"
             )

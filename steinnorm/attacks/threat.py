@@ -131,17 +131,10 @@ class Threat:
         noise = _geometry.random_on_sphere(key, x, self.norm, self.epsilon)
         return self.project(x + noise, x)
 
-    def box_tolerance(self) -> float:
-        """Returns by how much rounding may move a value out of the box.
-
-        It is 1e-6, or four times the spacing of float32 numbers at the bounds if that is larger.
-        """
-        if self.bounds is None:
-            return 0.0
-        return max(1e-6, 4 * _spacing(*self.bounds))
-
     def ball_tolerance(self, largest: float, values: int) -> float:
-        """Returns by how much rounding may move an example out of the ball.
+        """Returns by how much rounding may at most change ``distance`` where all lies in the ball.
+
+        With a radius per channel it is that of the channel where rounding counts most.
 
         Args:
           largest: largest magnitude of a value.

@@ -1,5 +1,7 @@
 """The rows of the one call: worst cases and intervals, for every kind of model and of data."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from flax import linen, nnx
 from scipy.stats import binomtest
 
-from steinnorm.attacks import AttackSettings, evaluate_robustness, fgsm
+from steinnorm.attacks import AttackSettings, NotFiniteError, evaluate_robustness, fgsm
 from steinnorm.attacks.per_example import PerExample, Values, worst_of
 from tests.attacks.one_call import QUIET, measure
 from tests.attacks.three_wrong import (
@@ -248,3 +250,52 @@ def test_the_worst_case_includes_the_clean_point():
     )
     assert [row.value for row in found.rows] == [0.0, 1.0, 0.0]
     assert found.row("worst", 0.1).over == "helper"
+
+
+def _square_root(x):
+    """A usual fault: a number below zero for inputs that are unlike the clean ones."""
+    flat = x.reshape(x.shape[0], -1)
+    root = jnp.sqrt(0.01 - jnp.square(flat.mean(1, keepdims=True) - 0.5))
+    return jnp.concatenate([root + 1, flat[:, 1:3]], axis=1)
+
+
+@pytest.mark.parametrize("attack", ["gaussian", "mine"])
+def test_logits_that_are_not_finite_are_no_prediction(attack):
+    """``argmax`` would make class 0 of them, which is right for images of that class."""
+
+    def mine(logits_fn, x, y, *, threat, key):
+        del logits_fn, y, threat, key
+        return SimpleNamespace(x_adv=jnp.clip(x + 0.3, 0, 1))
+
+    x = np.random.default_rng(0).uniform(0.45, 0.55, (12, 2, 2, 3)).astype(np.float32)
+    y = np.zeros(12, int)
+    assert measure(model=_square_root, x=x, y=y, epsilons=0.01).row("none").value == 1
+    with pytest.raises(NotFiniteError, match="NaN or infinite") as raised:
+        measure(
+            model=_square_root,
+            x=x,
+            y=y,
+            epsilons=0.5,
+            attacks=[mine] if attack == "mine" else attack,
+        )
+    assert isinstance(raised.value, ValueError)
+    if attack == "gaussian":
+        assert "examples under gaussian noise of 0.5" in str(raised.value)
+
+
+def test_the_loss_of_label_maps_is_that_of_labelled_pixels():
+    x = np.random.default_rng(0).uniform(size=(12, 4, 4, 3)).astype(np.float32)
+    logits = np.asarray(per_pixel(x), np.float64)
+    y = logits.argmax(-1)
+    y[:8] = 255  # eight wholly void
+    y[8, :3] = 255
+    known = y != 255
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(
+        logits, np.where(known, y, 0)[..., None], -1
+    ).squeeze(-1)
+    found = measure(model=per_pixel, x=x, y=y)
+    assert found.row("none").loss == pytest.approx(losses[known].mean(), rel=1e-5)
+    assert found.row("worst", 0.05).loss == pytest.approx(found.row("fgsm", 0.05).loss)
+    assert found.row("worst", 0.05).loss > found.row("none").loss
+    nothing = measure(model=per_pixel, x=x[:6], y=y[:6])
+    assert np.isnan([nothing.row("none").loss, nothing.row("none").value]).all()

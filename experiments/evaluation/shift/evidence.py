@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.tasks import Task
+from steinnorm.attacks import NotFiniteError
 
 # What one call takes, unless a single batch has more.
 _GROUPED_EXAMPLES, _GROUPED_VALUES = 64, 1 << 20
@@ -21,9 +22,11 @@ def score_name(task: Task) -> str:
 @functools.partial(jax.jit, static_argnames="task")
 def _grouped(
     logits_fn: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array, *, task: Task
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     outputs = jax.vmap(logits_fn)(x)
-    return _of(task, *(a.reshape(-1, *a.shape[2:]) for a in (outputs, y)))
+    outputs, y = (a.reshape(-1, *a.shape[2:]) for a in (outputs, y))
+    answered = jnp.all(jnp.isfinite(outputs), axis=tuple(range(1, outputs.ndim)))
+    return _of(task, outputs, y), answered
 
 
 def _of(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -59,7 +62,8 @@ def measure(
       each class the pixels that are right, that have it and that were given it.
 
     Raises:
-      ValueError: the examples do not fill their batches.
+      ValueError: the examples do not fill their batches; its subclass ``NotFiniteError`` if an
+        answer is NaN or infinite, of which ``argmax`` would make a class.
     """
     if len(inputs) % batch_size:
         raise ValueError(f"{len(inputs)} examples do not fill batches of {batch_size}")
@@ -71,7 +75,15 @@ def measure(
     for start in range(0, batches, groups):
         # All calls have one shape, whatever is measured: the last one is filled up with copies.
         chosen = np.minimum(np.arange(start, start + groups), batches - 1)
-        kept = _grouped(logits_fn, jnp.asarray(x[chosen]), jnp.asarray(y[chosen]), task=task)
+        kept, answered = _grouped(
+            logits_fn, jnp.asarray(x[chosen]), jnp.asarray(y[chosen]), task=task
+        )
+        if not np.asarray(answered).all():
+            raise NotFiniteError(
+                f"the network answers NaN or infinity for some of the examples {start * batch_size}"
+                f" to {min(start + groups, batches) * batch_size - 1}: no score can be told from "
+                "that"
+            )
         parts.append(np.asarray(kept)[: (batches - start) * batch_size])
     return np.concatenate(parts)
 

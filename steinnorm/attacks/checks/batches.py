@@ -1,5 +1,7 @@
 """Check of whether the model's answer for an example depends on the rest of the batch."""
 
+import numpy as np
+
 from steinnorm.attacks.checks.findings import Finding, finding_of, not_applicable
 from steinnorm.attacks.checks.runs import AttackRuns
 from steinnorm.attacks.dependence import ROUNDING
@@ -20,7 +22,10 @@ def independent_of_the_batch(runs: AttackRuns) -> Finding:
         "with other companions": dependence.companions,
     }
     counts = ", ".join(f"{change.images} {condition}" for condition, change in changes.items())
-    moved = max(change.logit for change in changes.values())
+    moved = float(np.max([change.logit for change in changes.values()]))
+    how_far = f"up to {moved:.2g} of their spread"
+    if not np.isfinite(moved):
+        how_far = "NaN or infinite numbers"
     shares = dependence.gradient_shares
     to_companions = (
         f"gradients go to the companions by a share of up to {max(shares):.2g}"
@@ -29,8 +34,7 @@ def independent_of_the_batch(runs: AttackRuns) -> Finding:
     )
     detail = (
         f"examples with a changed prediction, of {dependence.images}: {counts}; logits change by "
-        f"up to {moved:.2g} of their spread, {to_companions}; at most {ROUNDING:g} allowed for "
-        "rounding"
+        f"{how_far}, {to_companions}; at most {ROUNDING:g} allowed for rounding"
     )
     most = max(change.images for change in changes.values())
     return finding_of(name, not dependence.found, most, detail)

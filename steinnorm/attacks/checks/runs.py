@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from steinnorm.attacks._criterion import VOID
-from steinnorm.attacks._inputs import Problem
+from steinnorm.attacks._inputs import Problem, refuse_not_finite
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks._without_gradient import why_no_gradient
 from steinnorm.attacks.checks.arguments import check_losses_fit
@@ -213,7 +213,9 @@ class AttackRuns:
                 steps=self.settings.steps,
             )
         result.check(problem.threat, "pgd on the twin")
-        predictions = np.argmax(np.asarray(predict(problem.model, result.x_adv)), axis=-1)
+        logits = np.asarray(predict(problem.model, result.x_adv))
+        refuse_not_finite(~np.isfinite(logits), "examples that were attacked on the twin")
+        predictions = np.argmax(logits, axis=-1)
         return self._broken((predictions != self.y) & self.known)
 
     def white_box(self) -> list[BrokenLabels]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from steinnorm.attacks._criterion import Criterion, has_label, mean_over_labels, succeeded
-from steinnorm.attacks._inputs import Problem
+from steinnorm.attacks._geometry import all_in_example
+from steinnorm.attacks._inputs import Problem, refuse_not_finite
 from steinnorm.attacks._model import LogitsFn, predict
 from steinnorm.attacks.catalogue import AttackSettings
 from steinnorm.attacks.errors import ShortReachWarning
@@ -130,6 +131,7 @@ class BatchEvaluator:
 
         Raises:
           LeftThreatError: the attack left its ball or box.
+          NotFiniteError: logits of the attacked or noisy inputs are NaN or infinite.
         """
         x = prepared.problem.x
         # From the name, so that an attack's result does not depend on the other attacks.
@@ -137,7 +139,9 @@ class BatchEvaluator:
         key = jax.random.fold_in(key, prepared.batch.number)
         if not has_ball(attack):
             noisy = NOISES[attack.kind](key, x, epsilon, self.bounds)  # type: ignore[union-attr]
-            return self._per_example_results(prepared, noisy, _largest_changes(noisy, x), 0)
+            which = f"examples under {attack_name(attack)} noise of {epsilon:g}"
+            changes = _largest_changes(noisy, x)
+            return self._per_example_results(prepared, noisy, changes, 0, which=which)
         threat = Threat(self.norm, epsilon, self.bounds)
         with warn_once(self.given_warnings):
             x_adv, zero_gradients = self._run_attack(attack, prepared.problem, threat, key)
@@ -167,11 +171,19 @@ class BatchEvaluator:
         return result.x_adv, result.zero_gradients
 
     def _per_example_results(
-        self, prepared: PreparedBatch, x_adv: jax.Array, distance: np.ndarray, zero_gradients: int
+        self,
+        prepared: PreparedBatch,
+        x_adv: jax.Array,
+        distance: np.ndarray,
+        zero_gradients: int,
+        *,
+        which: str = "examples",
     ) -> PerExample:
+        """Evaluates the model on inputs, which ``which`` names in errors."""
         batch, problem = prepared
         count = len(batch.x)
         measured = _measurements(predict(problem.model, x_adv), problem.criterion.y)
+        refuse_not_finite(np.asarray(measured.pop("not_finite")), which)
         summary = {name: np.asarray(values)[:count] for name, values in measured.items()}
         prediction = summary.pop("prediction")
         if batch.y.ndim == 1:
@@ -235,6 +247,7 @@ def _measurements(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     result = {
         "loss": mean_over_labels(per_label("cross_entropy", logits, criterion), y),
         "prediction": jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        "not_finite": ~all_in_example(jnp.isfinite(logits)),
     }
     if y.ndim == 1:
         return result | {"right": ~wrong}

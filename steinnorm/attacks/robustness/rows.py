@@ -32,7 +32,8 @@ class Row:
       ci_high: upper end of the interval.
       metric: ``accuracy`` or ``pixel_accuracy``.
       norm_order: norm of the ball, ``linf`` or ``l2``; empty if there is no ball.
-      loss: mean cross-entropy in nats; for ``worst`` the mean of each example's largest.
+      loss: mean cross-entropy in nats over examples, or over labelled pixels of label maps; for
+        ``worst`` with the largest of each example's (each map's mean).
       max_norm: largest change of an example, in ``norm_order``; for noise the largest change of a
         value.
       zero_gradients: number of examples with an all-zero gradient in the last step.
@@ -102,7 +103,7 @@ def make_row(key: Key, results: PerExample, norm_order: str, over: str = "") -> 
         ci_high=high,
         metric="accuracy" if "right" in results.summary else "pixel_accuracy",
         norm_order=norm_order,
-        loss=float(np.mean(results.summary["loss"], dtype=np.float64)),
+        loss=_mean_loss(results.summary),
         max_norm=float(results.distance.max()),
         zero_gradients=results.zero_gradients,
         over=over,
@@ -122,6 +123,13 @@ def _accuracy(summary: Mapping[str, np.ndarray]) -> tuple[float, tuple[float, fl
 
     accuracy = share(np.arange(len(right)))["share"]
     return accuracy, bootstrap_intervals(share, len(right))["share"]
+
+
+def _mean_loss(summary: Mapping[str, np.ndarray]) -> float:
+    """Returns the mean over labels; the loss of a map is a mean over its own."""
+    loss = summary["loss"].astype(np.float64)
+    labels = summary.get("known_pixels", np.ones(len(loss))).astype(np.float64)
+    return float(np.sum(loss * labels) / labels.sum()) if labels.any() else math.nan
 
 
 def _first_batches(results: PerExample, batches: int) -> PerExample:

@@ -39,6 +39,7 @@ def test_finished_is_finished_and_tensorboard_was_written(trained, capsys):
         (["--attacks", "segpgd"], ["segpgd is for a label per pixel"]),
         (["--attacks", "pgd,fab-t"], ["fab-t keeps", "name --statistics running"]),
         (["--threat-models", "alone"], ["unknown threat model 'alone'", "companion"]),
+        (["--threat-models", ","], ["no threat model was named", "companion"]),
         (["--victims", "0"], ["--victims must be at least 1; got 0"]),
         (["--batch-size", "0"], ["--batch-size must be at least 1; got 0"]),
         (["--independent-batch-size", "0"], ["--independent-batch-size must be at least 1; got 0"]),

@@ -21,7 +21,7 @@ from experiments.evaluation.compiled_programs import release_where_many
 from experiments.evaluation.measure import measure
 from experiments.evaluation.plan import Plan, Run, Watcher
 from experiments.tasks import Binary, Classification, Segmentation
-from steinnorm.attacks import LeftThreatError
+from steinnorm.attacks import LeftThreatError, NotFiniteError
 from steinnorm.nnx import SteinBatchNorm
 
 RUN = Run("tiny", "stein", 3, ("a", "b", "c"))
@@ -345,3 +345,28 @@ def test_the_catalogue():
         catalogue.by_name("pdg")
     with pytest.raises(ConfigError, match="unknown attack"):
         catalogue.by_name("gaussian-l2")
+
+
+class Root(Tiny):
+    """NaN for dark images, which ``argmax`` would take for the first class."""
+
+    def __call__(self, x):
+        return super().__call__(x) + jnp.sqrt(jnp.mean(x, axis=(1, 2)) - 0.3)
+
+
+@pytest.mark.parametrize("attack", [None, NOISE])
+@pytest.mark.parametrize("task", [Classification(3), Binary()])
+def test_answers_that_are_not_finite_end_the_evaluation(task, attack):
+    examples = _examples()
+    bright = dataclasses.replace(examples, inputs=0.35 + 0.1 * examples.inputs)
+    model = Root(task.outputs)
+    if attack is None:
+        bright.inputs[9] = 0.1
+        plan, where = _plan(attacks=()), "1 of the 8 examples of batch 1 (clean 0, running"
+    else:
+        noisy = dataclasses.replace(attack, epsilons=(2.0,))
+        plan, where = _plan(attacks=(noisy,)), "of batch 0 (uniform 2, running"
+    with pytest.raises(NotFiniteError) as raised:
+        measure(model, task, bright, plan, run=RUN)
+    assert where in str(raised.value)
+    assert isinstance(raised.value, FloatingPointError)  # which the command line tells in a line

@@ -46,7 +46,7 @@ def test_results_grow_and_come_back(tmp_path):
     assert (len(results), results.batches) == (5, 1)
     results = results.extended(_results(6, 1, first=5)).extended(_results(2, 2, first=11))
     results.save(tmp_path)
-    assert (tmp_path / "evaluation" / "batch-joint-pgd-l2-0.0313725.npz").exists()
+    assert (tmp_path / "evaluation" / "batch-joint-pgd-l2-0.03137254901960784.npz").exists()
     found = per_example.load(tmp_path, KEY)
     assert found.about == ABOUT
     assert found.key == KEY
@@ -90,3 +90,15 @@ def test_another_key_in_the_file_is_not_taken(tmp_path):
     _results(5, 0).write(per_example.path_of(tmp_path, dataclasses.replace(KEY, norm="batch")))
     assert per_example.load(tmp_path, dataclasses.replace(KEY, norm="batch")) is None
     assert per_example.load(tmp_path, KEY) is not None  # the norm is not in the file's name
+
+
+def test_radii_that_nearly_agree_have_files_of_their_own(tmp_path):
+    radii = (2 / 255, 0.00784314, 0.0078431373, float(np.nextafter(2 / 255, 1)))
+    for place, epsilon in enumerate(radii):
+        results = _results(3, 0, first=place)
+        about = {**ABOUT, "epsilon": epsilon}
+        dataclasses.replace(results, about=about).save(tmp_path)
+    for place, epsilon in enumerate(radii):
+        found = per_example.load(tmp_path, dataclasses.replace(KEY, epsilon=epsilon))
+        np.testing.assert_array_equal(found.shown["y"], np.arange(place, place + 3))
+    assert len(per_example.load_all(tmp_path)) == len(radii)

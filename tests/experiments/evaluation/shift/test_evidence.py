@@ -11,6 +11,7 @@ from experiments.evaluation.calibration import Calibrating
 from experiments.evaluation.shift import evidence
 from experiments.evaluation.shift.rules import RULES, logits_fn, mixed_name
 from experiments.tasks import Binary, Classification, Segmentation
+from steinnorm.attacks import NotFiniteError
 from steinnorm.nnx import SteinBatchNorm, convert, revert
 from tests.experiments.evaluation.test_measure import Tiny, _examples
 
@@ -111,3 +112,16 @@ def test_examples_must_fill_their_batches(sources):
         evidence.measure(
             logits_fn(sources, "batch", 8), examples.inputs, examples.targets, 8, Classification(3)
         )
+
+
+def test_answers_that_are_not_finite_end_the_measurement():
+    inputs, targets = np.full((12, 2), 0.5, np.float32), np.zeros(12, np.int32)
+    inputs[7] = -1.0
+
+    def root(x):
+        return jnp.sqrt(x)
+
+    root = jax.tree_util.Partial(root)
+    evidence.measure(root, inputs[:6], targets[:6], 2, Classification(2))
+    with pytest.raises(NotFiniteError, match="NaN or infinity for some of the examples 0 to 11"):
+        evidence.measure(root, inputs, targets, 2, Classification(2))
