@@ -55,12 +55,8 @@ def digest_of(plan: Plan, reference: jax.Array) -> jax.Array:
     bits_left = max((_EXACT_BITS - (most - 1).bit_length()) // 2, 1)
     reference = lax.stop_gradient(reference)
     parts = [reference.real, reference.imag] if jnp.iscomplexobj(reference) else [reference]
-    bits = jnp.concatenate([lax.bitcast_convert_type(p, jnp.uint32).reshape(-1) for p in parts])
-    place = lax.iota(jnp.uint32, bits.size) if bits.size else jnp.zeros(0, jnp.uint32)
-    number = lax.iota(jnp.uint32, _NUMBERS)
-    salt = _mixed(place[:, None] * jnp.uint32(_NUMBERS) + number[None] + jnp.uint32(1))
-    hashed = jnp.sum(_mixed(bits[:, None] ^ salt) * (salt | jnp.uint32(1)), 0, dtype=jnp.uint32)
-    small = (_mixed(hashed) >> jnp.uint32(32 - bits_left)).astype(parts[0].dtype)
+    hashes = [_hash(number, parts) >> jnp.uint32(32 - bits_left) for number in range(_NUMBERS)]
+    small = jnp.stack(hashes).astype(parts[0].dtype)
     return jnp.concatenate([small, jnp.square(small)])
 
 
@@ -76,6 +72,21 @@ def digests_differ(plan: Plan, total: jax.Array) -> jax.Array:
     """
     numbers, squares = jnp.split(total, 2)
     return jnp.any(squares * jnp.asarray(plan.devices, total.dtype) != jnp.square(numbers))
+
+
+def _hash(number: int, parts: list[jax.Array]) -> jax.Array:
+    """Returns a hash of all bits of arrays of one shape, of which ``number`` makes another."""
+    hashed = jnp.uint32(0)
+    for i, part in enumerate(parts):
+        # Places without flattening, which explicit meshes refuse.
+        place, stride = jnp.uint32(i * part.size * _NUMBERS + number + 1), _NUMBERS
+        for axis in reversed(range(part.ndim)):
+            steps = lax.broadcasted_iota(jnp.uint32, part.shape, axis)
+            place, stride = place + jnp.uint32(stride) * steps, stride * part.shape[axis]
+        salt = _mixed(place)
+        bits = lax.bitcast_convert_type(part, jnp.uint32)
+        hashed += jnp.sum(_mixed(bits ^ salt) * (salt | jnp.uint32(1)), dtype=jnp.uint32)
+    return _mixed(hashed)
 
 
 def _mixed(number: jax.Array) -> jax.Array:

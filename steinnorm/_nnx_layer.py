@@ -15,7 +15,7 @@ from flax.nnx.nn import dtypes, initializers
 from steinnorm import _checks, _layer_inputs, functional
 from steinnorm._calibration import Totals, merged, totals_of
 from steinnorm._numerics import real
-from steinnorm._sharding import placed_like
+from steinnorm._sharding import flattened, placed_like
 from steinnorm.calibrated import Calibration
 from steinnorm.shrinkage import Shrinkage, resolve
 from steinnorm.shrinkage_factors import shrinkage_factors
@@ -220,6 +220,7 @@ class SteinBatchNorm(nnx.BatchNorm):
         affine = [None if p is None else p[...] for p in (self.scale, self.bias)]
         if self.frozen == "all":
             affine = jax.lax.stop_gradient(affine)
+        _layer_inputs.out_dtype(self.dtype, x, *affine)  # before promotion drops an imaginary part
         x, mean, var, scale, bias = self._promoted(x, self.mean[...], self.var[...], *affine)
         per_channel = jax.tree.map(lambda a: a.reshape(shape), (mean, var, scale, bias))
         mean, var, scale, bias = per_channel
@@ -269,7 +270,7 @@ class SteinBatchNorm(nnx.BatchNorm):
                     f"{self.num_features}, jnp.{value.dtype}))."
                 )
             # A variable outlives the trace of a gradient, so it must not hold that trace's values.
-            variable[...] = jax.lax.stop_gradient(value).reshape(-1).astype(dtype)
+            variable[...] = flattened(jax.lax.stop_gradient(value)).astype(dtype)
 
     def _epsilon(self, shape: tuple[int, ...]) -> Any:
         """Returns epsilon as the pure function takes it: a scalar or in the shape of the features.
@@ -306,7 +307,11 @@ class SteinBatchNorm(nnx.BatchNorm):
         variables = self.calibration_sums
         before = Totals(**{name: variables[name][...] for name in Totals._fields})
         like = before.count
-        flat = jax.tree.map(lambda a: placed_like(a.reshape(-1), like).astype(like.dtype), totals)
+
+        def as_kept(a: jax.Array) -> jax.Array:
+            return placed_like(flattened(a).reshape(-1), like).astype(like.dtype)
+
+        flat = jax.tree.map(as_kept, totals)
         for name, value in merged(before, flat)._asdict().items():
             variables[name][...] = value
 

@@ -71,9 +71,10 @@ def geometric_mean(x: jax.Array) -> jax.Array:
     """Geometric mean of non-negative ``x``, shape (C,), through logarithms.
 
     The product of a few hundred variances leaves the range of float32 (1.44**512 overflows);
-    the mean of their logarithms does not. Zero, with gradient zero, if any entry is zero.
+    the mean of their logarithms does not. Zero, with gradient zero, if any entry is zero, NaN or
+    infinite.
     """
-    positive = x >= jnp.finfo(x.dtype).tiny
+    positive = (x >= jnp.finfo(x.dtype).tiny) & (x < jnp.inf)
     # One logarithm of almost minus infinity is enough to make the exponential zero.
     return jnp.exp(jnp.mean(jnp.where(positive, jnp.log(jnp.where(positive, x, 1)), -1e30)))
 
@@ -84,7 +85,8 @@ def _geometric_mean_jvp(
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
     mean = geometric_mean(x)
-    return mean, mean * jnp.mean(dx / jnp.where(mean > 0, x, 1))
+    slope = mean * jnp.mean(dx / jnp.where(mean > 0, x, 1))
+    return mean, jnp.where(mean > 0, slope, 0)  # and not 0 times NaN
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -98,16 +100,21 @@ def shrunk_by_spread(x: jax.Array, kept: float) -> jax.Array:
     return _spread_factor(x, kept)[0] * x
 
 
-def _spread_factor(x: jax.Array, kept: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the factor, x in units of its largest magnitude, and the factor's slope by it."""
+def _spread_factor(x: jax.Array, kept: float) -> tuple[jax.Array, ...]:
+    """Returns the factor, x in units of its largest magnitude, the factor's slope by it.
+
+    And whether it has one.
+    """
     t = x / largest_magnitude(x)
     squares = jnp.sum(jnp.square(t))
-    some = squares > 0
+    # Not of nothing, and not of a channel that is infinite or NaN, which would be all others' too.
+    some = (squares > 0) & (squares < jnp.inf)
     squares = jnp.where(some, squares, 1)
-    average = jnp.mean(t)
+    average = jnp.where(some, jnp.mean(t), 0)
     pull = x.size * average / squares
     factor = kept + (1 - kept) * jnp.where(some, average * pull, 1)
-    return factor, t, (1 - kept) * 2 * average / squares * (1 - pull * t)
+    slope = (1 - kept) * 2 * average / squares * (1 - pull * t)
+    return factor, jnp.where(some, t, 0), jnp.where(some, slope, 0), some
 
 
 @shrunk_by_spread.defjvp
@@ -115,9 +122,11 @@ def _shrunk_by_spread_jvp(
     kept: float, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (dx,) = primals, tangents
-    factor, t, gradient = _spread_factor(x, kept)
-    # d factor = sum(gradient dx) / largest, and x / largest is t.
-    return factor * x, factor * dx + jnp.sum(gradient * dx) * t
+    factor, t, slope, some = _spread_factor(x, kept)
+    # d factor = sum(slope dx) / largest, and x / largest is t.
+    through_factor = jnp.sum(slope * dx) * t
+    # Selected, because a cotangent of a channel that is NaN is so too, and 0 times it as well.
+    return factor * x, factor * dx + jnp.where(some, through_factor, 0)
 
 
 def promote_types(*dtypes: Any) -> Any:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from steinnorm._numerics import safe_divide
+from steinnorm._sharding import flattened, placed_like
 from steinnorm.rules import REAL, SampleMean, SampleVariance
 from steinnorm.shrinkage import Shrinkage, toward_running
 from steinnorm.statistics import BatchStatistics, Moments
@@ -117,19 +118,16 @@ def _estimate(
     """
     shape = batch.mean.shape
 
-    def flat(a: jax.Array) -> jax.Array:
-        return a if a.ndim < 2 else a.reshape(-1)
-
-    flattened, target = jax.tree.map(flat, (batch, running))
+    flat, target = jax.tree.map(flattened, (batch, running))
     estimates = []
     for what, estimate in (("mean", rule.mean), ("variance", rule.variance)):
-        value = estimate(flattened, target)
+        value = estimate(flat, target)
         if jnp.shape(value) != target.mean.shape:
             raise ValueError(
                 f"the {what} rule of shrinkage {rule.name!r} must return shape "
                 f"{target.mean.shape}, one value per channel; got {jnp.shape(value)}."
             )
-        estimates.append(value.reshape(shape))
+        estimates.append(placed_like(value.reshape(shape), batch.mean))
     mean, variance = estimates
     if not (rule.toward_running or isinstance(rule.mean, SampleMean)):
         mean = jnp.where(batch.variance > jnp.asarray(epsilon, variance.dtype), mean, batch.mean)

@@ -6,7 +6,7 @@ Elsewhere XLA decides, and these functions do nothing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -22,7 +22,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 __all__ = [
+    "flattened",
     "is_explicit",
+    "lying_alike",
     "placed_as_features",
     "placed_like",
     "placed_on",
@@ -41,6 +43,31 @@ def sharded_axes(x: jax.Array) -> frozenset[int]:
     """Returns the axes of which the type says that they lie on several devices."""
     spec = jax.typeof(x).sharding.spec
     return frozenset(axis for axis, names in enumerate(spec) if names is not None)
+
+
+def lying_alike(arrays: Mapping[str, jax.Array]) -> dict[object, list[str]]:
+    """Returns the names of arrays by where these lie: those on one device together.
+
+    Those on several are together if their shapes are the same as well.
+    """
+    found: dict[object, list[str]] = {}
+    for name, array in arrays.items():
+        spread = sharded_axes(array)
+        place = (array.shape, tuple(jax.typeof(array).sharding.spec)) if spread else None
+        found.setdefault(place, []).append(name)
+    return found
+
+
+def flattened(a: jax.Array) -> jax.Array:
+    """Returns per-channel values as (C,), with several feature axes on every device if need be.
+
+    With explicit axes JAX refuses to flatten an array that any but its first axis divides.
+    """
+    if a.ndim < 2:
+        return a
+    if sharded_axes(a) - {0}:
+        a = reshard(a, NamedSharding(jax.typeof(a).sharding.mesh, PartitionSpec()))
+    return a.reshape(-1)
 
 
 def placed_as_features(value: A, x: jax.Array, features: Sequence[int]) -> A:

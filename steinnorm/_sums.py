@@ -19,7 +19,7 @@ from jax import lax
 
 from steinnorm._compat import psum
 from steinnorm._numerics import abs_squared, real
-from steinnorm._sharding import select
+from steinnorm._sharding import lying_alike, select, sharded_axes
 
 __all__ = [
     "AxisName",
@@ -80,17 +80,28 @@ class Plan:
         return lax.expand_dims(per_channel, self.axes)
 
     def everywhere(self, sums: Sums) -> Sums:
-        """Adds the sums of all devices of the mapped axis, in one all-reduce."""
+        """Adds the sums of all devices of the mapped axis, in one all-reduce.
+
+        Sums whose channels lie on several devices of an explicit axis have an all-reduce of their
+        own, stacked, so that each device adds its channels.
+        """
         if self.axis_name is None:
             return sums
         dtype = jnp.result_type(*sums.values())
-        flat = jnp.concatenate([a.astype(dtype).reshape(-1) for a in sums.values()])
-        flat = psum(flat, self.axis_name, self.groups)
-        total, start = {}, 0
-        for name, a in sums.items():
-            piece = flat[start : start + a.size].reshape(a.shape)
-            total[name] = piece.astype(a.dtype) if jnp.iscomplexobj(a) else real(piece)
-            start += a.size
+        total = dict(sums)  # in this order
+        for alike in lying_alike(sums).values():
+            pieces = [sums[name].astype(dtype) for name in alike]
+            if sharded_axes(pieces[0]):
+                added = list(psum(jnp.stack(pieces), self.axis_name, self.groups))
+            else:
+                flat = jnp.concatenate([piece.reshape(-1) for piece in pieces])
+                flat, start, added = psum(flat, self.axis_name, self.groups), 0, []
+                for piece in pieces:
+                    added.append(flat[start : start + piece.size].reshape(piece.shape))
+                    start += piece.size
+            for name, found in zip(alike, added, strict=True):
+                a = sums[name]
+                total[name] = found.astype(a.dtype) if jnp.iscomplexobj(a) else real(found)
         return total
 
     @property

@@ -87,6 +87,14 @@ class TestRunningDtypes:
         layer.eval()
         assert layer(COMPLEX).dtype == jnp.complex64
 
+    def test_a_real_result_is_refused_in_both(self):
+        layer = nnx_layer(shrinkage="none", dtype=jnp.float32)
+        layer.eval()
+        module = linen_layer(shrinkage="none", dtype=jnp.float32)
+        for call in (lambda: layer(COMPLEX), lambda: module.init(jax.random.key(0), COMPLEX)):
+            with pytest.raises(TypeError, match=r"dtype=float32 would drop .* complex64"):
+                call()
+
     def test_in_linen_they_become_complex(self):
         layer = linen_layer(shrinkage="none", momentum=0.0)
         variables = layer.init(jax.random.key(0), COMPLEX)

@@ -212,3 +212,25 @@ def test_variances_further_apart_than_the_range_of_an_exponential():
     )
     variance = TowardRunningVariance()(batch, Moments(jnp.zeros(4), jnp.zeros(4)))
     np.testing.assert_allclose(variance, 10, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["none", "stein", "stein_mean_only", "jsnorm", "toward_running"])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_channel_that_is_not_finite_costs_no_other(rule, bad):
+    """Neither the values nor the gradients of the other channels."""
+    x = np.random.default_rng(0).normal(1, 2, (16, 6)).astype(np.float32)
+    x[2, 3] = bad
+    good = np.array([0, 1, 2, 4, 5])
+    running = RunningStatistics(jnp.zeros(6), jnp.ones(6))
+
+    def loss(x):
+        result = stein_batch_norm(x, running=running, shrinkage=rule)
+        return jnp.sum(jnp.sin(result.y[:, good])), result
+
+    gradient, result = jax.grad(loss, has_aux=True)(jnp.asarray(x))
+    for found in (result.y[:, good], *(a[good] for a in result.running), gradient[:, good]):
+        assert np.isfinite(found).all()
+    if rule in ("none", "stein_mean_only"):  # no common factor can be told, so means stay
+        others = x[:, good].astype(np.float64)
+        wanted = (others - others.mean(0)) / np.sqrt(others.var(0) + 1e-5)
+        np.testing.assert_allclose(result.y[:, good], wanted, atol=2e-6)
