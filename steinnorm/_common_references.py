@@ -78,13 +78,13 @@ def _hash(number: int, parts: list[jax.Array]) -> jax.Array:
     """Returns a hash of all bits of arrays of one shape, of which ``number`` makes another."""
     hashed = jnp.uint32(0)
     for i, part in enumerate(parts):
+        bits = lax.bitcast_convert_type(part, jnp.uint32)  # of float64 with one axis more
         # Places without flattening, which explicit meshes refuse.
-        place, stride = jnp.uint32(i * part.size * _NUMBERS + number + 1), _NUMBERS
-        for axis in reversed(range(part.ndim)):
-            steps = lax.broadcasted_iota(jnp.uint32, part.shape, axis)
-            place, stride = place + jnp.uint32(stride) * steps, stride * part.shape[axis]
+        place, stride = jnp.uint32(i * bits.size * _NUMBERS + number + 1), _NUMBERS
+        for axis in reversed(range(bits.ndim)):
+            steps = lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+            place, stride = place + jnp.uint32(stride) * steps, stride * bits.shape[axis]
         salt = _mixed(place)
-        bits = lax.bitcast_convert_type(part, jnp.uint32)
         hashed += jnp.sum(_mixed(bits ^ salt) * (salt | jnp.uint32(1)), dtype=jnp.uint32)
     return _mixed(hashed)
 

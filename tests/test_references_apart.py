@@ -126,3 +126,25 @@ def test_digests_of_other_numbers():
     assert not np.array_equal(*(digest_of(plan, a) for a in complexes))
     assert digest_of(plan, complexes[0]).dtype == jnp.float32
     assert np.isfinite(digest_of(plan, jnp.zeros(0))).all()
+
+
+def test_digests_of_float64_take_all_of_its_bits():
+    plan = Plan(axes=(0,), dtype=np.float64, axis_name="d", groups=((0, 1),))
+    with jax.enable_x64(True):
+        real = jnp.asarray(RNG.normal(size=(3, 2)))
+        found = digest_of(plan, real)
+        assert (found.shape, found.dtype) == ((4,), jnp.float64)
+        for place in np.ndindex(real.shape):
+            # The last bits are in the one half of a number, the first ones in the other.
+            for other in (np.nextafter(real[place], 9), -real[place]):
+                assert not np.array_equal(digest_of(plan, real.at[place].set(other)), found)
+
+
+@needs_devices
+def test_devices_apart_in_float64():
+    with jax.enable_x64(True):
+        x, references = X.astype(np.float64), FAR.astype(np.float64)
+        found = mapped("vmap")(references, x, None, False)
+        whole = x.reshape(-1, CHANNELS)
+        for ours, exact in zip(found, (whole.mean(0), whole.var(0)), strict=False):
+            np.testing.assert_allclose(ours, np.stack([exact] * DEVICES), rtol=1e-11)
