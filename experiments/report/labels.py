@@ -74,9 +74,14 @@ class Column(NamedTuple):
 
 
 def strength(epsilon: float) -> str:
-    """Returns an attack's strength as people write it: 0.12, or 8/255."""
+    """Returns an attack's strength as people write it: 0.12, or 8/255.
+
+    With all the digits that tell it from others: columns and pictures are named after it.
+    """
     short = f"{epsilon:.3g}"
+    if float(short) == epsilon:
+        return short
     steps = epsilon * 255
-    if float(short) != epsilon and math.isclose(steps, round(steps), rel_tol=1e-9):
+    if math.isclose(steps, round(steps), rel_tol=1e-9):
         return f"{round(steps)}/255"
-    return short
+    return f"{epsilon:.9g}"

@@ -150,7 +150,16 @@ def test_threat_models_metrics_balls_and_steps_are_never_mixed():
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "text"), [(0.12, "0.12"), (8 / 255, "8/255"), (0.2, "0.2"), (1.0, "1")]
+    ("epsilon", "text"),
+    [
+        (0.12, "0.12"),
+        (8 / 255, "8/255"),
+        (0.2, "0.2"),
+        (1.0, "1"),
+        (0.1 + 0.2, "0.3"),
+        (0.00784314, "0.00784314"),  # which is not 2/255
+        (0.0078431373, "0.0078431373"),
+    ],
 )
 def test_strengths_are_written_as_people_do(epsilon, text):
     assert report.strength(epsilon) == text
