@@ -10,7 +10,7 @@ import numpy as np
 from experiments.evaluation import per_example
 from experiments.evaluation.attack_batch import Attacked
 from experiments.evaluation.per_example import PerExampleResults, Values
-from experiments.tasks import Summary, Task
+from experiments.tasks import Summary, Task, answered
 from steinnorm.attacks import NotFiniteError
 
 
@@ -113,9 +113,8 @@ class BatchResults(NamedTuple):
 def _kept(
     outputs: jax.Array, inputs: jax.Array, y: jax.Array, *, task: Task
 ) -> tuple[Summary, jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    unanswered = ~jnp.all(jnp.isfinite(outputs), axis=tuple(range(1, outputs.ndim)))
     extremes = jnp.min(inputs), jnp.max(inputs), jnp.sum(~jnp.isfinite(inputs))
-    return task.summary(outputs, y), unanswered, extremes
+    return task.summary(outputs, y), ~answered(outputs), extremes
 
 
 def _predictions(outputs: np.ndarray) -> np.ndarray:

@@ -5,9 +5,18 @@ One object per kind of experiment; training and evaluation know tasks only throu
 
 from experiments.tasks.classification import Binary, Classification
 from experiments.tasks.segmentation import Segmentation
-from experiments.tasks.task import Summary, Task, mean_loss
+from experiments.tasks.task import Summary, Task, answered, mean_loss
 
-__all__ = ["Binary", "Classification", "Segmentation", "Summary", "Task", "create", "mean_loss"]
+__all__ = [
+    "Binary",
+    "Classification",
+    "Segmentation",
+    "Summary",
+    "Task",
+    "answered",
+    "create",
+    "mean_loss",
+]
 
 
 def create(name: str, classes: int, label_smoothing: float = 0.0) -> Task:

@@ -46,6 +46,14 @@ class Task(Protocol):
         """Returns the share of each example's labels that are wrong, (B,) float64 in [0, 1]."""
 
 
+def answered(outputs: jax.Array) -> jax.Array:
+    """Returns of which examples (B, ...) all outputs are finite, (B,) bool.
+
+    Of NaN ``argmax`` makes a class, so that scores of it say nothing.
+    """
+    return jnp.all(jnp.isfinite(outputs), axis=tuple(range(1, outputs.ndim)))
+
+
 def mean_loss(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the weighted mean of a batch's losses; 0 where all weights are 0."""
     losses, weights = task.losses(outputs, targets)

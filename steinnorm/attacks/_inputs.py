@@ -261,13 +261,12 @@ def check_finite(not_finite: jax.Array | np.ndarray, what: str) -> None:
     Raises:
       NotFiniteError: any value is not finite.
     """
-    flat = np.asarray(not_finite)
-    count = int(flat.reshape(len(flat), -1).any(axis=1).sum())
+    count = _examples_with(not_finite)
     if count:
         raise NotFiniteError(
-            f"{what} are NaN or infinite for {count} of {len(flat)} examples: the attack cannot "
-            "follow them, and its result would look like robustness. Correct the model (a square "
-            "root at zero, an overflow of exp, ...)"
+            f"{what} are NaN or infinite for {count} of {len(not_finite)} examples: the attack "
+            "cannot follow them, and its result would look like robustness. Correct the model (a "
+            "square root at zero, an overflow of exp, ...)"
         )
 
 
@@ -281,13 +280,19 @@ def refuse_not_finite(not_finite: np.ndarray, which: str) -> None:
     Raises:
       NotFiniteError: any logit is not finite.
     """
-    count = int(not_finite.reshape(len(not_finite), -1).any(axis=1).sum())
+    count = _examples_with(not_finite)
     if count:
         raise NotFiniteError(
             f"logits_fn returned NaN or infinite logits for {count} of {len(not_finite)} {which}, "
             "from which no prediction can be read. Correct the model (a square root below zero, "
             "an overflow of exp, ...)"
         )
+
+
+def _examples_with(condition: jax.Array | np.ndarray) -> int:
+    """Returns for how many examples a condition (B, ...) holds somewhere."""
+    flat = np.asarray(condition)
+    return int(flat.reshape(len(flat), -1).any(axis=1).sum())
 
 
 def _inputs(x: ArrayLike, threat: Threat) -> jax.Array:

@@ -19,6 +19,7 @@ from steinnorm.attacks.losses import per_example
 from steinnorm.attacks.threat import Threat
 
 scales = jax.jit(scales_of, static_argnames=("name", "joint"))
+outside_box = jax.jit(rounding.outside_box)
 
 
 @functools.partial(jax.jit, static_argnames="joint")

@@ -26,8 +26,7 @@ from steinnorm.attacks._arguments import (
     check_key,
     check_size,
 )
-from steinnorm.attacks._measurements import check_finite_inputs
-from steinnorm.attacks._rounding import outside_box
+from steinnorm.attacks._measurements import check_finite_inputs, outside_box
 from steinnorm.attacks.threat import Threat
 
 Bounds = geometry.Bounds

@@ -280,7 +280,7 @@ def test_logits_that_are_not_finite_are_no_prediction(attack):
         )
     assert isinstance(raised.value, ValueError)
     if attack == "gaussian":
-        assert "examples under gaussian noise of 0.5" in str(raised.value)
+        assert " of 6 examples under gaussian noise of 0.5" in str(raised.value)
 
 
 def test_the_loss_of_label_maps_is_that_of_labelled_pixels():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tasks import Task
+from experiments.tasks import Task, answered
 from steinnorm.attacks import NotFiniteError
 
 # What one call takes, unless a single batch has more.
@@ -25,8 +25,7 @@ def _grouped(
 ) -> tuple[jax.Array, jax.Array]:
     outputs = jax.vmap(logits_fn)(x)
     outputs, y = (a.reshape(-1, *a.shape[2:]) for a in (outputs, y))
-    answered = jnp.all(jnp.isfinite(outputs), axis=tuple(range(1, outputs.ndim)))
-    return _of(task, outputs, y), answered
+    return _of(task, outputs, y), jnp.all(answered(outputs))
 
 
 def _of(task: Task, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -75,10 +74,10 @@ def measure(
     for start in range(0, batches, groups):
         # All calls have one shape, whatever is measured: the last one is filled up with copies.
         chosen = np.minimum(np.arange(start, start + groups), batches - 1)
-        kept, answered = _grouped(
+        kept, all_answered = _grouped(
             logits_fn, jnp.asarray(x[chosen]), jnp.asarray(y[chosen]), task=task
         )
-        if not np.asarray(answered).all():
+        if not bool(all_answered):
             raise NotFiniteError(
                 f"the network answers NaN or infinity for some of the examples {start * batch_size}"
                 f" to {min(start + groups, batches) * batch_size - 1}: no score can be told from "

@@ -183,7 +183,7 @@ class BatchEvaluator:
         batch, problem = prepared
         count = len(batch.x)
         measured = _measurements(predict(problem.model, x_adv), problem.criterion.y)
-        refuse_not_finite(np.asarray(measured.pop("not_finite")), which)
+        refuse_not_finite(np.asarray(measured.pop("not_finite"))[:count], which)
         summary = {name: np.asarray(values)[:count] for name, values in measured.items()}
         prediction = summary.pop("prediction")
         if batch.y.ndim == 1:
